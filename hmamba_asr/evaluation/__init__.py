@@ -1,0 +1,1 @@
+"""Evaluation: error rates (`wer`), processing speed (`efficiency`) and the results table (`report`)."""

@@ -1,0 +1,219 @@
+"""The Markdown table of all results, and the file that holds it.
+
+The schema of a results file, and what reads and writes one, are in `results`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hmamba_asr.evaluation.results import collect_environment, load_results, write_atomically, write_results
+
+__all__ = ["collect_environment", "load_results", "render_table", "update_summary", "write_results"]
+
+BEGIN_MARKER = "<!-- results:begin -->"
+END_MARKER = "<!-- results:end -->"
+
+_Result = Mapping[str, Any]  # the content of one results file
+_SPEED_HEADER = ["RTF", "training audio-s/s", "train time", "hardware", "commit"]
+_TEXT_COLUMNS = {"model", "train data", "hardware", "commit"}
+
+
+class _Scored(NamedTuple):
+    """What a WER was measured on. WERs compare only where all three agree: the demo has a test-clean too."""
+
+    split: str
+    sentences: int
+    words: int
+
+
+def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> str:
+    """Markdown: one table per corpus, one row per result.
+
+    Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a column
+    per search; the RTF is that of all the table's splits together. What was not measured is an empty cell.
+
+    Args:
+        results: as `load_results` returns them.
+        expected: names that shall have a row, empty if no result has that name (the YAMLs of `hparams/`).
+    """
+    seeds = defaultdict(set)
+    for result in results:
+        seeds[result["name"]].add(result["seed"])
+    several = {name for name, values in seeds.items() if len(values) > 1}
+    sections = [_render_group(scored, group, several) for scored, group in _group_by_corpus(results)]
+    unmeasured = sorted(set(expected) - seeds.keys())
+    if unmeasured or not results:
+        header = ["model", "train data", "params (M)", "epochs", "WER", *_SPEED_HEADER]
+        rows = [[name, *[""] * (len(header) - 1)] for name in unmeasured]
+        sections.append("### Not measured yet\n\n" + _markdown(header, rows))
+    return "\n\n".join(sections)
+
+
+def _scored(split: str, entry: Mapping[str, Any]) -> _Scored:
+    return _Scored(split, entry["wer"]["sentences"], entry["wer"]["tokens"])
+
+
+def _group_by_corpus(results: Sequence[_Result]) -> list[tuple[list[_Scored], list[_Result]]]:
+    """Connected sets of results: those that share scored material, directly or through others."""
+    groups: list[tuple[set[_Scored], list[_Result]]] = []
+    for result in results:
+        scored = {
+            _scored(split, entry)
+            for split, searches in result["evaluation"].items()
+            for entry in searches.values()
+        }
+        joined = [result]
+        apart = []
+        for other, members in groups:
+            # Results that were not evaluated keep each other company.
+            if other & scored or not (other or scored):
+                scored, joined = scored | other, members + joined
+            else:
+                apart.append((other, members))
+        groups = [*apart, (scored, joined)]
+    # Most material first: LibriSpeech stands above the demo.
+    groups.sort(key=lambda group: (-sum(item.words for item in group[0]), sorted(group[0])))
+    return [(sorted(scored), sorted(rows, key=_row_order)) for scored, rows in groups]
+
+
+def _row_order(row: _Result) -> tuple[str, int, str]:
+    return row["name"], row["seed"], row["date"]
+
+
+def _search_order(search: str) -> tuple[int, str]:
+    """Greedy, then beam, then with a language model."""
+    return (0 if "greedy" in search else 2 if "lm" in search.lower() else 1), search
+
+
+def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set[str]) -> str:
+    searches: dict[_Scored, set[str]] = defaultdict(set)
+    for row in rows:
+        for split, entries in row["evaluation"].items():
+            for search, entry in entries.items():
+                searches[_scored(split, entry)].add(search)
+    columns = [(item, search) for item in scored for search in sorted(searches[item], key=_search_order)]
+    all_searches = sorted({search for _, search in columns}, key=_search_order)
+    names = [item.split for item in scored]
+    sizes = {item: f"{item.sentences} utterances, {item.words} words" for item in scored}
+    labels = {
+        item: item.split if names.count(item.split) == 1 else f"{item.split} ({sizes[item]})" for item in scored
+    }
+    rtf_header = [f"RTF {search}" for search in all_searches] or ["RTF"]
+    wer_header = [f"{labels[item]} WER {search}" for item, search in columns] or ["WER"]
+    header = ["model", "train data", "params (M)", "epochs", *wer_header, *rtf_header, *_SPEED_HEADER[1:]]
+    body = []
+    for row in rows:
+        training = row["training"] or {}
+        git = row["environment"]["git"]
+        body.append(
+            [
+                f"{row['name']} (seed {row['seed']})" if row["name"] in several_seeds else row["name"],
+                " + ".join(map(str, training.get("train_splits", ()))),
+                f"{row['parameters']['total'] / 1e6:.3g}",
+                _cell(training.get("epochs"), "d"),
+                *([_wer_cell(row, item, search) for item, search in columns] or [""]),
+                *([_rtf_cell(row, search) for search in all_searches] or [""]),
+                _cell(training.get("audio_seconds_per_second"), ".0f"),
+                _duration(training.get("seconds")),
+                _hardware_cell(row),
+                git["commit"][:8] + (" (dirty)" if git["dirty"] else "") if git else "",
+            ]
+        )
+    title = ", ".join(dict.fromkeys(names)) or "Not evaluated"
+    paragraphs = [f"### {title}"]
+    if scored:
+        paragraphs.append("Scored: " + "; ".join(f"{item.split} {sizes[item]}" for item in scored) + ".")
+    return "\n\n".join([*paragraphs, _markdown(header, body)])
+
+
+def _wer_cell(row: _Result, item: _Scored, search: str) -> str:
+    entry = row["evaluation"].get(item.split, {}).get(search)
+    return f"{entry['wer']['rate']:.2f}" if entry and _scored(item.split, entry) == item else ""
+
+
+def _rtf_cell(row: _Result, search: str) -> str:
+    """Processing over audio seconds of all splits decoded with this search, and the batch size."""
+    measured = [
+        entries[search]["efficiency"]
+        for entries in row["evaluation"].values()
+        if search in entries and entries[search]["efficiency"] is not None
+    ]
+    measured = [item for item in measured if item["processing_seconds"] is not None and item["audio_seconds"]]
+    if not measured:
+        return ""
+    audio = sum(item["audio_seconds"] for item in measured)
+    rtf = sum(item["processing_seconds"] for item in measured) / audio
+    batches = dict.fromkeys(str(item["batch"]) for item in measured)
+    return f"{rtf:.3g} (batch {', '.join(batches)})"
+
+
+def _hardware_cell(row: _Result) -> str:
+    """Hardware of the run and precision of training; the hardware of the evaluation where that is another."""
+    training = row["training"]
+    processes = (training or row["environment"])["world_size"]
+    run = _hardware_name(row["environment"]["hardware"])
+    evaluated = {
+        _hardware_name(entry["efficiency"]["hardware"])
+        for entries in row["evaluation"].values()
+        for entry in entries.values()
+        if entry["efficiency"] is not None
+    }
+    parts = [f"{processes} × {run}" if processes > 1 else run]
+    if training:
+        parts.append(training["precision"])
+    parts += [f"RTF on {name}" for name in sorted(evaluated - {run})]
+    return ", ".join(parts)
+
+
+def _hardware_name(hardware: Mapping[str, Any]) -> str:
+    return hardware["gpu"] or f"{hardware['cpu']} ({hardware['cores']} cores)"
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    alignment = ["---" if name in _TEXT_COLUMNS else "---:" for name in header]
+    lines = []
+    for row in (header, alignment, *rows):
+        cells = [cell.replace("|", "\\|").replace("\n", " ") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def update_summary(
+    path: str | Path, results: Sequence[_Result], check: bool = False, expected: Iterable[str] = ()
+) -> None:
+    """Put the table of `results` between the markers of the Markdown file at `path`; see `render_table`.
+
+    With `check`, change nothing.
+
+    Raises:
+        ValueError: the file has not exactly one pair of markers; with `check`, its table is not up to date.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    begin, end = text.find(BEGIN_MARKER), text.find(END_MARKER)
+    if text.count(BEGIN_MARKER) != 1 or text.count(END_MARKER) != 1 or end < begin:
+        raise ValueError(f"{path}: needs one line {BEGIN_MARKER} and below it one line {END_MARKER}.")
+    table = render_table(results, expected)
+    updated = f"{text[: begin + len(BEGIN_MARKER)]}\n\n{table}\n\n{text[end:]}"
+    if updated == text:
+        return
+    if check:
+        raise ValueError(f"{path}: the table is not up to date. Run: python scripts/summarize.py")
+    with write_atomically(path) as stream:
+        stream.write(updated)

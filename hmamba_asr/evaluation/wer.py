@@ -1,0 +1,165 @@
+"""Word and character error rates of a split, with alignments and sclite transcripts.
+
+References and hypotheses are mappings from utterance ID to transcript. Words are what `str.split` gives. The
+edit distance is SpeechBrain's (`speechbrain.utils.edit_distance`), whose insertion, deletion and substitution
+counts follow Kaldi's `compute-wer`.
+
+The character error rate follows SpeechBrain's `split_tokens` convention: words are joined by one space and
+every character counts, the space included. Tools that leave the space out give slightly different figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from speechbrain.dataio.dataio import split_word
+from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
+from speechbrain.utils.metric_stats import ErrorRateStats
+
+from hmamba_asr.evaluation.results import write_atomically
+
+_NAMED_IDS = 5  # how many utterance IDs an error message spells out
+
+
+@dataclass(frozen=True)
+class ErrorCounts:
+    """Error counts of a corpus. `tokens` are reference tokens (words for WER, characters for CER)."""
+
+    tokens: int
+    insertions: int
+    deletions: int
+    substitutions: int
+    sentences: int
+    sentence_errors: int
+
+    @property
+    def errors(self) -> int:
+        """Insertions, deletions and substitutions together."""
+        return self.insertions + self.deletions + self.substitutions
+
+    @property
+    def rate(self) -> float:
+        """Error rate in percent of the reference tokens; can exceed 100.
+
+        Raises:
+            ValueError: the references hold no token, so that no rate exists.
+        """
+        if self.tokens == 0:
+            raise ValueError("No error rate: the references hold no words. Check the split's transcripts.")
+        return 100.0 * self.errors / self.tokens
+
+    @property
+    def sentence_error_rate(self) -> float:
+        """Percentage of sentences with at least one error.
+
+        Raises:
+            ValueError: there are no sentences.
+        """
+        if self.sentences == 0:
+            raise ValueError("No sentence error rate: there are no utterances. Check the split's manifest.")
+        return 100.0 * self.sentence_errors / self.sentences
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Counts and both rates (percent), as results.json holds them."""
+        return {
+            "rate": self.rate,
+            "tokens": self.tokens,
+            "errors": self.errors,
+            "insertions": self.insertions,
+            "deletions": self.deletions,
+            "substitutions": self.substitutions,
+            "sentences": self.sentences,
+            "sentence_errors": self.sentence_errors,
+            "sentence_error_rate": self.sentence_error_rate,
+        }
+
+
+@dataclass(frozen=True)
+class SplitScore:
+    """Word and character errors of one split."""
+
+    wer: ErrorCounts
+    cer: ErrorCounts
+
+
+def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> SplitScore:
+    """Score the hypotheses of a split: every reference exactly once.
+
+    Raises:
+        ValueError: the utterance IDs differ, or the references hold no words.
+    """
+    ids, ref_words, hyp_words = _paired_words(references, hypotheses)
+    ref_chars, hyp_chars = split_word(ref_words, space=" "), split_word(hyp_words, space=" ")
+    return SplitScore(wer=_count(ids, ref_words, hyp_words), cer=_count(ids, ref_chars, hyp_chars))
+
+
+def write_alignments(path: str | Path, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
+    """Write SpeechBrain's WER file: the summary, then each utterance's word alignment, sorted by ID.
+
+    Raises:
+        ValueError: the utterance IDs differ, or the references hold no words.
+    """
+    ids, ref_words, hyp_words = _paired_words(references, hypotheses)
+    stats = ErrorRateStats()
+    stats.append(ids, predict=hyp_words, target=ref_words)
+    with write_atomically(path) as stream:
+        stats.write_stats(stream)
+
+
+def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
+    """Write `ref.trn` and `hyp.trn` for `sclite -r ref.trn trn -h hyp.trn trn -i spu_id`, sorted by ID.
+
+    One line per utterance, `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin
+    with the speaker, so IDs stand as they are. Words stand as they are too: sclite gives a meaning of its own to
+    `{ a / b }`, `@` and a leading `;;`.
+
+    Raises:
+        ValueError: the utterance IDs differ, hold whitespace or parentheses, or the references hold no words.
+    """
+    ids, ref_words, hyp_words = _paired_words(references, hypotheses)
+    unfit = [key for key in ids if not key or any(c.isspace() or c in "()" for c in key)]
+    if unfit:
+        raise ValueError(f"sclite cannot read utterance IDs with whitespace or parentheses: {_name(unfit)}.")
+    for name, transcripts in (("ref.trn", ref_words), ("hyp.trn", hyp_words)):
+        with write_atomically(Path(folder) / name) as stream:
+            for key, words in zip(ids, transcripts, strict=True):
+                stream.write(" ".join([*words, f"({key})"]) + "\n")
+
+
+def _paired_words(
+    references: Mapping[str, str], hypotheses: Mapping[str, str]
+) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """IDs in order, and the words of reference and hypothesis of each."""
+    missing = sorted(references.keys() - hypotheses.keys())
+    extra = sorted(hypotheses.keys() - references.keys())
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} references have no hypothesis: {_name(missing)}")
+    if extra:
+        problems.append(f"{len(extra)} hypotheses have no reference: {_name(extra)}")
+    if problems:
+        raise ValueError(f"Cannot score: {'; '.join(problems)}. Decode exactly the split's manifest.")
+    ids = sorted(references)
+    ref_words = [references[key].split() for key in ids]
+    if not any(ref_words):
+        raise ValueError("Cannot score: the references hold no words. Check the transcripts of this split.")
+    return ids, ref_words, [hypotheses[key].split() for key in ids]
+
+
+def _count(ids: list[str], references: list[list[str]], hypotheses: list[list[str]]) -> ErrorCounts:
+    summary = wer_summary(wer_details_for_batch(ids, references, hypotheses))
+    return ErrorCounts(
+        tokens=summary["num_scored_tokens"],
+        insertions=summary["insertions"],
+        deletions=summary["deletions"],
+        substitutions=summary["substitutions"],
+        sentences=summary["num_scored_sents"],
+        sentence_errors=summary["num_erroneous_sents"],
+    )
+
+
+def _name(ids: list[str]) -> str:
+    more = f" and {len(ids) - _NAMED_IDS} more" if len(ids) > _NAMED_IDS else ""
+    return ", ".join(ids[:_NAMED_IDS]) + more

@@ -1,0 +1,94 @@
+"""The whole recogniser: front-end, any encoder, CTC head and attention decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from speechbrain.lobes.models.transformer.Transformer import (
+    NormalizedEmbedding,
+    PositionalEncoding,
+    TransformerDecoder,
+)
+from torch import Tensor, nn
+
+from hmamba_asr.lengths import valid_mask
+from hmamba_asr.models.encoder import EncoderOutput
+
+
+@dataclass
+class ASROutput:
+    """Encoder output, CTC logits (B, T, vocab) and, with targets, attention logits (B, U, vocab)."""
+
+    encoded: EncoderOutput
+    ctc_logits: Tensor
+    attention_logits: Tensor | None
+
+
+class ASRModel(nn.Module):
+    """Hybrid CTC / attention model; does not know which encoder it has.
+
+    The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are linear layers
+    d_model -> vocabulary that the beam searcher shares. ``decode`` has the signature SpeechBrain's searchers call.
+
+    Raises
+    ------
+    ValueError
+        In ``forward``, if a target is longer than ``max_target_length`` tokens.
+    """
+
+    def __init__(
+        self, *, frontend: nn.Module, encoder: nn.Module, ctc_head: nn.Linear, output_head: nn.Linear, d_model: int,
+        num_decoder_layers: int, nhead: int, d_ffn: int, dropout: float, max_target_length: int = 2500,
+    ):  # fmt: skip
+        super().__init__()
+        self.frontend, self.encoder = frontend, encoder
+        self.ctc_head, self.output_head = ctc_head, output_head
+        self.max_target_length = max_target_length
+        self.embedding = NormalizedEmbedding(d_model, output_head.out_features)
+        self.positions = PositionalEncoding(d_model, max_len=max_target_length)
+        self.decoder = TransformerDecoder(
+            num_layers=num_decoder_layers, nhead=nhead, d_ffn=d_ffn, d_model=d_model, dropout=dropout,
+            activation=nn.GELU, normalize_before=True,
+        )  # fmt: skip
+        for module in (self.decoder, ctc_head, output_head):
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_normal_(parameter)
+
+    def encode(self, features: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Features (B, T, n_mels) with lengths (B,) in frames -> encoder output at the subsampled rate."""
+        return self.encoder(*self.frontend(features, lengths))
+
+    def forward(
+        self, features: Tensor, lengths: Tensor, tokens_bos: Tensor | None = None, token_lengths: Tensor | None = None
+    ) -> ASROutput:
+        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both."""
+        encoded = self.encode(features, lengths)
+        attention_logits = None
+        if tokens_bos is not None:
+            hidden, _ = self._decoder_states(tokens_bos, encoded.states, encoded.lengths, token_lengths)
+            attention_logits = self.output_head(hidden)
+        return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits)
+
+    def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, U, d_model) after each prefix of ``tokens`` (B, U), and the last layer's attention (B, U, T)."""
+        hidden, attentions = self._decoder_states(tokens.long(), states, lengths, None)
+        return hidden, attentions[-1]
+
+    def _decoder_states(self, tokens: Tensor, states: Tensor, lengths: Tensor, token_lengths: Tensor | None):
+        if tokens.shape[1] > self.max_target_length:
+            raise ValueError(
+                f"a target has {tokens.shape[1]} tokens and the decoder's limit is {self.max_target_length}; leave such "
+                "utterances out with max_duration or raise max_target_length."
+            )
+        embedded = self.embedding(tokens)
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        hidden, _, attentions = self.decoder(
+            embedded + self.positions(embedded),
+            states,
+            tgt_mask=steps > steps.unsqueeze(1),  # true where a step would see its future
+            tgt_key_padding_mask=None if token_lengths is None else ~valid_mask(token_lengths, tokens.shape[1]),
+            memory_key_padding_mask=~valid_mask(lengths, states.shape[1]),
+        )
+        return hidden, attentions

@@ -1,0 +1,88 @@
+"""Bidirectional Mamba: one input projection, one selective scan per time direction, one output projection.
+
+Sources: Gu and Dao, https://arxiv.org/abs/2312.00752 (the mixer and its initialisation); Zhu et al., "Vision Mamba",
+https://arxiv.org/abs/2401.09417 (a separate convolution, B, C, dt, A and D for each direction, outputs averaged);
+Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732 (ConMamba).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hmamba_asr.lengths import zero_padding
+from hmamba_asr.ops.causal_conv import depthwise_conv
+from hmamba_asr.ops.selective_scan import BACKENDS, scan_directions
+
+
+class BiMamba(nn.Module):
+    """Mamba mixer over padded batches, in both time directions or, with ``causal``, forwards only.
+
+    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model), zero past each utterance's end.
+    The parameters of the directions are stacked on a leading axis (forward first).
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``scan_backend``.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        causal: bool = False,
+        scan_backend: str = "auto",
+    ):
+        super().__init__()
+        if scan_backend not in BACKENDS:
+            raise ValueError(f"scan_backend '{scan_backend}' is unknown; choose one of {', '.join(BACKENDS)}.")
+        self.directions = ("forward",) if causal else ("forward", "reverse")
+        self.scan_backend = scan_backend
+        self.d_state, self.d_inner = d_state, expand * d_model
+        self.dt_rank = dt_rank or math.ceil(d_model / 16)
+        g, d = len(self.directions), self.d_inner
+
+        self.in_proj = nn.Linear(d_model, 2 * d, bias=False)
+        self.out_proj = nn.Linear(d, d_model, bias=False)
+        self.conv_weight = nn.Parameter(torch.empty(g, d, d_conv).uniform_(-1, 1) / math.sqrt(d_conv))
+        self.conv_bias = nn.Parameter(torch.empty(g, d).uniform_(-1, 1) / math.sqrt(d_conv))
+        self.x_proj = nn.Parameter(torch.empty(g, d, self.dt_rank + 2 * d_state).uniform_(-1, 1) / math.sqrt(d))
+        self.dt_proj = nn.Parameter(torch.empty(g, self.dt_rank, d).uniform_(-1, 1) / math.sqrt(self.dt_rank))
+        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]: memory spans of 10 to 1000 frames at the start.
+        dt = torch.exp(torch.rand(g, d) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().expand(g, d, d_state).contiguous())
+        self.D = nn.Parameter(torch.ones(g, d))
+        for parameter in (self.conv_bias, self.dt_bias, self.A_log, self.D):
+            parameter.no_weight_decay = True
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        inner, gate = self.in_proj(x).chunk(2, dim=-1)
+        inner = zero_padding(inner, lengths)
+        u = torch.stack(
+            [
+                F.silu(depthwise_conv(inner, self.conv_weight[g].to(inner.dtype), self.conv_bias[g].to(inner.dtype), direction=name))
+                for g, name in enumerate(self.directions)
+            ]
+        )  # fmt: skip
+        batch, length = x.shape[:2]
+        flat = torch.bmm(u.flatten(1, 2), self.x_proj)
+        dt, B, C = flat.view(len(self.directions), batch, length, -1).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
+        delta = torch.bmm(dt.flatten(1, 2), self.dt_proj).view_as(u)
+        y = scan_directions(
+            u, delta, -torch.exp(self.A_log.float()), B, C, self.D, self.dt_bias,
+            lengths=lengths, directions=self.directions, backend=self.scan_backend,
+        )  # fmt: skip
+        return self.out_proj(y.mean(0) * F.silu(gate))

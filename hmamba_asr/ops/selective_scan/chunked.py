@@ -1,0 +1,111 @@
+"""The selective scan in plain PyTorch, fast enough to train with on CPU and usable on any device.
+
+The time axis is cut into chunks. Within a chunk everything that does not depend on the previous step (decays, inputs,
+outputs, gradients) is one vectorised operation; the recurrence itself is one fused multiply-add per step. The backward pass
+keeps only the state at each chunk's start and recomputes the rest, so memory grows with L / chunk, not with L x D x N.
+All arithmetic is float32 (float64 for float64 inputs), whatever the inputs' precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements of one (chunk, rows, N, D) buffer. On CPU the few live buffers should stay in the cache; on a GPU a chunk
+# should be long, because each step is a kernel launch anyway and everything else is then one launch per chunk.
+CPU_CHUNK_ELEMENTS = 1 << 18
+GPU_CHUNK_ELEMENTS = 1 << 26
+
+
+def _chunk_length(elements_per_step: int, device: torch.device) -> int:
+    budget = CPU_CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    return max(1, min(256, budget // max(1, elements_per_step)))
+
+
+def _recur(decay: Tensor, states: Tensor, carry: Tensor) -> Tensor:
+    """states[t] <- states[t] + decay[t] * states[t-1], in place over the chunk; returns the last state."""
+    for step_decay, state in zip(decay.unbind(0), states.unbind(0), strict=True):
+        carry = torch.addcmul(state, step_decay, carry, out=state)
+    return carry
+
+
+class _ChunkedScan(torch.autograd.Function):
+    """Time-major scan over G groups (directions) of ``batch`` rows; see :func:`scan_groups` for the shapes."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
+        length, groups, batch, channels = u.shape
+        n = A.shape[1]
+        state = u.new_zeros(groups, batch, n, channels)
+        y = torch.empty_like(u)
+        starts = []
+        for s in range(0, length, chunk):
+            e = min(s + chunk, length)
+            starts.append(state.clone())
+            decay, states = _chunk_states(u[s:e], delta[s:e], A, B[s:e], state)
+            state = states[-1]
+            torch.matmul(C[s:e].unsqueeze(-2), states, out=y[s:e].unsqueeze(-2))
+        ctx.save_for_backward(u, delta, A, B, C, *starts)
+        ctx.chunk = chunk
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy: Tensor):
+        u, delta, A, B, C, *starts = ctx.saved_tensors
+        length, groups, batch, channels = u.shape
+        gy = gy.contiguous()
+        gu, gdelta = torch.empty_like(u), torch.empty_like(delta)
+        gB, gC, gA = torch.empty_like(B), torch.empty_like(C), torch.zeros_like(A)
+        carry = torch.zeros_like(starts[0])  # decay_{t+1} * gradient of the state at t+1
+        for index in reversed(range(len(starts))):
+            s = index * ctx.chunk
+            e = min(s + ctx.chunk, length)
+            uc, dc, gyc = u[s:e], delta[s:e], gy[s:e]
+            decay, states = _chunk_states(uc, dc, A, B[s:e], starts[index])
+            gstate = C[s:e].unsqueeze(-1) * gyc.unsqueeze(-2)
+            gstate[-1] += carry
+            for t in reversed(range(e - s - 1)):
+                torch.addcmul(gstate[t], decay[t + 1], gstate[t + 1], out=gstate[t])
+            torch.mul(decay[0], gstate[0], out=carry)
+
+            torch.matmul(states, gyc.unsqueeze(-1), out=gC[s:e].unsqueeze(-1))
+            drive = dc * uc
+            torch.matmul(gstate, drive.unsqueeze(-1), out=gB[s:e].unsqueeze(-1))
+            gdrive = torch.matmul(B[s:e].unsqueeze(-2), gstate).squeeze(-2)
+
+            # d/d(delta A): gradient of the state times decay times the previous state.
+            gstate.mul_(decay)
+            gstate[0].mul_(starts[index])
+            gstate[1:].mul_(states[:-1])
+            gA += torch.mul(gstate, dc.unsqueeze(-2), out=decay).sum((0, 2))
+            torch.sum(gstate.mul_(A.unsqueeze(1)), dim=-2, out=gdelta[s:e])
+            gdelta[s:e].addcmul_(gdrive, uc)
+            torch.mul(gdrive, dc, out=gu[s:e])
+        return gu, gdelta, gA, gB, gC, None
+
+
+def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Decays and states (steps, G, batch, N, D) of one chunk, from the state before it."""
+    decay = (delta.unsqueeze(-2) * A.unsqueeze(1)).exp_()
+    states = B.unsqueeze(-1) * (delta * u).unsqueeze(-2)
+    _recur(decay, states, state)
+    return decay, states
+
+
+def scan_groups(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chunk: int | None = None) -> Tensor:
+    """Forward scan of G independent parameter sets (directions) at once.
+
+    Shapes: u, delta (G, batch, L, D); A (G, D, N); B, C (G, batch, L, N). Returns y (G, batch, L, D) in float32 or float64.
+    """
+    groups, batch, length, channels = u.shape
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    if length == 0 or batch == 0:
+        return u.new_zeros(u.shape, dtype=dtype)
+    chunk = chunk or _chunk_length(groups * batch * A.shape[-1] * channels, u.device)
+    with torch.autocast(u.device.type, enabled=False):
+        time_major = [x.to(dtype).permute(2, 0, 1, 3).contiguous() for x in (u, delta, B, C)]
+        A_nd = A.to(dtype).transpose(1, 2).contiguous()
+        y = _ChunkedScan.apply(time_major[0], time_major[1], A_nd, time_major[2], time_major[3], chunk)
+    return y.permute(1, 2, 0, 3)

@@ -1,0 +1,37 @@
+"""The CUDA kernel of the ``mamba-ssm`` package behind our signature (optional: the ``cuda`` extra)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unavailable_reason() -> str | None:
+    """Why the kernel cannot be used here, as one sentence; None where it can.
+
+    mamba-ssm installs without its Mamba-1 kernel unless it is built with MAMBA_KEEP_CUDA_BUILD=TRUE, so importing the
+    package proves nothing: the compiled extension is what is looked for.
+    """
+    if not torch.cuda.is_available():
+        return "the mamba_ssm backend needs a CUDA GPU and PyTorch sees none; use backend 'auto' or 'chunked'."
+    try:
+        import selective_scan_cuda  # noqa: F401
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
+    except ImportError as error:
+        return (
+            f"the mamba_ssm backend is not installed with its Mamba-1 kernel ({error}); install it with "
+            "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation 'hmamba_asr[cuda]', or use backend 'auto' or 'chunked'."
+        )
+    return None
+
+
+def scan_groups(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    outputs = []
+    for g in range(u.shape[0]):
+        channels_first = [x[g].float().transpose(1, 2).contiguous() for x in (u, delta, B, C)]
+        y = selective_scan_fn(channels_first[0], channels_first[1], A[g].float(), channels_first[2], channels_first[3])
+        outputs.append(y.transpose(1, 2))
+    return torch.stack(outputs)
