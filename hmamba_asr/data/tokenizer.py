@@ -82,8 +82,8 @@ def train_tokenizer(
         return path
     if path.exists():
         logger.warning(
-            "The text or settings of tokenizer %s changed: it is trained anew, and models trained with the old "
-            "one do not fit it.",
+            "The text or settings of tokenizer %s changed: it is trained anew, and models trained with "
+            "the old one do not fit it.",
             path,
         )
     model = _train(sentences, model_type, vocab_size, character_coverage)
@@ -113,9 +113,7 @@ def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
         raise FileNotFoundError(f"There is no tokenizer file {path}: train one or correct the path.")
     model = path.read_bytes()
     if model.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a Git LFS pointer, not a tokenizer: run `git lfs pull` to fetch the file."
-        )
+        raise ValueError(f"{path} is a Git LFS pointer, not a tokenizer: fetch the file with `git lfs pull`.")
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
@@ -132,7 +130,7 @@ def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
         found = ", ".join(f"{piece} {index}" for piece, index in ids.items())
         raise ValueError(
             f"Tokenizer {path} has the special ids {found} (-1: none), but the models need "
-            f"<unk> {UNK_ID}, <s> {BOS_ID}, </s> {EOS_ID}: train it with hmamba_asr.data.tokenizer.train_tokenizer."
+            f"<unk> {UNK_ID}, <s> {BOS_ID}, </s> {EOS_ID}: train it with train_tokenizer."
         )
     return processor
 
@@ -145,7 +143,7 @@ def _read_sentences(manifests: Sequence[Path]) -> list[str]:
     for manifest in manifests:
         if not manifest.is_file():
             raise FileNotFoundError(
-                f"There is no manifest {manifest} for the tokenizer: prepare the data first."
+                f"There is no manifest {manifest} to train a tokenizer: prepare the data."
             )
         with manifest.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)

@@ -23,7 +23,7 @@ class StageTimer:
     """Accumulates wall-clock seconds per named stage: `with timer.stage("encoder"): ...`.
 
     A CUDA device is synchronised when a stage begins and when it ends, so that each stage pays for its own
-    kernels. Measure warm: run one batch first, then `reset()`. Stages must not nest: their time would count twice.
+    kernels. Measure warm: run one batch first, then `reset()`. Stages must not nest: time would count twice.
     """
 
     def __init__(self, device: str | torch.device) -> None:
@@ -70,7 +70,7 @@ class Efficiency:
 
     Attributes:
         audio_seconds: duration of the audio processed.
-        stage_seconds: processing time per stage (read, features, encoder, decoding, ...), summed over processes.
+        stage_seconds: processing time per stage (read, features, encoder, ...), summed over processes.
         wall_seconds: elapsed time from the first to the last utterance, in the slowest process.
         batch: utterances per batch, or a description such as "dynamic, at most 200 s".
         hardware: what `hardware` returned.
@@ -130,7 +130,7 @@ def merge(parts: Sequence[Efficiency]) -> Efficiency:
 
 
 def hardware(device: str | torch.device) -> dict[str, Any]:
-    """Describe the machine: CPU, usable cores, torch threads, GPU name and memory (None on CPU), platform."""
+    """Describe the machine: CPU, usable cores, torch threads, GPU and its memory (None on CPU), platform."""
     device = torch.device(device)
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
@@ -140,6 +140,7 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
         "torch_threads": torch.get_num_threads(),
         "gpu": gpu.name if gpu else None,
         "gpu_memory_mib": gpu.total_memory // MIB if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
         "platform": platform.platform(),
     }
 
@@ -147,8 +148,8 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
 def peak_memory_mib(device: str | torch.device) -> float:
     """Peak memory of this process so far, in MiB; `peak_memory_kind` says which memory.
 
-    On CUDA the most that tensors took since the start or `torch.cuda.reset_peak_memory_stats`. On CPU the peak
-    resident set, which holds code and libraries too and cannot be reset; NaN where the platform does not tell.
+    On CUDA the most that tensors took since the start or `torch.cuda.reset_peak_memory_stats`. On CPU the
+    peak resident set, which holds libraries too and cannot be reset; NaN where the platform does not tell.
     """
     device = torch.device(device)
     if device.type == "cuda":

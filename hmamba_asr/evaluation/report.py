@@ -33,8 +33,8 @@ class _Scored(NamedTuple):
 def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> str:
     """Markdown: one table per corpus, one row per result.
 
-    Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a column
-    per search; the RTF is that of all the table's splits together. What was not measured is an empty cell.
+    Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a
+    column per search; the RTF is that of all splits together. What was not measured is an empty cell.
 
     Args:
         results: as `load_results` returns them.
@@ -99,8 +99,9 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
     all_searches = sorted({search for _, search in columns}, key=_search_order)
     names = [item.split for item in scored]
     sizes = {item: f"{item.sentences} utterances, {item.words} words" for item in scored}
+    unique = {name for name in names if names.count(name) == 1}
     labels = {
-        item: item.split if names.count(item.split) == 1 else f"{item.split} ({sizes[item]})" for item in scored
+        item: item.split if item.split in unique else f"{item.split} ({sizes[item]})" for item in scored
     }
     rtf_header = [f"RTF {search}" for search in all_searches] or ["RTF"]
     wer_header = [f"{labels[item]} WER {search}" for item, search in columns] or ["WER"]

@@ -1,7 +1,7 @@
 """Results of a run: `results.json`, its schema, and the environment it was measured in.
 
-Schema of results.json, version 1. Every key is required; further keys are kept and ignored. A number that could
-not be measured is null, and an empty cell in the table that `report` makes.
+Schema of results.json, version 1. Every key is required; further keys are kept and ignored. A number that
+could not be measured is null, and an empty cell in the table that `report` makes.
 
     schema          1
     name            name of the YAML file, without its ending
@@ -39,8 +39,16 @@ from typing import IO, Any, NamedTuple
 SCHEMA_VERSION = 1
 
 _PACKAGES = (
-    *("hmamba-asr", "torch", "torchaudio", "speechbrain", "hyperpyyaml", "numpy", "sentencepiece"),
-    *("triton", "mamba-ssm", "causal-conv1d"),
+    "hmamba-asr",
+    "torch",
+    "torchaudio",
+    "speechbrain",
+    "hyperpyyaml",
+    "numpy",
+    "sentencepiece",
+    "triton",
+    "mamba-ssm",
+    "causal-conv1d",
 )
 
 
@@ -62,7 +70,7 @@ def write_atomically(path: str | Path) -> Iterator[IO[str]]:
 
 
 def collect_environment(device: Any) -> dict[str, Any]:
-    """What a figure depends on besides the YAML: versions, commit, hardware of `device`, command; no host name."""
+    """What a figure depends on besides the YAML: versions, commit, hardware, command. No host name."""
     # Here, because it imports torch, which reading results does not need.
     from hmamba_asr.evaluation.efficiency import hardware
 
@@ -83,14 +91,14 @@ def collect_environment(device: Any) -> dict[str, Any]:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that tracks `folder`, and whether tracked files were changed. None outside git."""
+    """Commit of the checkout that tracks `folder`, and whether its files were changed. None outside git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
     try:
-        # An installed package may lie inside somebody else's checkout (.venv), whose commit says nothing of it.
+        # An installed package may lie in somebody else's checkout (.venv), whose commit says nothing of it.
         git("ls-files", "--error-unmatch", ".")
         changed = git("status", "--porcelain", "--untracked-files=no")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
@@ -118,8 +126,8 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Write results.json. NaN and infinity, which JSON has no word for, become null.
 
     Raises:
-        ValueError: a key of the schema is missing or of the wrong type. The file is written before it is checked,
-            so that hours of training are not lost to a mistake in their description.
+        ValueError: a key of the schema is missing or of the wrong type. The file is written before it is
+            checked, so that hours of training are not lost to a mistake in their description.
         TypeError: a value that JSON cannot hold.
     """
     plain = _plain(results, "results")
@@ -168,7 +176,7 @@ def _plain(value: Any, key: str) -> Any:
         return None
     if isinstance(value, (str, int, float, type(None))):
         return value
-    raise TypeError(f"{key} is a {type(value).__name__}, which a results file cannot hold.")
+    raise TypeError(f"{key} is of type {type(value).__name__}, which a results file cannot hold.")
 
 
 class _OrNull(NamedTuple):

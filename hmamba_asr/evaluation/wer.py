@@ -112,8 +112,8 @@ def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Map
     """Write `ref.trn` and `hyp.trn` for `sclite -r ref.trn trn -h hyp.trn trn -i spu_id`, sorted by ID.
 
     One line per utterance, `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin
-    with the speaker, so IDs stand as they are. Words stand as they are too: sclite gives a meaning of its own to
-    `{ a / b }`, `@` and a leading `;;`.
+    with the speaker, so IDs stand as they are. Words stand as they are too: sclite gives a meaning of its own
+    to `{ a / b }`, `@` and a leading `;;`.
 
     Raises:
         ValueError: the utterance IDs differ, hold whitespace or parentheses, or the references hold no words.

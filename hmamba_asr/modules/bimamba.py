@@ -71,7 +71,7 @@ class BiMamba(nn.Module):
         inner = zero_padding(inner, lengths)
         u = torch.stack(
             [
-                F.silu(depthwise_conv(inner, self.conv_weight[g].to(inner.dtype), self.conv_bias[g].to(inner.dtype), direction=name))
+                F.silu(depthwise_conv(inner, self.conv_weight[g], self.conv_bias[g], direction=name))
                 for g, name in enumerate(self.directions)
             ]
         )  # fmt: skip

@@ -21,7 +21,9 @@ class LogMelFeatures(nn.Module):
     ``hop_length`` and ``win_length`` are in milliseconds.
     """
 
-    def __init__(self, *, sample_rate: int = 16000, n_mels: int = 80, n_fft: int = 512, win_length: int = 25, hop_length: int = 10):
+    def __init__(
+        self, *, sample_rate: int = 16000, n_mels: int = 80, n_fft: int = 512, win_length: int = 25, hop_length: int = 10
+    ):
         super().__init__()
         self.hop_samples = sample_rate * hop_length // 1000
         self.fbank = Fbank(sample_rate=sample_rate, n_fft=n_fft, n_mels=n_mels, win_length=win_length, hop_length=hop_length)

@@ -1,0 +1,144 @@
+"""The command ``hmamba-asr``: one subcommand, one function.
+
+A subcommand is a pair: ``_add_<name>`` describes its arguments, ``_run_<name>`` does the work and returns the
+exit status. Errors that the user can mend are one message on stderr and status 2, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hmamba_asr.data.download import ARCHIVES, download
+from hmamba_asr.data.librispeech import prepare_manifests
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status: 0 done, 2 a user's error, 130 interrupted."""
+    parser = argparse.ArgumentParser(prog="hmamba-asr", description="Speech recognition with Mamba encoders.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_download, _add_prepare, _add_demo):
+        add(commands)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return args.run(args)
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # among them CorpusError, DownloadError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _add_command(commands: Any, *, name: str, run: Run, text: str, details: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=f"{text}. {details}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_download(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="download",
+        run=_run_download,
+        text="download LibriSpeech or Mini LibriSpeech",
+        details="Each archive is checked by MD5 and unpacked to DIR/LibriSpeech/SPLIT."
+        " Interrupted? Run the same command again: it goes on where it stopped.",
+    )
+    parser.add_argument("splits", nargs="+", metavar="SPLIT", help=f"any of: {', '.join(ARCHIVES)}")
+    parser.add_argument("--dest", required=True, metavar="DIR", help="where LibriSpeech/SPLIT is to appear")
+    parser.add_argument(
+        "--base_url",
+        default="https://www.openslr.org/resources/12",
+        metavar="URL",
+        help="folder of the archives, to use a mirror (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--retries", type=int, default=5, metavar="N", help="failed attempts in a row (default: 5)"
+    )
+
+
+def _run_download(args: argparse.Namespace) -> int:
+    folders = download(splits=args.splits, dest=args.dest, base_url=args.base_url, retries=args.retries)
+    for folder in folders.values():
+        print(folder)
+    return 0
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="prepare",
+        run=_run_prepare,
+        text="check a corpus in LibriSpeech's layout and write its manifests",
+        details="Every recording is decoded once. Everything that is wrong is reported together."
+        " A second run with an unchanged corpus reuses the manifests.",
+    )
+    parser.add_argument(
+        "--data_folder", required=True, metavar="DIR", help="folder with SPLIT/ or LibriSpeech/SPLIT/ in it"
+    )
+    parser.add_argument("--splits", required=True, nargs="+", metavar="SPLIT", help="names of split folders")
+    parser.add_argument(
+        "--manifest_folder", required=True, metavar="DIR", help="where SPLIT.csv and problems.txt are written"
+    )
+    parser.add_argument(
+        "--on_bad_data",
+        choices=("refuse", "skip"),
+        default="refuse",
+        help="with bad data: stop, or warn and leave it out (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sample_rate", type=int, default=16000, metavar="HZ", help="of every recording (default: 16000)"
+    )
+    parser.add_argument(
+        "--min_duration", type=float, default=0.1, metavar="S", help="leave shorter ones out (default: 0.1)"
+    )
+    parser.add_argument("--max_duration", type=float, metavar="S", help="leave longer ones out")
+    parser.add_argument("--num_workers", type=int, metavar="N", help="decoding threads (default: CPU cores)")
+
+
+def _run_prepare(args: argparse.Namespace) -> int:
+    manifests = prepare_manifests(
+        data_folder=args.data_folder,
+        splits=args.splits,
+        manifest_folder=args.manifest_folder,
+        sample_rate=args.sample_rate,
+        on_bad_data=args.on_bad_data,
+        min_duration=args.min_duration,
+        max_duration=args.max_duration,
+        num_workers=args.num_workers,
+    )
+    for path in manifests.values():
+        print(path)
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="demo",
+        run=_run_demo,
+        text="build the demo corpus of synthetic speech",
+        details="It has LibriSpeech's layout and the splits train, dev-clean, test-clean and test-other;"
+        " the same seed gives the same corpus. Needs the extra: pip install 'hmamba-asr[demo]'.",
+    )
+    parser.add_argument("--dest", required=True, metavar="DIR", help="folder for the corpus")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: the corpus' own)")
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from hmamba_asr.data.demo import build_demo_corpus  # needs the speech synthesizer of the demo extra
+
+    chosen = {} if args.seed is None else {"seed": args.seed}
+    print(build_demo_corpus(dest=args.dest, **chosen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

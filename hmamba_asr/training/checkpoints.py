@@ -1,0 +1,96 @@
+"""SpeechBrain's Checkpointer, made safe against being killed while it writes or deletes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
+from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
+
+PARTIAL_PREFIX = ".partial-"
+
+
+class AtomicCheckpointer(Checkpointer):
+    """A checkpoint either is there with all its files or is not there at all.
+
+    SpeechBrain writes the file that makes a folder count as a checkpoint first and the parameters after it, so a process
+    killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint is written under another name,
+    flushed to disk and then renamed; deletion renames first. Leftovers of a killed run are removed at the next start.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._remove_leftovers()
+
+    @main_process_only
+    def _remove_leftovers(self) -> None:
+        for leftover in Path(self.checkpoints_dir).glob(f"{PARTIAL_PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _new_checkpoint_dirpath(self) -> Path:
+        final = super()._new_checkpoint_dirpath()
+        return final.with_name(PARTIAL_PREFIX + final.name)
+
+    def _custom_checkpoint_dirpath(self, name: str) -> Path:
+        final = super()._custom_checkpoint_dirpath(name)
+        return final.with_name(PARTIAL_PREFIX + final.name)
+
+    def save_checkpoint(self, *args, **kwargs) -> Checkpoint | None:
+        """As SpeechBrain's; every rank returns once the checkpoint is in place. OSError says what to do on a full disk."""
+        try:
+            partial = super().save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
+            self._remove_leftovers()
+            raise OSError(
+                f"the checkpoint could not be written to {self.checkpoints_dir} ({error}); earlier checkpoints are intact: "
+                "free disk space and run the same command to go on from the last one."
+            ) from error
+        ddp_barrier()
+        saved = None
+        if if_main_process():
+            for path in partial.path.iterdir():
+                _flush(path)
+            final = partial.path.with_name(partial.path.name.removeprefix(PARTIAL_PREFIX))
+            os.replace(partial.path, final)
+            _flush(final.parent)
+            files = {name: final / path.name for name, path in partial.paramfiles.items()}
+            saved = Checkpoint(final, partial.meta, files)
+        ddp_barrier()
+        return saved
+
+    def keep_only(self, *, num_to_keep: int, min_key: str) -> None:
+        """Keep the newest checkpoint and the ``num_to_keep`` with the lowest ``min_key``; delete all others.
+
+        Checkpoints without the key (epochs in which it was not measured, or saved within an epoch) stay only while newest.
+        """
+        kept = {c.path for c in self.find_checkpoints(min_key=min_key, max_num_checkpoints=num_to_keep)}
+        kept.add(self.find_checkpoint().path)
+        self._delete([c for c in self.list_checkpoints() if c.path not in kept])
+
+    def save_within_epoch(self) -> None:
+        """Save where training stands inside an epoch, replacing the previous such checkpoint."""
+        older = [c for c in self.list_checkpoints() if INTRA_EPOCH_CKPT_FLAG in c.meta]
+        self.save_checkpoint(meta={INTRA_EPOCH_CKPT_FLAG: True}, end_of_epoch=False, verbosity=logging.DEBUG)
+        self._delete(older)
+
+    def _delete(self, checkpoints: list[Checkpoint]) -> None:
+        ddp_barrier()  # no rank may still be looking at what the main process deletes
+        if if_main_process():
+            for checkpoint in checkpoints:
+                doomed = checkpoint.path.with_name(PARTIAL_PREFIX + checkpoint.path.name)
+                os.replace(checkpoint.path, doomed)
+                shutil.rmtree(doomed)
+        ddp_barrier()
+
+
+def _flush(path: Path) -> None:
+    """Force a file's or folder's content to disk, so that the rename never outruns it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

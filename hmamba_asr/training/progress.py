@@ -1,0 +1,93 @@
+"""What a training run has done so far, and the records it leaves: JSON lines and TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
+from torch.utils.tensorboard import SummaryWriter
+
+
+@register_checkpoint_hooks
+@dataclass
+class TrainingTotals:
+    """Running sums, saved with every checkpoint so that a resumed run reports what an uninterrupted one would.
+
+    ``run`` counts from the first step of training on, ``epoch`` from the first step of the current epoch. Keys: utterances,
+    audio_seconds, seconds, infeasible (labels longer than the CTC can emit), skipped (utterances in non-finite batches), and
+    the summed loss parts.
+    """
+
+    run: Counter = field(default_factory=Counter)
+    epoch: Counter = field(default_factory=Counter)
+
+    def add(self, **amounts: float) -> None:
+        self.run.update(amounts)
+        self.epoch.update(amounts)
+
+    def epoch_mean(self, key: str) -> float:
+        """Average over the epoch's utterances; NaN before the first."""
+        utterances = self.epoch["utterances"]
+        return self.epoch[key] / utterances if utterances else float("nan")
+
+    @mark_as_saver
+    def _save(self, path) -> None:
+        Path(path).write_text(json.dumps({"run": dict(self.run), "epoch": dict(self.epoch)}), encoding="utf-8")
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch: bool) -> None:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        self.run = Counter(saved["run"])
+        self.epoch = Counter() if end_of_epoch else Counter(saved["epoch"])
+
+
+class TrainingJournal:
+    """``train_log.jsonl`` and TensorBoard events in ``folder``, written by the main process.
+
+    Every record has a ``kind`` ("step" or "epoch"), ``epoch`` and ``optimizer_step``; the rest is numbers.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.path = self.folder / "train_log.jsonl"
+        self._writer: SummaryWriter | None = None
+
+    def rewind(self, optimizer_step: int) -> None:
+        """Forget records after ``optimizer_step``: a resumed run goes through those steps again."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= optimizer_step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(temporary, self.path)
+        self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=optimizer_step + 1)
+
+    def write(self, kind: str, *, epoch: int, optimizer_step: int, **scalars: float | None) -> None:
+        """Append one record; None stands for a value that was not measured."""
+        record = {"kind": kind, "epoch": epoch, "optimizer_step": optimizer_step, **scalars}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in scalars.items():
+            if value is not None:
+                self._writer.add_scalar(f"{kind}/{name}", value, optimizer_step)
+        self._writer.flush()
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["optimizer_step"]
+    except (json.JSONDecodeError, KeyError):
+        return None  # the line that a killed run was writing
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as the two largest units, for people: '2 h 05 min', '3 min 20 s'."""
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

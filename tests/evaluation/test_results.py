@@ -1,0 +1,211 @@
+"""results.json: written whole, read back, refused with a clear sentence; and the environment it describes."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hmamba_asr.evaluation import results as module
+from hmamba_asr.evaluation.efficiency import Efficiency, hardware
+from hmamba_asr.evaluation.report import collect_environment, load_results, write_results
+from hmamba_asr.evaluation.results import _git_state, write_atomically
+from hmamba_asr.evaluation.wer import score_split
+
+
+def test_what_the_package_produces_fits_the_schema(tmp_path, make_results):
+    score = score_split({"u": "A B"}, {"u": "A"})
+    speed = Efficiency(
+        audio_seconds=2.0, stage_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu")
+    )
+    entry = {"wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": speed.to_dict()}
+    written = make_results("x", {"dev": {"greedy": entry}}, environment=collect_environment("cpu"))
+    write_results(tmp_path / "run" / "results.json", written)
+    assert load_results([tmp_path]) == [written]
+
+
+def test_numbers_become_jsons(tmp_path, make_results):
+    training = make_results("x", {})["training"] | {
+        "seconds": math.nan,
+        "audio_seconds_per_second": math.inf,
+        "peak_memory_mib": torch.tensor(1.5),
+        "epochs": np.int64(3),
+        "train_splits": ("a", "b"),
+    }
+    path = tmp_path / "results.json"
+    write_results(path, make_results("x", {}, training=training, checkpoints=[tmp_path]))
+    text = path.read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    (read,) = load_results([path])
+    assert read["training"]["seconds"] is None and read["training"]["audio_seconds_per_second"] is None
+    assert read["training"]["peak_memory_mib"] == 1.5 and read["training"]["epochs"] == 3
+    assert read["training"]["train_splits"] == ["a", "b"] and read["checkpoints"] == [str(tmp_path)]
+
+
+def test_a_value_json_cannot_hold_is_named_and_the_old_file_stays(tmp_path, make_results):
+    path = tmp_path / "results.json"
+    write_results(path, make_results("old", {}))
+    with pytest.raises(TypeError, match=r"results\.checkpoints\[0\] is of type object"):
+        write_results(path, make_results("new", {}, checkpoints=[object()]))
+    assert load_results([path])[0]["name"] == "old"
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), write_atomically(path) as stream:
+        stream.write("half")
+        stream.flush()
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+    assert path.read_text() == "old"
+
+
+def test_a_file_is_exchanged_not_overwritten(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        with write_atomically(path) as stream:
+            stream.write("new")
+        assert reader.read() == "old"  # who reads meanwhile sees one whole file
+    assert path.read_text() == "new"
+
+
+def test_a_result_that_misses_a_key_is_written_all_the_same_and_complained_about(tmp_path, make_results):
+    path = tmp_path / "results.json"
+    broken = make_results("x", {})
+    del broken["seed"]
+    with pytest.raises(ValueError, match="results.json: the key 'seed' is missing"):
+        write_results(path, broken)
+    assert json.loads(path.read_text())["name"] == "x"
+
+
+def test_results_are_found_in_folders_once_each(tmp_path, make_results):
+    for name in ("b/results.json", "a/deep/results.json", "kept/x.results.json"):
+        write_results(tmp_path / name, make_results(name, {}))
+    (tmp_path / "a" / "hparams.json").write_text("not mine")
+    (tmp_path / "b" / "old-results.json").write_text("not mine")
+    found = load_results([tmp_path, tmp_path / "b", tmp_path / "a" / ".." / "b" / "results.json"])
+    assert [result["name"] for result in found] == [
+        "a/deep/results.json",
+        "b/results.json",
+        "kept/x.results.json",
+    ]
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such results file or folder"):
+        load_results([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize("content", [b'{"schema": 1, "na', b"", b"\xff\xfe"])
+def test_a_broken_file_is_named(tmp_path, content):
+    path = tmp_path / "broken.results.json"
+    path.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"broken\.results\.json: not readable as JSON \(.*Evaluate again, or remove"
+    ):
+        load_results([tmp_path])
+
+
+def _delete(results, *keys):
+    for key in keys[:-1]:
+        results = results[key]
+    del results[keys[-1]]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("schema",),
+        ("training", "train_splits"),
+        ("environment", "git", "commit"),
+        ("evaluation", "dev", "beam", "wer", "tokens"),
+        ("evaluation", "dev", "beam", "efficiency"),
+        ("evaluation", "dev", "beam", "efficiency", "hardware", "cpu"),
+    ],
+)
+def test_every_level_of_the_schema_is_checked(tmp_path, make_results, make_entry, keys):
+    entry = make_entry(words=10, errors=1, sentences=2, audio=1.0)
+    results = make_results("x", {"dev": {"beam": entry}})
+    _delete(results, *keys)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=rf"results\.json: the key '{'.'.join(keys)}' is missing"):
+        load_results([path])
+
+
+def test_wrong_types_and_other_schemas_are_refused(tmp_path, make_results):
+    path = tmp_path / "results.json"
+    for content, message in (
+        (make_results("x", {}, seed="1234"), "'seed' should be int, but is str"),
+        (make_results("x", {}, parameters=None), "'parameters' should be dict, but is NoneType"),
+        (make_results("x", {}, schema=2), "schema 2, but this version reads 1"),
+        ([], "the whole file should be dict, but is list"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load_results([path])
+    path.write_text(json.dumps(make_results("x", {}, training=None, more="keys are kept")))
+    assert load_results([path])[0]["more"] == "keys are kept"
+
+
+def test_environment_names_versions_but_not_the_host():
+    environment = collect_environment("cpu")
+    assert environment["python"] == platform.python_version()
+    assert {"torch", "speechbrain", "numpy"} <= environment["packages"].keys()
+    assert environment["packages"]["numpy"] == np.__version__
+    assert environment["hardware"] == hardware("cpu")
+    assert platform.node() not in json.dumps(environment | {"command": ""})
+
+
+def test_command_is_what_the_user_typed(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", "hparams/x.yaml", "--data_folder", "my data"])
+    assert module._command_line() == "python train.py hparams/x.yaml --data_folder 'my data'"
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert module._command_line().startswith("torchrun --nproc-per-node 4 train.py hparams/x.yaml")
+    assert collect_environment("cpu")["world_size"] == 4
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert module._command_line().startswith("torchrun --nnodes 2 --nproc-per-node 4 train.py")
+    # A console script stands in argv with its whole path, which is nobody's business.
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setattr(sys, "argv", ["/home/somebody/.venv/bin/hmamba-asr", "report"])
+    assert module._command_line() == "hmamba-asr report"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sub" / "train.py")])
+    assert module._command_line() == "python sub/train.py"
+
+
+def test_git_state(tmp_path, monkeypatch):
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set when a git hook runs the tests
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    def git(*arguments):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    package, installed = tmp_path / "package", tmp_path / ".venv" / "package"
+    for folder in (package, installed):
+        folder.mkdir(parents=True)
+        (folder / "module.py").write_text("a = 1\n")
+    assert _git_state(package) is None  # outside git
+    git("init", "--quiet")
+    git("add", "package")
+    assert _git_state(package) is None  # no commit yet
+    git("commit", "--quiet", "--message", "first")
+    commit = git("rev-parse", "HEAD")
+    assert _git_state(package) == {"commit": commit, "dirty": False}
+    assert _git_state(installed) is None  # inside the checkout, but not of it
+    (package / "module.py").write_text("a = 2\n")
+    assert _git_state(package) == {"commit": commit, "dirty": True}

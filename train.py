@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Train and evaluate a speech recogniser described by one YAML.
+
+    python train.py hparams/conmamba_demo.yaml --data_folder demo_corpus
+    torchrun --nproc-per-node 4 train.py hparams/conmamba_small_ls100.yaml --data_folder DIR
+
+Any top-level key of the YAML can be overridden (``--seed 7``); ``--test_only`` evaluates what an earlier run trained. Run the
+same command again to resume after an interruption.
+"""
+
+import logging
+import sys
+
+import torch.distributed as dist
+
+from hmamba_asr.evaluation.report import render_table
+from hmamba_asr.training.brain import ASRBrain, Preempted
+from hmamba_asr.training.experiment import Experiment
+from hmamba_asr.training.testing import evaluate
+
+logger = logging.getLogger("train")
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
+
+
+def main(argv: list[str]) -> int:
+    experiment = Experiment(argv)
+    hparams = experiment.hparams
+    train_set, valid_set, test_sets = experiment.prepare()
+    brain = ASRBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=experiment.run_opts,
+        checkpointer=hparams["checkpointer"],
+        tokenizer=hparams["tokenizer"],
+    )
+    try:
+        brain.fit(hparams["epoch_counter"], train_set, valid_set)
+    except Preempted:
+        logger.info("SIGTERM: training is saved in %s; run the same command to go on.", hparams["output_folder"])
+        return EXIT_PREEMPTED
+    results = evaluate(brain, test_sets, name=experiment.name, hparams_text=experiment.hparams_text)
+    if results is not None:
+        print(render_table([results]))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    if dist.is_initialized() and code != EXIT_BAD_INPUT:  # after an error the other ranks may be waiting: torchrun ends them
+        dist.destroy_process_group()
+    sys.exit(code)
