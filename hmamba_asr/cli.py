@@ -59,9 +59,7 @@ def _add_download(commands: Any) -> None:
         metavar="URL",
         help="folder of the archives, to use a mirror (default: %(default)s)",
     )
-    parser.add_argument(
-        "--retries", type=int, default=5, metavar="N", help="failed attempts in a row (default: 5)"
-    )
+    parser.add_argument("--retries", type=int, default=5, metavar="N", help="failed attempts in a row (default: 5)")
 
 
 def _run_download(args: argparse.Namespace) -> int:
@@ -80,25 +78,17 @@ def _add_prepare(commands: Any) -> None:
         details="Every recording is decoded once. Everything that is wrong is reported together."
         " A second run with an unchanged corpus reuses the manifests.",
     )
-    parser.add_argument(
-        "--data_folder", required=True, metavar="DIR", help="folder with SPLIT/ or LibriSpeech/SPLIT/ in it"
-    )
+    parser.add_argument("--data_folder", required=True, metavar="DIR", help="folder with SPLIT/ or LibriSpeech/SPLIT/ in it")
     parser.add_argument("--splits", required=True, nargs="+", metavar="SPLIT", help="names of split folders")
-    parser.add_argument(
-        "--manifest_folder", required=True, metavar="DIR", help="where SPLIT.csv and problems.txt are written"
-    )
+    parser.add_argument("--manifest_folder", required=True, metavar="DIR", help="where SPLIT.csv and problems.txt are written")
     parser.add_argument(
         "--on_bad_data",
         choices=("refuse", "skip"),
         default="refuse",
         help="with bad data: stop, or warn and leave it out (default: %(default)s)",
     )
-    parser.add_argument(
-        "--sample_rate", type=int, default=16000, metavar="HZ", help="of every recording (default: 16000)"
-    )
-    parser.add_argument(
-        "--min_duration", type=float, default=0.1, metavar="S", help="leave shorter ones out (default: 0.1)"
-    )
+    parser.add_argument("--sample_rate", type=int, default=16000, metavar="HZ", help="of every recording (default: 16000)")
+    parser.add_argument("--min_duration", type=float, default=0.1, metavar="S", help="leave shorter ones out (default: 0.1)")
     parser.add_argument("--max_duration", type=float, metavar="S", help="leave longer ones out")
     parser.add_argument("--num_workers", type=int, metavar="N", help="decoding threads (default: CPU cores)")
 

@@ -61,11 +61,7 @@ def _group_by_corpus(results: Sequence[_Result]) -> list[tuple[list[_Scored], li
     """Connected sets of results: those that share scored material, directly or through others."""
     groups: list[tuple[set[_Scored], list[_Result]]] = []
     for result in results:
-        scored = {
-            _scored(split, entry)
-            for split, searches in result["evaluation"].items()
-            for entry in searches.values()
-        }
+        scored = {_scored(split, entry) for split, searches in result["evaluation"].items() for entry in searches.values()}
         joined = [result]
         apart = []
         for other, members in groups:
@@ -100,9 +96,7 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
     names = [item.split for item in scored]
     sizes = {item: f"{item.sentences} utterances, {item.words} words" for item in scored}
     unique = {name for name in names if names.count(name) == 1}
-    labels = {
-        item: item.split if item.split in unique else f"{item.split} ({sizes[item]})" for item in scored
-    }
+    labels = {item: item.split if item.split in unique else f"{item.split} ({sizes[item]})" for item in scored}
     rtf_header = [f"RTF {search}" for search in all_searches] or ["RTF"]
     wer_header = [f"{labels[item]} WER {search}" for item, search in columns] or ["WER"]
     header = ["model", "train data", "params (M)", "epochs", *wer_header, *rtf_header, *_SPEED_HEADER[1:]]
@@ -196,9 +190,7 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def update_summary(
-    path: str | Path, results: Sequence[_Result], check: bool = False, expected: Iterable[str] = ()
-) -> None:
+def update_summary(path: str | Path, results: Sequence[_Result], check: bool = False, expected: Iterable[str] = ()) -> None:
     """Put the table of `results` between the markers of the Markdown file at `path`; see `render_table`.
 
     With `check`, change nothing.

@@ -10,6 +10,7 @@ from speechbrain.lobes.models.transformer.Transformer import (
     PositionalEncoding,
     TransformerDecoder,
 )
+from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
@@ -28,8 +29,8 @@ class ASROutput:
 class ASRModel(nn.Module):
     """Hybrid CTC / attention model; does not know which encoder it has.
 
-    The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are linear layers
-    d_model -> vocabulary that the beam searcher shares. ``decode`` has the signature SpeechBrain's searchers call.
+    The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are SpeechBrain's linear
+    layers d_model -> vocabulary, which the beam searcher shares. ``decode`` has the signature SpeechBrain's searchers call.
 
     Raises
     ------
@@ -38,14 +39,14 @@ class ASRModel(nn.Module):
     """
 
     def __init__(
-        self, *, frontend: nn.Module, encoder: nn.Module, ctc_head: nn.Linear, output_head: nn.Linear, d_model: int,
+        self, *, frontend: nn.Module, encoder: nn.Module, ctc_head: Linear, output_head: Linear, d_model: int,
         num_decoder_layers: int, nhead: int, d_ffn: int, dropout: float, max_target_length: int = 2500,
     ):  # fmt: skip
         super().__init__()
         self.frontend, self.encoder = frontend, encoder
         self.ctc_head, self.output_head = ctc_head, output_head
         self.max_target_length = max_target_length
-        self.embedding = NormalizedEmbedding(d_model, output_head.out_features)
+        self.embedding = NormalizedEmbedding(d_model, output_head.w.out_features)
         self.positions = PositionalEncoding(d_model, max_len=max_target_length)
         self.decoder = TransformerDecoder(
             num_layers=num_decoder_layers, nhead=nhead, d_ffn=d_ffn, d_model=d_model, dropout=dropout,

@@ -77,9 +77,7 @@ class BiMamba(nn.Module):
         )  # fmt: skip
         batch, length = x.shape[:2]
         flat = torch.bmm(u.flatten(1, 2), self.x_proj)
-        dt, B, C = flat.view(len(self.directions), batch, length, -1).split(
-            [self.dt_rank, self.d_state, self.d_state], dim=-1
-        )
+        dt, B, C = flat.view(len(self.directions), batch, length, -1).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = torch.bmm(dt.flatten(1, 2), self.dt_proj).view_as(u)
         y = scan_directions(
             u, delta, -torch.exp(self.A_log.float()), B, C, self.D, self.dt_bias,

@@ -62,6 +62,16 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()
         return saved
 
+    def load_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """As SpeechBrain's; ValueError if the checkpoint is of a model that the YAML no longer describes."""
+        try:
+            super().load_checkpoint(checkpoint)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the checkpoint {checkpoint.path} does not fit the model that the YAML describes ({error}); "
+                "undo the change of the YAML, or choose another output_folder to start anew."
+            ) from error
+
     def keep_only(self, *, num_to_keep: int, min_key: str) -> None:
         """Keep the newest checkpoint and the ``num_to_keep`` with the lowest ``min_key``; delete all others.
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let Hypothesis look at all loaded modules: SpeechBrain's lazy ones fail when asked for their file."""
-    for module in list(sys.modules.values()):
-        if type(module).__module__ == "speechbrain.utils.importutils":
-            module.__dict__.setdefault("__file__", None)
 
 
 class TinyCorpus:

@@ -112,6 +112,7 @@ def assert_complete(dest) -> None:
     chapter = dest / "LibriSpeech" / "tiny" / "1" / "2"
     assert (chapter / "1-2-0000.flac").read_bytes() == NOISE
     assert (chapter / "1-2-0001.flac").read_bytes() == NOISE[::-1]
+    assert [p.name for p in (dest / "LibriSpeech" / "tiny").iterdir()] == ["1"]
     assert (dest / "LibriSpeech" / "README.TXT").read_bytes() == b"read me"
     # Nothing else is left: no archive, no partial file, no temporary folder.
     assert sorted(p.name for p in dest.iterdir()) == ["LibriSpeech"]

@@ -18,8 +18,8 @@ from hmamba_asr.data.librispeech import CorpusError, prepare_manifests
 
 
 def prepare(corpus, splits=("train", "dev"), **options):
-    manifests = corpus.root.parent / "manifests"
-    return prepare_manifests(data_folder=corpus.root, splits=list(splits), manifest_folder=manifests, **options)
+    folder = corpus.root.parent / "manifests"
+    return prepare_manifests(data_folder=corpus.root, splits=list(splits), manifest_folder=folder, **options)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -88,6 +88,12 @@ def test_links_hidden_files_and_wav_are_handled(tiny_corpus):
     assert rows(manifest)[3]["wav"] == "$data_root/train-100/11/22/11-22-0009.wav"
 
 
+def test_a_byte_order_mark_and_blank_lines_do_no_harm(tiny_corpus):
+    path = tiny_corpus.transcript("train")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert len(ids(prepare(tiny_corpus, ["train"])["train"])) == 4
+
+
 def test_durations_outside_the_limits_are_left_out_and_are_no_problem(tiny_corpus, caplog):
     caplog.set_level("INFO")
     manifest = prepare(tiny_corpus, ["train"], min_duration=0.3, max_duration=0.6)["train"]
@@ -118,9 +124,7 @@ def test_words_and_durations_survive_the_round_trip(utterances):
             for number, (samples, words) in utterances.items():
                 soundfile.write(chapter / f"1-2-{number}.flac", np.zeros(samples), 16000)
                 file.write(f"1-2-{number}  {'  '.join(words)} \r\n")
-        manifest = prepare_manifests(
-            data_folder=Path(folder, "data"), splits=["any"], manifest_folder=Path(folder, "m")
-        )["any"]
+        manifest = prepare_manifests(data_folder=Path(folder, "data"), splits=["any"], manifest_folder=Path(folder, "m"))["any"]
         found = {row["ID"]: (float(row["duration"]) * 16000, row["wrd"]) for row in rows(manifest)}
     expected = {f"1-2-{n}": (pytest.approx(s, abs=0.01), " ".join(w)) for n, (s, w) in utterances.items()}
     assert found == expected
@@ -143,8 +147,12 @@ def break_everything(corpus) -> dict[str, str]:
     bad["11-22-0041.flac"] = "corrupt audio"
     corpus.say("train", 42).write_bytes(b"")
     bad["11-22-0042"] = "empty audio"
-    corpus.say("train", 43, seconds=0.0)
-    bad["11-22-0043"] = "empty audio"
+    # A FLAC of no samples: a marker and one metadata block, STREAMINFO (16 kHz, mono, 16 bits, 0 samples).
+    streaminfo = bytes.fromhex("10001000000000000000") + bytes.fromhex("03e800f000000000") + bytes(16)
+    corpus.say("train", 43).write_bytes(b"fLaC" + bytes([0x80, 0, 0, len(streaminfo)]) + streaminfo)
+    bad["11-22-0043.flac: 0 samples"] = "empty audio"
+    corpus.say("train", 47, seconds=0.0, suffix=".wav")
+    bad["11-22-0047.wav: 0 samples"] = "empty audio"
     corpus.say("train", 44, sample_rate=8000)
     bad["11-22-0044.flac: 8000 Hz, not 16000 Hz"] = "wrong sample rate"
     corpus.say("train", 45, channels=2)

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import speechbrain  # noqa: F401 registers the lazy modules below
-from speechbrain.utils.importutils import LazyModule
-
-# Hypothesis asks every module for __file__. SpeechBrain's deprecated module names answer by importing k2 or
-# flair, and the ImportError ends the whole pytest session. With the attribute set, they are left alone.
-for _module in list(sys.modules.values()):
-    if isinstance(_module, LazyModule):
-        _module.__file__ = None
 
 GPU = {"device": "cuda", "cpu": "EPYC", "cores": 16, "torch_threads": 8, "gpu": "NVIDIA RTX A6000"}
 CPU = {"device": "cpu", "cpu": "EPYC", "cores": 2, "torch_threads": 2, "gpu": None}

@@ -60,9 +60,7 @@ def golden_results(make_results, make_entry):
     conmamba = make_results(
         "conmamba",
         {
-            "test-other": {
-                "beam": make_entry(words=52343, sentences=2939, errors=8000, audio=20000.0, processing=600.0)
-            },
+            "test-other": {"beam": make_entry(words=52343, sentences=2939, errors=8000, audio=20000.0, processing=600.0)},
             "test-clean": {
                 "beam+lm": make_entry(**clean, errors=2000, audio=None),
                 "greedy": make_entry(**clean, errors=4000, audio=20000.0, processing=40.0),
@@ -80,13 +78,7 @@ def golden_results(make_results, make_entry):
     # The same split name, but another corpus.
     demo = make_results(
         "demo",
-        {
-            "test-clean": {
-                "greedy": make_entry(
-                    words=500, sentences=60, errors=20, audio=1.0, processing=0.05, hardware=cpu
-                )
-            }
-        },
+        {"test-clean": {"greedy": make_entry(words=500, sentences=60, errors=20, audio=1.0, processing=0.05, hardware=cpu)}},
         parameters={"total": 853_000, "trainable": 853_000, "by_module": {}},
     )
     demo["environment"] |= {"hardware": cpu, "git": {"commit": "fedcba9876543210", "dirty": True}}
@@ -177,9 +169,7 @@ def test_a_split_of_two_sizes_in_one_table_has_two_columns(make_results, make_en
     }
 
 
-@pytest.mark.parametrize(
-    ("seconds", "cell"), [(42.4, "42 s"), (90.0, "2 min"), (3599.0, "1 h 00 min"), (16_320.0, "4 h 32 min")]
-)
+@pytest.mark.parametrize(("seconds", "cell"), [(42.4, "42 s"), (90.0, "2 min"), (3599.0, "1 h 00 min"), (16_320.0, "4 h 32 min")])
 def test_train_time(make_results, seconds, cell):
     result = make_results("a", {})
     result["training"]["seconds"] = seconds

@@ -21,9 +21,7 @@ from hmamba_asr.evaluation.wer import score_split
 
 def test_what_the_package_produces_fits_the_schema(tmp_path, make_results):
     score = score_split({"u": "A B"}, {"u": "A"})
-    speed = Efficiency(
-        audio_seconds=2.0, stage_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu")
-    )
+    speed = Efficiency(audio_seconds=2.0, stage_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu"))
     entry = {"wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": speed.to_dict()}
     written = make_results("x", {"dev": {"greedy": entry}}, environment=collect_environment("cpu"))
     write_results(tmp_path / "run" / "results.json", written)
@@ -109,9 +107,7 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
 def test_a_broken_file_is_named(tmp_path, content):
     path = tmp_path / "broken.results.json"
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"broken\.results\.json: not readable as JSON \(.*Evaluate again, or remove"
-    ):
+    with pytest.raises(ValueError, match=r"broken\.results\.json: not readable as JSON \(.*Evaluate again, or remove"):
         load_results([tmp_path])
 
 

@@ -24,9 +24,7 @@ HYPOTHESES = {
 
 def test_known_word_errors():
     wer = score_split(REFERENCES, HYPOTHESES).wer
-    assert wer == ErrorCounts(
-        tokens=11, insertions=1, deletions=3, substitutions=1, sentences=4, sentence_errors=3
-    )
+    assert wer == ErrorCounts(tokens=11, insertions=1, deletions=3, substitutions=1, sentences=4, sentence_errors=3)
     assert wer.errors == 5
     assert wer.rate == pytest.approx(100 * 5 / 11)
     assert wer.sentence_error_rate == 75.0
@@ -46,9 +44,7 @@ def test_known_word_errors():
 def test_character_errors_count_the_space():
     # "A B" against "AB": the space is deleted. "AC" against "AB": one substitution.
     cer = score_split({"u1": "A B", "u2": "AC"}, {"u1": "AB", "u2": "AB"}).cer
-    assert cer == ErrorCounts(
-        tokens=5, insertions=0, deletions=1, substitutions=1, sentences=2, sentence_errors=2
-    )
+    assert cer == ErrorCounts(tokens=5, insertions=0, deletions=1, substitutions=1, sentences=2, sentence_errors=2)
 
 
 def test_whitespace_between_words_is_no_error():
@@ -70,9 +66,7 @@ _TEXT = st.lists(st.sampled_from(["A", "B", "AB", "BA", "_"]), max_size=8).map("
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5).filter(lambda pairs: any(r for r, _ in pairs))
-)
+@given(st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5).filter(lambda pairs: any(r for r, _ in pairs)))
 def test_totals_agree_with_a_plain_dynamic_programme(pairs):
     references = {f"u{i}": ref for i, (ref, _) in enumerate(pairs)}
     hypotheses = {f"u{i}": hyp for i, (_, hyp) in enumerate(pairs)}
@@ -91,9 +85,7 @@ def test_totals_agree_with_a_plain_dynamic_programme(pairs):
 def test_differing_ids_are_refused_by_name(tmp_path):
     hypotheses = {key: text for key, text in HYPOTHESES.items() if key != "1-2-0001"} | {"9-9-0000": "EXTRA"}
     for call in (score_split, lambda *maps: write_alignments(tmp_path / "w", *maps), _trn_in(tmp_path)):
-        with pytest.raises(
-            ValueError, match=r"1 references have no hypothesis: 1-2-0001.*no reference: 9-9-0000"
-        ):
+        with pytest.raises(ValueError, match=r"1 references have no hypothesis: 1-2-0001.*no reference: 9-9-0000"):
             call(REFERENCES, hypotheses)
     assert not list(tmp_path.iterdir())
 
