@@ -8,6 +8,7 @@ whose order is a function of (seed, epoch): that is what lets a killed run conti
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -140,7 +141,15 @@ def _train_loader(dataset: DynamicItemDataset, batches: Sampler, ranks: Ranks, n
 
 def _loader(dataset: DynamicItemDataset, batches: Iterable[list[int]], num_workers: int) -> SaveableDataLoader:
     pin = torch.cuda.is_available()
-    return SaveableDataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=PaddedBatch, pin_memory=pin)
+    # A scheduler's SIGTERM reaches the workers too; without them the main process could not finish its step and save.
+    return SaveableDataLoader(
+        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=PaddedBatch, pin_memory=pin,
+        worker_init_fn=_ignore_sigterm,
+    )
+
+
+def _ignore_sigterm(worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def eval_loader(

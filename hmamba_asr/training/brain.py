@@ -248,13 +248,19 @@ class ASRBrain(sb.Brain):
 
     # ---- stages -----------------------------------------------------------------------------------------------------
 
-    def fit(self, *args, **kwargs) -> None:
+    def fit(self, epoch_counter, *args, **kwargs) -> None:
         """SpeechBrain's ``fit``, with SIGTERM meaning: save at the next step and leave."""
         previous = signal.signal(signal.SIGTERM, self._on_sigterm)
         try:
-            super().fit(*args, **kwargs)
+            super().fit(self._epochs(epoch_counter), *args, **kwargs)
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+    def _epochs(self, epoch_counter):
+        """The counter's epochs; none once ``optimizer_step_limit`` is reached, be it by an earlier run."""
+        epochs = iter(epoch_counter)
+        while not self._optimizer_step_limit_exceeded and (epoch := next(epochs, None)) is not None:
+            yield epoch
 
     def _on_sigterm(self, signum, frame) -> None:
         self._sigterm = True
@@ -262,7 +268,7 @@ class ASRBrain(sb.Brain):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         if if_main_process():
-            self.journal.rewind(self.optimizer_step)
+            self.journal.rewind(self.optimizer_step, epochs_done=self.hparams.epoch_counter.current)
             if self.optimizer_step:
                 logger.info("Resuming after optimizer step %d.", self.optimizer_step)
         self._fit_started, self._epochs_done = time.perf_counter(), 0
@@ -290,6 +296,8 @@ class ASRBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None) -> None:
         if stage == Stage.TRAIN:
+            # Good batches in front of a skipped last one never saw an optimizer step.
+            self.totals.add(skipped=self._window.sums["utterances"])
             self._window = _Window()
             # Validation can be long: what was trained must not wait for it.
             self.checkpointer.save_within_epoch()

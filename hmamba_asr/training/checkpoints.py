@@ -11,6 +11,7 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
 
+logger = logging.getLogger(__name__)
 PARTIAL_PREFIX = ".partial-"
 
 
@@ -39,28 +40,31 @@ class AtomicCheckpointer(Checkpointer):
         final = super()._custom_checkpoint_dirpath(name)
         return final.with_name(PARTIAL_PREFIX + final.name)
 
-    def save_checkpoint(self, *args, **kwargs) -> Checkpoint | None:
+    def save_checkpoint(self, *args, verbosity: int = logging.INFO, **kwargs) -> Checkpoint | None:
         """As SpeechBrain's; every rank returns once the checkpoint is in place. OSError says what to do on a full disk."""
+        saved = None
         try:
-            partial = super().save_checkpoint(*args, **kwargs)
+            partial = super().save_checkpoint(*args, verbosity=logging.DEBUG, **kwargs)
+            if if_main_process():
+                saved = self._put_in_place(partial)
+                logger.log(verbosity, "Saved the checkpoint %s.", saved.path)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
             self._remove_leftovers()
             raise OSError(
-                f"the checkpoint could not be written to {self.checkpoints_dir} ({error}); earlier checkpoints are intact: "
-                "free disk space and run the same command to go on from the last one."
+                f"the checkpoint could not be written to {self.checkpoints_dir} ({_one_line(error)}); earlier checkpoints are "
+                "intact: free disk space and run the same command to go on from the last one."
             ) from error
         ddp_barrier()
-        saved = None
-        if if_main_process():
-            for path in partial.path.iterdir():
-                _flush(path)
-            final = partial.path.with_name(partial.path.name.removeprefix(PARTIAL_PREFIX))
-            os.replace(partial.path, final)
-            _flush(final.parent)
-            files = {name: final / path.name for name, path in partial.paramfiles.items()}
-            saved = Checkpoint(final, partial.meta, files)
-        ddp_barrier()
         return saved
+
+    @staticmethod
+    def _put_in_place(partial: Checkpoint) -> Checkpoint:
+        for path in partial.path.iterdir():
+            _flush(path)
+        final = partial.path.with_name(partial.path.name.removeprefix(PARTIAL_PREFIX))
+        os.replace(partial.path, final)
+        _flush(final.parent)
+        return Checkpoint(final, partial.meta, {name: final / path.name for name, path in partial.paramfiles.items()})
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """As SpeechBrain's; ValueError if the checkpoint is of a model that the YAML no longer describes."""
@@ -68,7 +72,7 @@ class AtomicCheckpointer(Checkpointer):
             super().load_checkpoint(checkpoint)
         except RuntimeError as error:
             raise ValueError(
-                f"the checkpoint {checkpoint.path} does not fit the model that the YAML describes ({error}); "
+                f"the checkpoint {checkpoint.path} does not fit the model that the YAML describes ({_one_line(error)}); "
                 "undo the change of the YAML, or choose another output_folder to start anew."
             ) from error
 
@@ -95,6 +99,12 @@ class AtomicCheckpointer(Checkpointer):
                 os.replace(checkpoint.path, doomed)
                 shutil.rmtree(doomed)
         ddp_barrier()
+
+
+def _one_line(error: Exception, limit: int = 300) -> str:
+    """The error's message for a sentence: PyTorch lists every parameter that does not fit, a line each."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]} ..."
 
 
 def _flush(path: Path) -> None:

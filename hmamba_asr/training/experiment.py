@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import difflib
+import json
 import logging
-import re
+import random
 from pathlib import Path
 
+import numpy as np
 import speechbrain as sb
 import torch
 import yaml
@@ -39,8 +41,8 @@ class Experiment:
     """
 
     def __init__(self, argv: list[str]):
-        file, run_opts, overrides = sb.parse_arguments(argv)
-        self.run_opts = _with_backend(run_opts)
+        file, run_opts, overrides = _RunOptions.from_command_line_args(argv)
+        self.run_opts = _with_backend(_with_numbers(run_opts))
         if not torch.cuda.is_available():
             _keep_freed_memory()
         path = Path(file)
@@ -48,10 +50,14 @@ class Experiment:
             raise FileNotFoundError(f"there is no YAML {path}; the repository's own stand in hparams/.")
         self.name = path.stem
         text = path.read_text(encoding="utf-8")
-        _check_overrides(text, overrides, path)
+        overrides = _checked_overrides(text, overrides, run_opts, path)
         ddp_init_group(self.run_opts)
-        self.hparams = load_hyperpyyaml(text, overrides)
         self.hparams_text = resolve_references(text, overrides).read()
+        _seed_initial_weights(self.hparams_text)
+        try:
+            self.hparams = load_hyperpyyaml(text, overrides)
+        except (TypeError, ImportError) as error:  # an argument or a class that does not exist
+            raise ValueError(f"{path} cannot be built: {' '.join(str(error).split())}.") from error
         if not str(self.hparams["data_folder"]) or not Path(self.hparams["data_folder"]).is_dir():
             raise FileNotFoundError(f"data_folder '{self.hparams['data_folder']}' is not a folder; give --data_folder DIR.")
         sb.create_experiment_directory(
@@ -114,15 +120,58 @@ class Experiment:
         return tokenizer
 
 
-def _check_overrides(text: str, overrides: str, path: Path) -> None:
-    """Refuse an override whose key the YAML does not have, before anything is built."""
-    known = re.findall(r"^(\w+):", text, flags=re.MULTILINE)
-    options = [f for f in RunOptions().as_dict()]
-    for key in yaml.safe_load(overrides or "{}") or {}:
+class _RunOptions(RunOptions):
+    """SpeechBrain's options, in full only: argparse takes ``--nonfinite`` for an abbreviation of ``--nonfinite_patience``."""
+
+    @classmethod
+    def _create_parser(cls):
+        parser = RunOptions._create_parser()
+        parser.allow_abbrev = False
+        return parser
+
+
+def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Path) -> str:
+    """Refuse overrides that the YAML has no key for, before anything is built.
+
+    Run options that stand in the YAML too (precision) join the overrides, so that the saved YAML says what was run.
+    """
+    try:
+        known = {key.value: node for key, node in yaml.compose(text).value}  # nodes, not values: those may have tags
+        given = yaml.compose(overrides)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} with its overrides is not YAML: {' '.join(str(error).split())}.") from error
+    if given is not None and not isinstance(given, yaml.MappingNode):
+        raise ValueError(f"'{overrides}' is no option; overrides have the form --key value.")
+    for key, value in [(node.value, value) for node, value in given.value] if given else []:
         if key not in known:
-            near = difflib.get_close_matches(str(key), [*known, *options], n=1)
+            near = difflib.get_close_matches(key, [*known, *RunOptions().as_dict()], n=1)
             hint = f" did you mean --{near[0]}?" if near else f" its keys are: {', '.join(known)}."
             raise ValueError(f"--{key} is no key of {path};{hint}")
+        if isinstance(value, yaml.MappingNode) and not isinstance(known[key], yaml.MappingNode):
+            raise ValueError(f"--{key}: {path} has a plain value there, whose parts cannot be overridden; edit a copy of it.")
+    shared = {key: getattr(run_opts, key) for key in sorted(run_opts.overridden_args) if key in known}
+    return "\n".join([*filter(None, [overrides]), *(f"{key}: {json.dumps(value)}" for key, value in shared.items())])
+
+
+def _with_numbers(run_opts: RunOptions) -> RunOptions:
+    """SpeechBrain hands ``--optimizer_step_limit`` over as text, and would compare it with a number once training runs."""
+    limit = run_opts.optimizer_step_limit
+    if not isinstance(limit, str):
+        return run_opts
+    if not limit.isdigit():
+        raise ValueError(f"--optimizer_step_limit is '{limit}'; give a number of steps.")
+    return dataclasses.replace(run_opts, optimizer_step_limit=int(limit))
+
+
+def _seed_initial_weights(text: str) -> None:
+    """Building the YAML's objects draws their weights: seed first, so that they are a function of ``seed`` alone."""
+    node = {key.value: node for key, node in yaml.compose(text).value}.get("seed")
+    if node is None or not node.value.isdigit():
+        raise ValueError(f"seed is {node.value if node else 'missing'}; give a whole number, 0 or above.")
+    seed = int(node.value)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _with_backend(run_opts: RunOptions) -> RunOptions:

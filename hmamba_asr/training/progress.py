@@ -56,12 +56,12 @@ class TrainingJournal:
         self.path = self.folder / "train_log.jsonl"
         self._writer: SummaryWriter | None = None
 
-    def rewind(self, optimizer_step: int) -> None:
-        """Forget records after ``optimizer_step``: a resumed run goes through those steps again."""
+    def rewind(self, optimizer_step: int, epochs_done: int) -> None:
+        """Forget what a resumed run goes through again: steps after ``optimizer_step``, epochs after ``epochs_done``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= optimizer_step]
+            kept = [line for line in lines if _still_holds(line, optimizer_step, epochs_done)]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(temporary, self.path)
@@ -78,11 +78,13 @@ class TrainingJournal:
         self._writer.flush()
 
 
-def _step_of(line: str) -> int | None:
+def _still_holds(line: str, optimizer_step: int, epochs_done: int) -> bool:
     try:
-        return json.loads(line)["optimizer_step"]
-    except (json.JSONDecodeError, KeyError):
-        return None  # the line that a killed run was writing
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return False  # the line that a killed run was writing
+    # A run killed in validation has logged the epoch's last step, and may have logged the epoch without saving it.
+    return record["optimizer_step"] <= optimizer_step and (record["kind"] != "epoch" or record["epoch"] <= epochs_done)
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,172 @@
+"""The whole recogniser from samples to losses: what an utterance gets does not depend on its batch mates."""
+
+import pytest
+import torch
+from speechbrain.nnet.linear import Linear
+
+from hmamba_asr.lengths import valid_mask
+from hmamba_asr.models.asr import ASRModel
+from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
+from hmamba_asr.modules.frontend import ConvSubsampling, LogMelFeatures
+from hmamba_asr.training.losses import hybrid_loss
+
+VOCAB, BOS, EOS, D_MODEL, N_MELS = 12, 1, 2, 16, 20
+SAMPLES = [9600, 4000, 1700, 6011, 1]
+TARGETS = [[5, 6, 7, 7, 8], [3, 3], [], [11], [4]]  # 3, 3 needs its blank; the one-frame utterance has one label
+
+
+def recogniser(kind="conmamba", causal=False, max_target_length=50):
+    """Random parameters, with biases that are not zero, as after training."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "d_model": D_MODEL, "d_ffn": 32, "kernel_size": 7, "dropout": 0.1}
+    encoder = ConMambaEncoder(**sizes, d_state=4, causal=causal) if kind == "conmamba" else ConformerControl(**sizes, nhead=2)
+    model = ASRModel(
+        frontend=ConvSubsampling(n_mels=N_MELS, channels=[6, 4], d_model=D_MODEL, dropout=0.1, causal=causal),
+        encoder=encoder, ctc_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
+        output_head=Linear(input_size=D_MODEL, n_neurons=VOCAB), d_model=D_MODEL,
+        num_decoder_layers=2, nhead=2, d_ffn=32, dropout=0.1, max_target_length=max_target_length,
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 0.2)
+    return model
+
+
+def run(model, wavs, samples, targets):
+    """Output and loss of a padded batch of waveforms and label lists."""
+    features, lengths = LogMelFeatures(n_mels=N_MELS)(wavs, torch.tensor(samples))
+    labels, label_lengths = labels_of(targets)
+    bos = torch.nn.functional.pad(labels, (1, 0), value=BOS)
+    output = model(features, lengths, bos, label_lengths + 1)
+    return output, hybrid_loss(output, labels, label_lengths, ctc_weight=0.3, label_smoothing=0.1, blank=0, eos=EOS)
+
+
+def labels_of(targets):
+    labels = torch.zeros(len(targets), max(len(t) for t in targets), dtype=torch.long)
+    for row, target in zip(labels, targets, strict=True):
+        row[: len(target)] = torch.tensor(target)
+    return labels, torch.tensor([len(t) for t in targets])
+
+
+def batch_wavs(fill):
+    torch.manual_seed(2)
+    wavs = 0.1 * torch.randn(len(SAMPLES), max(SAMPLES) + 3000)
+    padding = ~valid_mask(torch.tensor(SAMPLES), wavs.shape[1])
+    wavs[padding] = float("nan") if fill == "nan" else 10 * torch.randn(int(padding.sum()))
+    return wavs
+
+
+@pytest.mark.parametrize("fill", ["noise", "nan"])
+@pytest.mark.parametrize(("kind", "causal"), [("conmamba", False), ("conmamba", True), ("conformer", False)])
+def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill):
+    model, wavs = recogniser(kind, causal), batch_wavs(fill)
+    output, loss = run(model, wavs, SAMPLES, TARGETS)
+    for i, (samples, target) in enumerate(zip(SAMPLES, TARGETS, strict=True)):
+        alone, alone_loss = run(model, wavs[i : i + 1, :samples], [samples], [target])
+        n, u = alone.encoded.states.shape[1], len(target) + 1
+        assert output.encoded.lengths[i] == n == alone.encoded.lengths[0]
+        for together, single in [
+            (output.encoded.states[i, :n], alone.encoded.states[0]),
+            (output.ctc_logits[i, :n], alone.ctc_logits[0]),
+            (output.attention_logits[i, :u], alone.attention_logits[0, :u]),
+        ]:
+            torch.testing.assert_close(together, single, rtol=0, atol=1e-5)
+        # Losses are sums of up to tens of terms in float32.
+        torch.testing.assert_close(loss.total[i], alone_loss.total[0], rtol=1e-5, atol=1e-5)
+        for name, part in loss.parts.items():
+            torch.testing.assert_close(part[i], alone_loss.parts[name][0], rtol=1e-5, atol=1e-5)
+        assert loss.infeasible[i] == alone_loss.infeasible[0]
+
+
+@pytest.mark.parametrize("kind", ["conmamba", "conformer"])
+def test_loss_gradients_of_a_batch_are_the_sum_over_utterances(kind):
+    """In float32, as the losses are by design and SpeechBrain's Conformer is inside."""
+    model, wavs = recogniser(kind), batch_wavs("noise")
+
+    def gradients(*batch):
+        model.zero_grad()
+        run(model, *batch)[1].total.sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    batch = gradients(wavs, SAMPLES, TARGETS)
+    alone = [gradients(wavs[i : i + 1, :n], [n], TARGETS[i : i + 1]) for i, n in enumerate(SAMPLES)]
+    assert len(batch) == sum(1 for _ in model.parameters())
+    for name, grad in batch.items():
+        together = sum(each[name] for each in alone)
+        torch.testing.assert_close(grad, together, rtol=0, atol=1e-5 * max(1.0, float(together.abs().max())), msg=name)
+
+
+def test_nan_in_the_padding_reaches_no_gradient():
+    model = recogniser()
+    run(model, batch_wavs("nan"), SAMPLES, TARGETS)[1].total.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_decoder_sees_no_later_token():
+    model = recogniser()
+    encoded = model.encode(torch.randn(1, 40, N_MELS), torch.tensor([40]))
+    tokens = torch.tensor([[BOS, 5, 6, 7]])
+    hidden, attention = model.decode(tokens, encoded.states, encoded.lengths)
+    changed, _ = model.decode(torch.tensor([[BOS, 5, 9, 9]]), encoded.states, encoded.lengths)
+    assert hidden.shape == (1, 4, D_MODEL) and attention.shape == (1, 4, encoded.states.shape[1])
+    torch.testing.assert_close(hidden[:, :2], changed[:, :2], rtol=0, atol=1e-6)
+    assert (hidden[:, 2] - changed[:, 2]).abs().max() > 1e-3
+
+
+def test_decode_gives_what_training_sees():
+    """The searchers' step and the teacher-forced pass are one computation."""
+    model = recogniser()
+    features, lengths, tokens = torch.randn(2, 40, N_MELS), torch.tensor([40, 23]), torch.tensor([[BOS, 5, 6], [BOS, 4, 4]])
+    output = model(features, lengths, tokens, torch.tensor([3, 3]))
+    hidden, _ = model.decode(tokens, output.encoded.states, output.encoded.lengths)
+    torch.testing.assert_close(model.output_head(hidden), output.attention_logits, rtol=0, atol=1e-6)
+
+
+def test_causal_recogniser_from_features_on():
+    model, x = recogniser(causal=True), torch.randn(1, 60, N_MELS)
+    changed = x.clone()
+    changed[:, 29:] += 1.0  # encoder frame j stands at feature frame 4j
+    before, after = (model(features, torch.tensor([60])).ctc_logits for features in (x, changed))
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert not torch.equal(before[:, 8], after[:, 8])
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_silence_and_one_frame_train_end_to_end(value):
+    model = recogniser().train()
+    wavs = torch.full((2, 4000), value)
+    output, loss = run(model, wavs, [4000, 1], [[5, 6], [7]])
+    assert output.encoded.lengths.tolist() == [7, 1] and not loss.infeasible.any()
+    loss.total.sum().backward()
+    assert loss.total.isfinite().all() and all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_bf16_autocast_stays_near_float32():
+    """2^-8 = 0.4% for each rounding; the losses within 2%, the logits within 0.15 after front-end, encoder and decoder."""
+    model, wavs = recogniser(), batch_wavs("nan")
+    exact, exact_loss = run(model, wavs, SAMPLES, TARGETS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough, rough_loss = run(model, wavs, SAMPLES, TARGETS)
+    assert rough_loss.total.dtype == torch.float32 and rough.ctc_logits.isfinite().all()
+    torch.testing.assert_close(rough_loss.total, exact_loss.total, rtol=0.02, atol=0)
+    valid = valid_mask(exact.encoded.lengths, exact.ctc_logits.shape[1])
+    assert 0 < (rough.ctc_logits.float() - exact.ctc_logits)[valid].abs().max() < 0.15
+
+
+def test_target_longer_than_the_limit():
+    model = recogniser(max_target_length=4)
+    features, lengths = torch.randn(1, 40, N_MELS), torch.tensor([40])
+    model(features, lengths, torch.ones(1, 4, dtype=torch.long), torch.tensor([4]))
+    with pytest.raises(ValueError, match="a target has 5 tokens and the decoder's limit is 4"):
+        model(features, lengths, torch.ones(1, 5, dtype=torch.long), torch.tensor([5]))
+
+
+def test_without_targets_there_are_no_attention_logits():
+    output = recogniser()(torch.randn(1, 40, N_MELS), torch.tensor([40]))
+    assert output.attention_logits is None and output.ctc_logits.shape == (1, 10, VOCAB)
+
+
+def test_heads_are_those_the_searcher_shares():
+    model = recogniser()
+    assert model.output_head.w.out_features == VOCAB and model.ctc_head is not model.output_head
+    assert {"ctc_head.w.weight", "output_head.w.weight"} <= set(dict(model.named_parameters()))

@@ -1,0 +1,129 @@
+"""The front-end: length formulas, independence of padding and batch mates, causality, degenerate audio."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmamba_asr.lengths import valid_mask
+from hmamba_asr.modules.frontend import ConvSubsampling, LogMelFeatures
+
+SAMPLES = [4000, 9037, 1, 160, 2399]  # from one sample to a quarter of a second and more
+N_MELS = 20
+
+
+@pytest.fixture(scope="module")
+def features():
+    return LogMelFeatures(n_mels=N_MELS).eval()
+
+
+def subsampling(causal=False, **options):
+    torch.manual_seed(0)
+    return ConvSubsampling(n_mels=N_MELS, channels=[6, 4], d_model=16, dropout=0.1, causal=causal, **options).eval()
+
+
+def padded_wavs(lengths, fill):
+    """Noise bursts of different loudness, so that a neighbour or the padding could show."""
+    torch.manual_seed(1)
+    wavs = torch.randn(len(lengths), max(lengths) + 777) * torch.logspace(-3, 0, len(lengths)).unsqueeze(1)
+    padding = ~valid_mask(torch.tensor(lengths), wavs.shape[1])
+    wavs[padding] = float("nan") if fill == "nan" else 0.0 if fill == "zeros" else 10 * torch.randn(int(padding.sum()))
+    return wavs
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=st.integers(1, 20000))
+def test_output_lengths_are_the_frames_that_come_out(features, samples):
+    out, frames = features(torch.randn(1, samples), torch.tensor([samples]))
+    assert features.output_lengths(torch.tensor([samples])).tolist() == [out.shape[1]] == frames.tolist()
+    for causal in (False, True):
+        frontend = subsampling(causal)
+        states, lengths = frontend(out, frames)
+        assert lengths.tolist() == [states.shape[1]] == [frontend.output_lengths(out.shape[1])]
+        assert frontend.output_lengths(frames).tolist() == lengths.tolist()
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("causal", [False, True])
+def test_subsampling_lengths_for_other_kernels(kernel_size, causal):
+    frontend = subsampling(causal, kernel_size=kernel_size)
+    for frames in (1, 2, 3, 4, 7, 30):
+        states, lengths = frontend(torch.randn(1, frames, N_MELS), torch.tensor([frames]))
+        assert lengths.tolist() == [states.shape[1]] and states.shape[1] == math.ceil(frames / 4)
+
+
+def test_empty_stays_empty(features):
+    empty = torch.tensor([0])
+    assert features.output_lengths(empty).tolist() == [0]
+    assert subsampling().output_lengths(empty).tolist() == [0]
+    assert subsampling().output_lengths(0) == 0
+    out, frames = features(torch.randn(2, 800), torch.tensor([0, 800]))
+    states, lengths = subsampling()(out, frames)
+    assert frames[0] == 0 == lengths[0] and not out[0].any() and not states[0].any() and states.isfinite().all()
+
+
+@pytest.mark.parametrize("fill", ["zeros", "noise", "nan"])
+def test_features_do_not_depend_on_the_batch(features, fill):
+    wavs = padded_wavs(SAMPLES, fill)
+    batch, frames = features(wavs, torch.tensor(SAMPLES))
+    for row, wav, samples, n in zip(batch, wavs, SAMPLES, frames.tolist(), strict=True):
+        alone, _ = features(wav[None, :samples], torch.tensor([samples]))
+        assert alone.shape[1] == n
+        # With two or three frames a band's deviation can be tiny, and dividing by it magnifies the rounding of the dB values.
+        torch.testing.assert_close(row[:n], alone[0], rtol=0, atol=1e-5 if n > 3 else 1e-4)
+        assert not row[n:].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+def test_subsampling_does_not_depend_on_the_batch(causal, dtype, tolerance):
+    frontend = subsampling(causal).to(dtype)
+    frames = torch.tensor([41, 40, 1, 2, 3, 17])
+    x = torch.randn(len(frames), 50, N_MELS, dtype=dtype)
+    x[3:] = x[3:].masked_fill(~valid_mask(frames[3:], 50).unsqueeze(-1), float("nan"))
+    batch, lengths = frontend(x, frames)
+    for row, features_row, t, n in zip(batch, x, frames.tolist(), lengths.tolist(), strict=True):
+        alone, _ = frontend(features_row[None, :t], torch.tensor([t]))
+        torch.testing.assert_close(row[:n], alone[0], rtol=0, atol=tolerance)
+        assert not row[n:].any()
+
+
+def first_changed_frame(frontend, frame):
+    """First encoder frame that notices a change of all feature frames from ``frame`` on."""
+    x = torch.randn(1, 40, N_MELS)
+    changed = x.clone()
+    changed[:, frame:] += 1.0
+    lengths = torch.tensor([40])
+    differs = (frontend(x, lengths)[0] != frontend(changed, lengths)[0]).any(-1)[0]
+    return int(differs.nonzero()[0])
+
+
+def test_causal_subsampling_does_not_look_ahead():
+    # Encoder frame j stands at feature frame 4j: a change at 4j + 1 must show from j + 1 on, at the earliest.
+    for j in (0, 3, 7):
+        assert first_changed_frame(subsampling(causal=True), 4 * j + 1) == j + 1
+        assert first_changed_frame(subsampling(causal=True), 4 * j) == j
+        assert first_changed_frame(subsampling(causal=False), 4 * j + 1) == j
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("samples", [1, 200, 8000])
+def test_silence_and_constant_input_give_finite_features(features, value, samples):
+    out, frames = features(torch.full((1, samples), value), torch.tensor([samples]))
+    assert out.isfinite().all() and out.abs().max() < 100
+    states, _ = subsampling()(out, frames)
+    assert states.isfinite().all()
+
+
+def test_digital_silence_is_zero(features):
+    out, _ = features(torch.zeros(1, 8000), torch.tensor([8000]))
+    assert out.abs().max() < 1e-3
+
+
+def test_features_are_normalised_over_the_utterance(features):
+    out, frames = features(padded_wavs([16000, 9000], "noise"), torch.tensor([16000, 9000]))
+    for row, n in zip(out, frames.tolist(), strict=True):
+        torch.testing.assert_close(row[:n].mean(0), torch.zeros(N_MELS), rtol=0, atol=1e-4)
+        torch.testing.assert_close(row[:n].std(0), torch.ones(N_MELS), rtol=0, atol=1e-2)

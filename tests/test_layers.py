@@ -1,0 +1,208 @@
+"""The shape of the package: who may import whom, how large a file may be, and what its text may name."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "hmamba_asr"
+MAX_LINES = 430
+
+# Layer -> the layers of this package it may import. Imports go downward; `data` and `evaluation` stand beside the model.
+ALLOWED = {
+    "lengths": set(),
+    "ops": {"lengths"},
+    "modules": {"lengths", "ops"},
+    "models": {"lengths", "ops", "modules"},
+    "data": {"lengths"},
+    "evaluation": {"lengths"},
+    "decoding": {"lengths", "ops", "modules", "models"},
+    "training": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation"},
+    "inference": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation", "training"},
+    "cli": {"lengths", "data", "evaluation", "inference"},
+}
+SPEECHBRAIN_ALLOWED = (
+    "hmamba_asr.data.dataset", "hmamba_asr.modules.frontend", "hmamba_asr.evaluation.wer", "hmamba_asr.models",
+    "hmamba_asr.decoding", "hmamba_asr.training", "hmamba_asr.inference",
+)  # fmt: skip
+TRITON_ALLOWED = ("hmamba_asr.ops.selective_scan.triton",)
+# Modules that must start fast and run where PyTorch is not installed yet: no heavy import at the top.
+LIGHT = (
+    "hmamba_asr", "hmamba_asr.cli", "hmamba_asr.data.librispeech", "hmamba_asr.data.scan", "hmamba_asr.data.download",
+    "hmamba_asr.data.demo", "hmamba_asr.data.tokenizer", "hmamba_asr.evaluation.report", "hmamba_asr.evaluation.results",
+)  # fmt: skip
+HEAVY = {"torch", "torchaudio", "speechbrain", "triton", "hyperpyyaml"}
+FORBIDDEN_TEXT = re.compile(
+    "|".join(
+        [
+            r"/(?:work|root)/",  # folders of a machine
+            r"/(?:tmp|home)/\w",
+            r"(?:pypi|pythonhosted|anaconda|artifactory|jfrog|nexus)\.(?:org|com|io)",  # registries' hosts
+            r"--(?:extra-)?index-url",
+            r"https?://(?:localhost|\d+\.\d+\.\d+\.\d+)",
+        ]
+    )
+)
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(source: str, module: str, *, is_package: bool = False) -> tuple[set[str], set[str]]:
+    """Absolute names that `source` imports: at import time, and lazily inside functions. Typing-only imports count too."""
+    top, lazy = set(), set()
+
+    def visit(node: ast.AST, found: set[str]) -> None:
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")
+            if node.level:
+                base = base[: len(base) - node.level + is_package]
+                origin = ".".join([*base, *([node.module] if node.module else [])])
+            else:
+                origin = node.module
+            # `from a import b` may import the module a.b, so both names count.
+            found.update([origin, *(f"{origin}.{alias.name}" for alias in node.names)])
+        inside = lazy if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else found
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(source), top)
+    return top, lazy
+
+
+def _layer(name: str) -> str | None:
+    """The layer of one of our modules: `hmamba_asr.ops.causal_conv` -> `ops`; None for others' modules."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "hmamba_asr" and len(parts) > 1 and not parts[1].startswith("__") else None
+
+
+def _within(name: str, prefixes: tuple[str, ...]) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
+    top, lazy = _imports(source, module, is_package=is_package)
+    layer, found = _layer(module), []
+    for name in sorted(top | lazy):
+        target, foreign = _layer(name), name.split(".")[0]
+        if target and layer and target != layer and target not in ALLOWED.get(layer, set()):
+            found.append(f"{module} ({layer}) imports {name} ({target})")
+        if target and layer is None:
+            found.append(f"{module} must import nothing of the package, but imports {name}")
+        if foreign == "speechbrain" and not _within(module, SPEECHBRAIN_ALLOWED):
+            found.append(f"{module} imports {name}")
+        if foreign == "triton" and not _within(module, TRITON_ALLOWED):
+            found.append(f"{module} imports {name}")
+    if module in LIGHT:
+        found += [f"{module} imports {name} at its top" for name in sorted(top) if name.split(".")[0] in HEAVY]
+    return found
+
+
+def _sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _tracked_text() -> list[Path]:
+    """Text files of the project: what git tracks, or, outside a checkout, everything in the package and the folders beside."""
+    try:
+        listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
+        paths = [ROOT / name for name in listed.split("\0") if name]
+    except (OSError, subprocess.CalledProcessError):
+        folders = ("hmamba_asr", "hparams", "recipes", "scripts", "tests")
+        paths = [*ROOT.glob("*.*"), *(p for f in folders for p in (ROOT / f).rglob("*"))]
+    endings = {".py", ".sh", ".slurm", ".yaml", ".yml", ".md", ".toml", ".txt", ".json", ".cfg", ""}
+    return [p for p in paths if p.is_file() and p.suffix in endings and "__pycache__" not in p.parts]
+
+
+@pytest.mark.parametrize("path", _sources(), ids=_module_name)
+def test_imports_go_downward(path):
+    assert not _violations(_module_name(path), path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
+
+
+def test_every_module_has_a_layer():
+    layers = {_layer(_module_name(path)) for path in _sources()} - {None}
+    assert layers <= ALLOWED.keys(), "a new part of the package needs its place in ALLOWED"
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("hmamba_asr.ops.scan", "from hmamba_asr.modules.bimamba import BiMamba"),
+        ("hmamba_asr.ops.scan", "def f():\n    import speechbrain.nnet"),
+        ("hmamba_asr.ops.selective_scan", "from ...hmamba_asr import models"),
+        ("hmamba_asr.ops.causal_conv", "from ..modules import conmamba"),
+        ("hmamba_asr.modules.bimamba", "from speechbrain.nnet.linear import Linear"),
+        ("hmamba_asr.modules.conmamba", "from hmamba_asr import models"),
+        ("hmamba_asr.models.asr", "import hmamba_asr.training.brain"),
+        ("hmamba_asr.decoding.beam", "from hmamba_asr.training.brain import ASRBrain"),
+        ("hmamba_asr.data.dataset", "from hmamba_asr.models.encoder import EncoderOutput"),
+        ("hmamba_asr.evaluation.wer", "def f():\n    from hmamba_asr.ops import causal_conv"),
+        ("hmamba_asr.data.tokenizer", "import torch"),
+        ("hmamba_asr.data.librispeech", "from speechbrain.utils.data_utils import get_all_files"),
+        ("hmamba_asr.ops.selective_scan.chunked", "import triton"),
+        ("hmamba_asr", "from hmamba_asr.lengths import valid_mask"),
+    ],
+)
+def test_an_upward_import_is_seen(module, source):
+    assert _violations(module, source)
+
+
+def test_downward_and_lazy_imports_are_allowed():
+    assert not _violations("hmamba_asr.models.asr", "from hmamba_asr.modules.bimamba import BiMamba\nimport speechbrain")
+    assert not _violations("hmamba_asr.evaluation.results", "def f():\n    import torch")
+    assert not _violations("hmamba_asr.ops.selective_scan", "from . import chunked", is_package=True)
+
+
+def _loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*(set({sorted(HEAVY)!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert _loaded_by("hmamba_asr") == set()
+    assert _loaded_by("hmamba_asr.cli") == set()
+
+
+def test_the_probe_for_heavy_imports_sees_torch():
+    assert "torch" in _loaded_by("torch")
+
+
+def test_no_file_is_a_drawer_for_everything():
+    names = {path.name for path in ROOT.rglob("*.py") if not {".venv", ".git"} & set(path.parts)}
+    assert not names & {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
+
+
+def test_files_of_the_package_stay_readable_in_one_sitting():
+    lines = {_module_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in _sources()}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+    assert len((ROOT / "train.py").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_text_names_nothing_outside_the_project():
+    named = {}
+    for path in _tracked_text():
+        name = path.relative_to(ROOT).as_posix()
+        # Tests may use made-up addresses, and this one spells the patterns out.
+        if name.startswith("tests/"):
+            continue
+        if found := FORBIDDEN_TEXT.search(path.read_text(encoding="utf-8", errors="replace")):
+            named[name] = found.group()
+    assert named == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["see /work/shared/x", "cd /tmp/venv", "/home/me/data", "--index-url X", "https://pypi.org/simple"]
+)
+def test_a_foreign_path_or_host_is_seen(text):
+    assert FORBIDDEN_TEXT.search(text)

@@ -1,0 +1,208 @@
+"""Scripts, recipes and documents: they parse, name what exists, and act as they say when data or time run out."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hmamba_asr import cli
+from hmamba_asr.data.download import ARCHIVES
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "recipes" / "librispeech"
+SHELL = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/**/*.sh"), *ROOT.glob("recipes/**/*.slurm"), ROOT / ".ci/run"])
+DOCUMENTS = [ROOT / "README.md", RECIPES / "README.md", ROOT / "TRAINING_SUMMARY.md"]
+PLACEHOLDER = re.compile(r"/X\.")
+NAMED_FILE = re.compile(r"(?<![\w/.<])((?:hparams|scripts|recipes|tests|hmamba_asr)/[\w./-]*\w|train\.py|[A-Z_]{4,}\.md)")
+
+
+def _named_files(text: str) -> set[str]:
+    """Files and folders of the repository that ``text`` names: in commands, in prose and as links."""
+    return {name for name in NAMED_FILE.findall(text) if not PLACEHOLDER.search(name)}
+
+
+def _missing(text: str) -> set[str]:
+    return {name for name in _named_files(text) if not (ROOT / name).exists()}
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", SHELL, ids=_name)
+def test_shell_scripts_parse_stop_at_errors_and_are_explained(path):
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("# ")
+    assert "set -euo pipefail" in lines or any(line.startswith('. "') and "setup.sh" in line for line in lines)
+
+
+@pytest.mark.parametrize("path", [*SHELL, *DOCUMENTS, *sorted(ROOT.glob("hparams/*.yaml"))], ids=_name)
+def test_named_files_exist(path):
+    # Kept results appear with the first measured row.
+    assert _missing(path.read_text(encoding="utf-8")) <= {"recipes/librispeech/results"}
+
+
+@pytest.mark.parametrize(
+    "text", ["`hparams/gone.yaml`", "python scripts/gone.py", "(tests/ops/test_gone.py)", "see GONE_ABOUT.md"]
+)
+def test_a_file_that_is_not_there_is_seen(text):
+    assert _missing(text)
+
+
+def test_every_yaml_and_recipe_is_in_the_documents():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in ROOT.glob("hparams/*.yaml") if _name(path) not in readme] == []
+    recipes = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in RECIPES.glob("*") if path.suffix in (".sh", ".slurm") and path.name not in recipes] == []
+
+
+def test_commands_in_the_documents_are_accepted(monkeypatch):
+    """Each `hmamba-asr ...` line of a code block parses, with splits that can be downloaded."""
+    called = []
+    monkeypatch.setattr(cli, "download", lambda **options: called.append(options["splits"]) or {})
+    monkeypatch.setattr(cli, "prepare_manifests", lambda **options: called.append(options["splits"]) or {})
+    monkeypatch.setattr(cli, "_run_demo", lambda args: called.append([]) or 0)
+    for path in DOCUMENTS:
+        for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("hmamba-asr "):
+                    assert cli.main(line.split("#")[0].split()[1:]) == 0, line
+                    if line.startswith("hmamba-asr download "):
+                        assert set(called[-1]) <= ARCHIVES.keys(), line
+    assert len(called) >= 2
+
+
+def test_the_readmes_encoder_example_runs():
+    """The README shows how to add an encoder: the example has the contract's shapes and lengths."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [b for b in re.findall(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE) if "EncoderOutput" in b]
+    import torch
+
+    scope: dict = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    (name,) = [node.name for node in ast.parse(code).body if isinstance(node, ast.ClassDef)]
+    encoder = scope[name](num_layers=2, d_model=8, dropout=0.0).eval()
+    x, lengths = torch.randn(2, 7, 8), torch.tensor([7, 4])
+    together = encoder(x, lengths)
+    assert together.states.shape == (2, 7, 8) and together.lengths.tolist() == [7, 4]
+    alone = encoder(x[1:, :4], lengths[1:])
+    torch.testing.assert_close(together.states[1, :4], alone.states[0], rtol=0, atol=1e-5)
+    assert not together.states[1, 4:].any()
+
+
+def _requirements() -> list[str]:
+    """Direct dependencies of pyproject.toml, those of the `cuda` extra apart: it is built for the machine's own CUDA."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    lists = dict(re.findall(r"^(\w+) = (\[.*?\])", text, flags=re.DOTALL | re.MULTILINE))
+    wanted = [item for name in ("dependencies", "demo", "dev") for item in ast.literal_eval(lists[name])]
+    return [re.split(r"[<>=!~\[ ;]", item)[0] for item in wanted]
+
+
+def test_every_direct_dependency_is_pinned():
+    text = (ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    pinned = {re.split(r"==", line)[0].lower().replace("_", "-") for line in lines if re.match(r"[\w.-]+==\d", line)}
+    assert len(_requirements()) >= 10
+    assert [name for name in _requirements() if name.lower().replace("_", "-") not in pinned] == []
+    assert [line for line in lines if line and "==" not in line] == []
+
+
+# ---- recipes, with stand-ins for what this machine does not have ------------------------------------------------------
+
+
+def _stand_in(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def _run_script(script: Path, *arguments: object, path: Path, cwd: Path = ROOT, **environment: str):
+    inherited = {k: v for k, v in os.environ.items() if k not in ("YAML", "GPUS", "OMP_NUM_THREADS")}
+    environment = {**inherited, "PATH": f"{path}:{os.environ['PATH']}", **environment}
+    command = ["bash", str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=30)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    for split in ("train-clean-100", "dev-clean", "test-clean", "test-other"):
+        (tmp_path / "data" / "LibriSpeech" / split).mkdir(parents=True)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def stand_ins(tmp_path) -> Path:
+    _stand_in(tmp_path / "bin", "torchrun", 'printf "%s\\n" torchrun "$@"')
+    return tmp_path / "bin"
+
+
+def test_the_4gpu_recipe_starts_torchrun_with_the_users_overrides(corpus, stand_ins):
+    done = _run_script(RECIPES / "train_baseline_4gpu.sh", "data", "--seed", "7 8", path=stand_ins, cwd=corpus.parent)
+    assert done.returncode == 0, done.stderr
+    expected = ["torchrun", "--standalone", "--nproc-per-node", "4", "train.py", "hparams/conmamba_small_ls100.yaml"]
+    assert done.stdout.splitlines() == [*expected, "--data_folder", str(corpus), "--seed", "7 8"]
+
+
+def test_the_4gpu_recipe_names_a_missing_split(corpus, stand_ins):
+    (corpus / "LibriSpeech" / "dev-clean").rmdir()
+    done = _run_script(RECIPES / "train_baseline_4gpu.sh", corpus, path=stand_ins)
+    assert done.returncode == 2 and "has no dev-clean; get it with: hmamba-asr download dev-clean" in done.stderr
+    assert "torchrun" not in done.stdout
+    assert "give the folder" in _run_script(RECIPES / "train_baseline_4gpu.sh", path=stand_ins).stderr
+
+
+def test_the_comparison_trains_both_yamls_alike(corpus, stand_ins):
+    _stand_in(stand_ins, "python", 'printf "%s\\n" python "$@"')
+    done = _run_script(RECIPES / "compare_encoders.sh", corpus, "--seed", "7", path=stand_ins)
+    assert done.returncode == 0, done.stderr
+    first, second, table = re.split(r"^(?=torchrun$|python$)", done.stdout, flags=re.MULTILINE)[1:]
+    assert first.replace("conmamba", "conformer") == second != first
+    assert "hparams/conmamba_small_ls100.yaml" in first and first.endswith("--seed\n7\n")
+    assert table.split()[:3] == ["python", "scripts/summarize.py", "results"]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "state", "requeued"),
+    [(143, "RUNNING", True), (143, "COMPLETING", False), (0, "RUNNING", False), (2, "RUNNING", False)],
+)
+def test_the_slurm_recipe_ranks_its_tasks_and_requeues_what_was_saved(tmp_path, corpus, exit_code, state, requeued):
+    bin_folder = tmp_path / "bin"
+    _stand_in(
+        bin_folder,
+        "srun",
+        """shift  # --kill-on-bad-exit=1
+        worst=0
+        for task in 0 1 2 3; do
+          SLURM_PROCID=$task SLURM_LOCALID=$((task % 2)) "$@" || { code=$?; [ $code -gt $worst ] && worst=$code; }
+        done
+        exit $worst""",
+    )
+    _stand_in(
+        bin_folder,
+        "python",
+        f'echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*"\n[ "$RANK" != 1 ] || exit {exit_code}',
+    )
+    _stand_in(
+        bin_folder,
+        "scontrol",
+        f"""case "$1 $2" in
+          "show hostnames") printf 'n1\\nn2\\n' ;;
+          "show job") echo "JobId=$3 JobState={state} Reason=None" ;;
+          "requeue 4711") touch {tmp_path}/requeued ;;
+          *) exit 1 ;;
+        esac""",
+    )
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "4711", "SLURM_NTASKS": "4"}
+    done = _run_script(RECIPES / "train_baseline.slurm", corpus, "--seed", "7", path=bin_folder, **slurm)
+    assert done.returncode == exit_code, done.stderr
+    command = f"train.py hparams/conmamba_small_ls100.yaml --data_folder {corpus} --seed 7"
+    assert done.stdout.splitlines() == [f"{rank}/4 {rank % 2} n1:24711 {command}" for rank in range(4)]
+    assert (tmp_path / "requeued").exists() is requeued

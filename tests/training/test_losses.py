@@ -1,0 +1,169 @@
+"""The hybrid loss against known answers: CTC by enumeration of alignments, smoothed cross-entropy by its formula."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmamba_asr.models.asr import ASROutput
+from hmamba_asr.models.encoder import EncoderOutput
+from hmamba_asr.training.losses import ctc_frames_needed, hybrid_loss
+
+BLANK, EOS, VOCAB = 0, 2, 5
+
+
+def output(ctc_logits, lengths, attention_logits=None):
+    states = torch.zeros(*ctc_logits.shape[:2], 4)
+    return ASROutput(EncoderOutput(states, torch.tensor(lengths)), ctc_logits, attention_logits)
+
+
+def loss_of(*args, ctc_weight=0.3, label_smoothing=0.1):
+    return hybrid_loss(*args, ctc_weight=ctc_weight, label_smoothing=label_smoothing, blank=BLANK, eos=EOS)
+
+
+def collapse(path):
+    return [token for token, _ in itertools.groupby(path) if token != BLANK]
+
+
+def ctc_by_enumeration(log_probs, labels):
+    """-log of the summed probability of all frame-wise paths that collapse to ``labels``; log_probs (T, vocab)."""
+    frames, vocab = log_probs.shape
+    total = sum(
+        math.exp(sum(float(log_probs[t, token]) for t, token in enumerate(path)))
+        for path in itertools.product(range(vocab), repeat=frames)
+        if collapse(path) == labels
+    )
+    return -math.log(total)
+
+
+def smoothed_by_hand(logits, labels, smoothing):
+    """Sum over tokens of (1 - s) (-log p_label) + s x mean over the vocabulary of -log p."""
+    total = 0.0
+    for row, label in zip(logits.log_softmax(-1), labels, strict=True):
+        total += (1 - smoothing) * -float(row[label]) + smoothing * -float(row.mean())
+    return total
+
+
+@pytest.mark.parametrize("labels", [[], [3], [3, 4], [4, 4], [1, 3, 1]])
+def test_ctc_by_enumeration_of_alignments(labels):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, VOCAB)
+    targets = torch.zeros(2, 3, dtype=torch.long)
+    targets[0, : len(labels)] = torch.tensor(labels)
+    targets[1] = torch.tensor([3, 1, 4])
+    # The first utterance has its 4 frames, the second only 3: its last frame is padding.
+    loss = loss_of(output(logits, [4, 3]), targets, torch.tensor([len(labels), 3]), ctc_weight=1.0)
+    assert set(loss.parts) == {"ctc"} and not loss.infeasible.any()
+    assert loss.total[0].item() == pytest.approx(ctc_by_enumeration(logits[0].log_softmax(-1), labels), rel=1e-4)
+    assert loss.total[1].item() == pytest.approx(ctc_by_enumeration(logits[1, :3].log_softmax(-1), [3, 1, 4]), rel=1e-4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothed_cross_entropy_by_hand(smoothing):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, VOCAB)
+    targets = torch.tensor([[3, 4, 1], [4, 0, 0], [0, 0, 0]])
+    lengths = torch.tensor([3, 1, 0])
+    loss = loss_of(
+        output(torch.randn(3, 9, VOCAB), [9, 9, 9], logits), targets, lengths, ctc_weight=0.0, label_smoothing=smoothing
+    )
+    expected = [
+        smoothed_by_hand(logits[0], [3, 4, 1, EOS], smoothing),
+        smoothed_by_hand(logits[1, :2], [4, EOS], smoothing),
+        smoothed_by_hand(logits[2, :1], [EOS], smoothing),
+    ]
+    assert set(loss.parts) == {"attention"}
+    assert loss.total.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_and_sum_of_parts():
+    torch.manual_seed(0)
+    out = output(torch.randn(2, 9, VOCAB), [9, 7], torch.randn(2, 4, VOCAB))
+    targets, lengths = torch.tensor([[3, 4, 1], [4, 3, 0]]), torch.tensor([3, 2])
+    both = loss_of(out, targets, lengths, ctc_weight=0.25)
+    ctc, attention = (loss_of(out, targets, lengths, ctc_weight=weight) for weight in (1.0, 0.0))
+    torch.testing.assert_close(both.parts["ctc"], 0.25 * ctc.total)
+    torch.testing.assert_close(both.parts["attention"], 0.75 * attention.total)
+    torch.testing.assert_close(both.total, both.parts["ctc"] + both.parts["attention"])
+    assert both.total.shape == (2,) and both.total.dtype == torch.float32
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.integers(1, 3), max_size=6), min_size=1, max_size=4))
+def test_frames_needed_is_the_shortest_path(batch):
+    targets = torch.ones(len(batch), max(len(t) for t in batch), dtype=torch.long)  # padded with a real token, 1
+    for row, target in zip(targets, batch, strict=True):
+        row[: len(target)] = torch.tensor(target)
+    expected = [len(t) + sum(a == b for a, b in itertools.pairwise(t)) for t in batch]
+    assert ctc_frames_needed(targets, torch.tensor([len(t) for t in batch])).tolist() == expected
+
+
+def test_frames_needed_is_what_ctc_can_emit():
+    for target in itertools.chain.from_iterable(itertools.product((3, 4), repeat=n) for n in range(4)):
+        needed = int(ctc_frames_needed(torch.tensor([target], dtype=torch.long), torch.tensor([len(target)])))
+        reachable = [
+            frames for frames in range(7) if any(collapse(p) == list(target) for p in itertools.product((0, 3, 4), repeat=frames))
+        ]
+        assert needed == reachable[0]
+
+
+def test_infeasible_utterances_are_flagged_and_have_a_finite_gradient():
+    torch.manual_seed(0)
+    ctc_logits = torch.randn(3, 5, VOCAB, requires_grad=True)
+    attention_logits = torch.randn(3, 4, VOCAB, requires_grad=True)
+    targets = torch.tensor([[3, 3, 3], [3, 3, 3], [3, 4, 3]])
+    out = output(ctc_logits, [5, 4, 2], attention_logits)  # they need 5, 5 and 3 frames
+    loss = loss_of(out, targets, torch.tensor([3, 3, 3]))
+    assert loss.infeasible.tolist() == [False, True, True]
+    assert loss.parts["ctc"][0] > 0 and loss.parts["ctc"][1:].tolist() == [0.0, 0.0]
+    assert (loss.parts["attention"] > 0).all()
+    loss.total.sum().backward()
+    assert ctc_logits.grad.isfinite().all() and attention_logits.grad.isfinite().all()
+    assert ctc_logits.grad[0].abs().sum() > 0 and not ctc_logits.grad[1:].any()
+
+
+@pytest.mark.parametrize("where", ["ctc", "attention"])
+@pytest.mark.parametrize("feasible", [True, False])
+def test_nan_is_never_hidden(where, feasible):
+    torch.manual_seed(0)
+    logits = {"ctc": torch.randn(2, 9, VOCAB), "attention": torch.randn(2, 4, VOCAB)}
+    logits[where][1, 1] = float("nan")
+    out = output(logits["ctc"], [9, 9 if feasible else 2], logits["attention"])
+    loss = loss_of(out, torch.tensor([[3, 4, 1], [3, 4, 1]]), torch.tensor([3, 3]))
+    assert loss.total[1].isnan() and loss.total[0].isfinite()
+    assert loss.infeasible.tolist() == [False, not feasible]
+
+
+def test_padding_of_the_targets_and_logits_does_not_matter():
+    torch.manual_seed(0)
+    ctc_logits, attention_logits = torch.randn(1, 9, VOCAB), torch.randn(1, 3, VOCAB)
+    short = loss_of(output(ctc_logits, [9], attention_logits), torch.tensor([[3, 4]]), torch.tensor([2]))
+    wide = output(
+        torch.cat([ctc_logits, torch.full((1, 4, VOCAB), 7.0)], 1), [9],
+        torch.cat([attention_logits, torch.full((1, 3, VOCAB), -3.0)], 1),
+    )  # fmt: skip
+    padded = loss_of(wide, torch.tensor([[3, 4, 4, 1, 0]]), torch.tensor([2]))
+    torch.testing.assert_close(padded.total, short.total)
+    assert padded.infeasible.tolist() == short.infeasible.tolist()
+
+
+def test_half_precision_logits_are_scored_in_float32():
+    torch.manual_seed(0)
+    out = output(torch.randn(1, 9, VOCAB).bfloat16(), [9], torch.randn(1, 3, VOCAB).bfloat16())
+    loss = loss_of(out, torch.tensor([[3, 4]]), torch.tensor([2]))
+    wide = loss_of(output(out.ctc_logits.float(), [9], out.attention_logits.float()), torch.tensor([[3, 4]]), torch.tensor([2]))
+    assert loss.total.dtype == torch.float32 and torch.equal(loss.total, wide.total)
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+def test_bad_ctc_weight(weight):
+    with pytest.raises(ValueError, match=r"ctc_weight must lie in \[0, 1\]"):
+        loss_of(output(torch.randn(1, 9, VOCAB), [9]), torch.tensor([[3]]), torch.tensor([1]), ctc_weight=weight)
+
+
+def test_attention_loss_without_targets_in_the_model():
+    with pytest.raises(ValueError, match="the model was called without targets"):
+        loss_of(output(torch.randn(1, 9, VOCAB), [9]), torch.tensor([[3]]), torch.tensor([1]))
