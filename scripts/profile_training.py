@@ -67,9 +67,12 @@ def profile(brain: ASRBrain, loader, steps: int) -> None:
     total = sum(e.self_cpu_time_total for e in events) / 1e6
     print(f"selective scan: {scan:.2f} s of {total:.2f} s of host time while profiled")
     if on_gpu:
-        busy = sum(e.self_device_time_total for e in events) / 1e6
+        # Kernels only: an operator's row repeats the time of the kernels it launched.
+        kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+        busy = sum(e.self_device_time_total for e in kernels) / 1e6
         launches = sum(e.count for e in events if e.key in ("cudaLaunchKernel", "cuLaunchKernel", "cuLaunchKernelEx"))
-        print(f"GPU busy for {busy:.2f} s of {unprofiled:.2f} s ({100 * busy / unprofiled:.0f}%), {launches // len(few)} launches a step")
+        share = 100 * busy / unprofiled
+        print(f"GPU busy for {busy:.2f} s of {unprofiled:.2f} s ({share:.0f}%), {launches // len(few)} launches a step")
 
 
 def run(brain: ASRBrain, batches: list) -> float:

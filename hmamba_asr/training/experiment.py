@@ -77,6 +77,8 @@ class Experiment:
         train_only = {"max_duration": hparams["max_duration"]}
         evaluated = [s for s in splits if s not in hparams["train_splits"]]
         for names, extra in ((hparams["train_splits"], train_only), (evaluated, {})):
+            if not names:
+                continue  # every evaluated split is a training split too
             run_on_main(
                 prepare_manifests, kwargs={**where, **limits, **extra, "splits": names, "on_bad_data": hparams["on_bad_data"]}
             )
