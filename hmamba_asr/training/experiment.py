@@ -58,8 +58,9 @@ class Experiment:
             self.hparams = load_hyperpyyaml(text, overrides)
         except (TypeError, ImportError) as error:  # an argument or a class that does not exist
             raise ValueError(f"{path} cannot be built: {' '.join(str(error).split())}.") from error
-        if not str(self.hparams["data_folder"]) or not Path(self.hparams["data_folder"]).is_dir():
-            raise FileNotFoundError(f"data_folder '{self.hparams['data_folder']}' is not a folder; give --data_folder DIR.")
+        data_folder = self.hparams["data_folder"] or ""  # None after --data_folder "$UNSET"
+        if not data_folder or not Path(str(data_folder)).is_dir():
+            raise FileNotFoundError(f"data_folder '{data_folder}' is not a folder; give --data_folder DIR.")
         sb.create_experiment_directory(
             experiment_directory=self.hparams["output_folder"], hyperparams_to_save=file, overrides=overrides
         )
