@@ -60,9 +60,7 @@ def profile(brain: ASRBrain, loader, steps: int) -> None:
     print(
         events.table(sort_by="self_cuda_time_total" if on_gpu else "self_cpu_time_total", row_limit=20, max_name_column_width=60)
     )
-    print(
-        f"{steps} batches, {audio:.0f} s of audio in {seconds:.2f} s: {audio / seconds:.0f} audio s/s without data loading"
-    )
+    print(f"{steps} batches, {audio:.0f} s of audio in {seconds:.2f} s: {audio / seconds:.0f} audio s/s without data loading")
     scan = sum(e.cpu_time_total for e in events if e.key in ("_ChunkedScan", "_ChunkedScanBackward")) / 1e6
     total = sum(e.self_cpu_time_total for e in events) / 1e6
     print(f"selective scan: {scan:.2f} s of {total:.2f} s of host time while profiled")

@@ -143,7 +143,11 @@ def _loader(dataset: DynamicItemDataset, batches: Iterable[list[int]], num_worke
     pin = torch.cuda.is_available()
     # A scheduler's SIGTERM reaches the workers too; without them the main process could not finish its step and save.
     return SaveableDataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=PaddedBatch, pin_memory=pin,
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=PaddedBatch,
+        pin_memory=pin,
         worker_init_fn=_ignore_sigterm,
     )
 

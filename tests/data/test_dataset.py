@@ -30,7 +30,7 @@ def prepared(tiny_corpus, tmp_path):
     for number, seconds in enumerate(SECONDS):
         tiny_corpus.say("many", number, f"WORD {'ABCDE'[number % 5]}", seconds=seconds)
     manifest = prepare_manifests(data_folder=tiny_corpus.root, splits=["many"], manifest_folder=tmp_path / "manifests")["many"]
-    model = train_tokenizer([manifest], tmp_path / "tokenizer", vocab_size=13, model_type="char")
+    model = train_tokenizer(manifest=[manifest], output_folder=tmp_path / "tokenizer", vocab_size=None, model_type="char")
     return tiny_corpus, manifest, sentencepiece.SentencePieceProcessor(model_file=str(model))
 
 

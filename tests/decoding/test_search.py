@@ -104,10 +104,11 @@ def test_beam_hypotheses_do_not_depend_on_the_batch(ctc_weight, eos_bias):
     assert any(found)
 
 
-@pytest.mark.parametrize("ratios", [(0.0, 0.5), (0.3, 1.0), (0.0, 0.01)])
-def test_beam_step_limits_are_each_utterances_own(ratios):
-    model = recogniser(eos_bias=1.0)
-    search = beam_search(model, min_decode_ratio=ratios[0], max_decode_ratio=ratios[1])
+@pytest.mark.parametrize(("ratios", "eos_bias"), [((0.0, 0.5), -4.0), ((0.3, 1.0), 8.0), ((0.0, 0.01), -4.0)])
+def test_beam_step_limits_are_each_utterances_own(ratios, eos_bias):
+    """The models want to go on past the upper limit, or to end before the lower one."""
+    model = recogniser(eos_bias=eos_bias)
+    search = beam_search(model, ctc_weight=0.0, min_decode_ratio=ratios[0], max_decode_ratio=ratios[1])
     together, alone = together_and_alone(model, search, batch_of_features())
     assert together == alone
     for hypothesis, frames in zip(together, model.frontend.output_lengths(torch.tensor(FRAMES)).tolist(), strict=True):

@@ -76,6 +76,17 @@ def test_features_do_not_depend_on_the_batch(features, fill):
         assert not row[n:].any()
 
 
+def test_a_click_at_the_end_clips_nothing(features):
+    """The frame past the end sees the last samples best: a limit below its level would raise the floor in a batch only."""
+    torch.manual_seed(0)
+    samples = 4159
+    wavs = 3e-6 * torch.randn(2, 6000)
+    wavs[0, samples - 1] = 1.0
+    batch, frames = features(wavs, torch.tensor([samples, 6000]))
+    alone, _ = features(wavs[:1, :samples], torch.tensor([samples]))
+    torch.testing.assert_close(batch[:1, : frames[0]], alone, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_subsampling_does_not_depend_on_the_batch(causal, dtype, tolerance):
@@ -120,6 +131,12 @@ def test_silence_and_constant_input_give_finite_features(features, value, sample
 def test_digital_silence_is_zero(features):
     out, _ = features(torch.zeros(1, 8000), torch.tensor([8000]))
     assert out.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("frames", [3, 7, 101, 999])
+def test_rounding_of_a_constant_band_is_not_blown_up(features, frames):
+    normalized = features.normalize(torch.full((1, frames, N_MELS), -13.37), torch.ones(1))
+    assert normalized.abs().max() < 0.05
 
 
 def test_features_are_normalised_over_the_utterance(features):
