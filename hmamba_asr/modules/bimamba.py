@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmamba_asr.lengths import zero_padding
-from hmamba_asr.ops.causal_conv import depthwise_conv
-from hmamba_asr.ops.selective_scan import BACKENDS, scan_directions
+from hmamba_asr.ops.mixer import mamba_mixer
+from hmamba_asr.ops.selective_scan import BACKENDS
 
 
 class BiMamba(nn.Module):
@@ -67,20 +65,8 @@ class BiMamba(nn.Module):
             parameter.no_weight_decay = True
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        inner, gate = self.in_proj(x).chunk(2, dim=-1)
-        inner = zero_padding(inner, lengths)
-        u = torch.stack(
-            [
-                F.silu(depthwise_conv(inner, self.conv_weight[g], self.conv_bias[g], direction=name))
-                for g, name in enumerate(self.directions)
-            ]
+        y = mamba_mixer(
+            self.in_proj(x), self.conv_weight, self.conv_bias, self.x_proj, self.dt_proj, self.dt_bias,
+            -torch.exp(self.A_log.float()), self.D, lengths=lengths, directions=self.directions, backend=self.scan_backend,
         )  # fmt: skip
-        batch, length = x.shape[:2]
-        flat = torch.bmm(u.flatten(1, 2), self.x_proj)
-        dt, B, C = flat.view(len(self.directions), batch, length, -1).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        delta = torch.bmm(dt.flatten(1, 2), self.dt_proj).view_as(u)
-        y = scan_directions(
-            u, delta, -torch.exp(self.A_log.float()), B, C, self.D, self.dt_bias,
-            lengths=lengths, directions=self.directions, backend=self.scan_backend,
-        )  # fmt: skip
-        return self.out_proj(y.mean(0) * F.silu(gate))
+        return self.out_proj(y)

@@ -1,7 +1,8 @@
 """The selective scan (S6) behind one signature; the backend is chosen here and nowhere else.
 
-Backends: ``reference`` (time loop, the oracle), ``chunked`` (PyTorch, any device), ``mamba_ssm`` (CUDA kernel of that
-package, where it is installed and asked for). ``auto`` takes ``chunked``. Asking for one that is not there is an error.
+Backends: ``reference`` (time loop, the oracle), ``chunked`` (PyTorch, any device), ``triton`` (our kernels, CUDA), ``mamba_ssm``
+(CUDA kernel of that package, where it is installed and asked for). ``auto`` takes ``triton`` on a GPU and ``chunked`` elsewhere
+and for float64. Asking for one that is not there is an error.
 """
 
 from __future__ import annotations
@@ -11,19 +12,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmamba_asr.lengths import reverse_valid, zero_padding
-from hmamba_asr.ops.selective_scan import chunked, mamba_ssm, reference
+from hmamba_asr.ops.selective_scan import chunked, mamba_ssm, reference, triton
 
-BACKENDS = ("auto", "reference", "chunked", "mamba_ssm")
+BACKENDS = ("auto", "reference", "chunked", "triton", "mamba_ssm")
 DIRECTIONS = ("forward", "reverse")
 
 
-def resolve_backend(backend: str) -> str:
-    """The backend that ``backend`` stands for. ValueError if it is unknown, RuntimeError if it cannot run here."""
+def resolve_backend(backend: str, x: Tensor) -> str:
+    """The backend that ``backend`` stands for with inputs like ``x``.
+
+    Raises
+    ------
+    ValueError
+        For an unknown backend, or one that does not take x's dtype.
+    RuntimeError
+        If the backend cannot run here.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"scan backend '{backend}' is unknown; choose one of {', '.join(BACKENDS)}.")
+    if backend == "auto":
+        on_gpu = x.device.type == "cuda" and x.dtype != torch.float64 and triton.unavailable_reason(x.device) is None
+        return "triton" if on_gpu else "chunked"
     if backend == "mamba_ssm" and (reason := mamba_ssm.unavailable_reason()):
         raise RuntimeError(reason)
-    return "chunked" if backend == "auto" else backend
+    if backend == "triton" and (reason := triton.unavailable_reason(x.device)):
+        raise RuntimeError(reason)
+    if backend in ("triton", "mamba_ssm") and x.dtype == torch.float64:
+        raise ValueError(f"the {backend} backend has no float64; use backend 'chunked' or 'reference'.")
+    return backend
 
 
 def selective_scan(
@@ -39,20 +55,42 @@ def selective_scan(
     lengths: Tensor | None = None,
     direction: str = "forward",
     backend: str = "auto",
-) -> Tensor:
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan of one direction: h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = (C_t h_t + D u_t) silu(z_t),
     with dt = softplus(delta + delta_bias).
 
     Shapes: u, delta, z (batch, L, D_inner); A (D_inner, N), negative; B, C (batch, L, N); D, delta_bias (D_inner,);
-    lengths (batch,) integer. With direction "reverse" time runs from each utterance's last valid frame backwards.
-    Returns y (batch, L, D_inner) in u's dtype, zero past the end; the state is float32 at least.
+    lengths (batch,) integer; initial_state (batch, D_inner, N), zeros if None. With direction "reverse" time runs from each
+    utterance's last valid frame backwards. Returns y (batch, L, D_inner) in u's dtype, zero past the end, and with
+    ``return_final_state`` also the state after the last frame met (batch, D_inner, N), in float32 at least.
     """
-    groups = [None if x is None else x.unsqueeze(0) for x in (D, delta_bias)]
-    y = scan_directions(
+    groups = [None if x is None else x.unsqueeze(0) for x in (D, delta_bias, initial_state)]
+    y, state = scan_directions(
         u.unsqueeze(0), delta.unsqueeze(0), A.unsqueeze(0), B.unsqueeze(0), C.unsqueeze(0), groups[0], groups[1],
-        lengths=lengths, directions=(direction,), backend=backend,
-    )[0]  # fmt: skip
-    return y if z is None else y * F.silu(z)
+        lengths=lengths, directions=(direction,), backend=backend, initial_state=groups[2], return_final_state=True,
+    )  # fmt: skip
+    y = y[0] if z is None else y[0] * F.silu(z)
+    return (y, state[0]) if return_final_state else y
+
+
+def selective_scan_step(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One frame of :func:`selective_scan`, for streaming: y (batch, D_inner) and the new state (batch, D_inner, N).
+
+    Shapes as there without the time axis; ``state`` is what the frames before left, in float32 at least.
+    """
+    with torch.autocast(u.device.type, enabled=False):
+        wide = [x.to(state.dtype) for x in (u, delta, A, B, C)]
+        dt = F.softplus(wide[1] if delta_bias is None else wide[1] + delta_bias.to(state.dtype))
+        y, state = reference.step(wide[0], dt, wide[2], wide[3], wide[4], state)
+        if D is not None:
+            y = y + D.to(y.dtype) * wide[0]
+    y = y.to(u.dtype)
+    return (y if z is None else y * F.silu(z)), state
 
 
 def scan_directions(
@@ -67,35 +105,60 @@ def scan_directions(
     lengths: Tensor | None = None,
     directions: tuple[str, ...] = DIRECTIONS,
     backend: str = "auto",
-) -> Tensor:
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Scan several directions at once, each with its own inputs and parameters, all in natural time order.
 
-    Shapes as in :func:`selective_scan` with a leading axis of ``len(directions)``. Returns (directions, batch, L, D_inner).
+    Shapes as in :func:`selective_scan` with a leading axis of ``len(directions)``. Returns (directions, batch, L, D_inner), and
+    with ``return_final_state`` also (directions, batch, D_inner, N).
     """
     if unknown := set(directions) - set(DIRECTIONS):
         raise ValueError(f"scan direction '{unknown.pop()}' is unknown; choose forward or reverse.")
     if len(directions) != u.shape[0]:
         raise ValueError(f"{u.shape[0]} sets of inputs were given for {len(directions)} directions.")
-    backend = resolve_backend(backend)
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    backend = resolve_backend(backend, u)
     with torch.autocast(u.device.type, enabled=False):
-        dt = delta.to(dtype) if delta_bias is None else delta.to(dtype) + delta_bias.to(dtype)[:, None, None]
-        dt = F.softplus(dt)
-        if backend == "reference":
-            wide = [x.to(dtype) for x in (u, dt, A, B, C)]
-            y = torch.stack(
-                [reference.scan(*(x[g] for x in wide), lengths, name == "reverse") for g, name in enumerate(directions)]
-            )
+        if backend == "triton" and u.numel():
+            initial = None if initial_state is None else initial_state.float().transpose(2, 3).contiguous()
+            reversed_groups = tuple(name == "reverse" for name in directions)
+            y, state = triton.scan_groups(u, delta, A, B, C, D, delta_bias, lengths, initial, reversed_groups)
+            state = state.transpose(2, 3)
         else:
-            # Reversed within its valid frames, an utterance's padding always comes after its end, where nothing reads it.
-            run = chunked.scan_groups if backend == "chunked" else mamba_ssm.scan_groups
-            ordered = [_oriented(x, lengths, directions) for x in (u, dt, B, C)]
-            y = _oriented(run(ordered[0], ordered[1], A, ordered[2], ordered[3]), lengths, directions)
-        if D is not None:
-            y = y + D.to(dtype)[:, None, None] * u.to(dtype)
+            inputs = (u, delta, A, B, C, D, delta_bias, lengths, directions, backend, initial_state)
+            y, state = _in_pytorch(*inputs, keep_state=return_final_state)
+    return (y, state) if return_final_state else y
+
+
+def _in_pytorch(
+    u, delta, A, B, C, D, delta_bias, lengths, directions, backend, initial_state, *, keep_state: bool
+) -> tuple[Tensor, Tensor]:
+    """The backends that know only the bare recurrence: softplus, skip, directions and lengths are added here."""
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    wide, dt = u.to(dtype), delta.to(dtype)
+    if delta_bias is not None:
+        dt = dt + delta_bias.to(dtype)[:, None, None]
+    dt = F.softplus(dt)
+    if backend == "reference":
+        inputs = [wide, dt, A.to(dtype), B.to(dtype), C.to(dtype)]
+        starts = [None] * len(directions) if initial_state is None else initial_state.to(dtype)
+        parts = [
+            reference.scan(*(x[g] for x in inputs), lengths, name == "reverse", starts[g]) for g, name in enumerate(directions)
+        ]
+        y, state = (torch.stack(part) for part in zip(*parts, strict=True))
+    else:
+        if keep_state and lengths is not None:  # dt = 0 leaves the state as it is, so that it ends as the utterance ended
+            wide, dt, B = (torch.stack([zero_padding(part, lengths) for part in x]) for x in (wide, dt, B))
+        # Reversed within its valid frames, an utterance's padding always comes after its end.
+        run = mamba_ssm.scan_groups if backend == "mamba_ssm" else chunked.scan_groups
+        ordered = [_oriented(x, lengths, directions) for x in (wide, dt, B, C)]
+        y, state = run(ordered[0], ordered[1], A, ordered[2], ordered[3], initial_state)
+        y = _oriented(y, lengths, directions)
+    if D is not None:
+        y = y + D.to(dtype)[:, None, None] * wide
     if lengths is not None:
         y = torch.stack([zero_padding(part, lengths) for part in y])
-    return y.to(u.dtype)
+    return y.to(u.dtype), state
 
 
 def _oriented(x: Tensor, lengths: Tensor | None, directions: tuple[str, ...]) -> Tensor:

@@ -34,10 +34,8 @@ class _ChunkedScan(torch.autograd.Function):
     """Time-major scan over G groups (directions) of ``batch`` rows; see :func:`scan_groups` for the shapes."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int) -> Tensor:
-        length, groups, batch, channels = u.shape
-        n = A.shape[1]
-        state = u.new_zeros(groups, batch, n, channels)
+    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int):
+        length = u.shape[0]
         y = torch.empty_like(u)
         starts = []
         for s in range(0, length, chunk):
@@ -48,17 +46,16 @@ class _ChunkedScan(torch.autograd.Function):
             torch.matmul(C[s:e].unsqueeze(-2), states, out=y[s:e].unsqueeze(-2))
         ctx.save_for_backward(u, delta, A, B, C, *starts)
         ctx.chunk = chunk
-        return y
+        return y, state.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gy: Tensor):
+    def backward(ctx, gy: Tensor, carry: Tensor):
         u, delta, A, B, C, *starts = ctx.saved_tensors
-        length, groups, batch, channels = u.shape
-        gy = gy.contiguous()
+        length = u.shape[0]
+        gy, carry = gy.contiguous(), carry.clone()  # carry: decay_{t+1} * gradient of the state at t+1
         gu, gdelta = torch.empty_like(u), torch.empty_like(delta)
         gB, gC, gA = torch.empty_like(B), torch.empty_like(C), torch.zeros_like(A)
-        carry = torch.zeros_like(starts[0])  # decay_{t+1} * gradient of the state at t+1
         for index in reversed(range(len(starts))):
             s = index * ctx.chunk
             e = min(s + ctx.chunk, length)
@@ -83,7 +80,7 @@ class _ChunkedScan(torch.autograd.Function):
             torch.sum(gstate.mul_(A.unsqueeze(1)), dim=-2, out=gdelta[s:e])
             gdelta[s:e].addcmul_(gdrive, uc)
             torch.mul(gdrive, dc, out=gu[s:e])
-        return gu, gdelta, gA, gB, gC, None
+        return gu, gdelta, gA, gB, gC, carry, None
 
 
 def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,18 +91,26 @@ def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor)
     return decay, states
 
 
-def scan_groups(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, chunk: int | None = None) -> Tensor:
+def scan_groups(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None, *, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Forward scan of G independent parameter sets (directions) at once.
 
-    Shapes: u, delta (G, batch, L, D); A (G, D, N); B, C (G, batch, L, N). Returns y (G, batch, L, D) in float32 or float64.
+    Shapes: u, delta (G, batch, L, D); A (G, D, N); B, C (G, batch, L, N); initial (G, batch, D, N) or None for zeros. Returns
+    y (G, batch, L, D) and the state after the last frame (G, batch, D, N), in float32 or float64.
     """
     groups, batch, length, channels = u.shape
+    n = A.shape[-1]
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    if initial is None:
+        state = torch.zeros(groups, batch, n, channels, device=u.device, dtype=dtype)
+    else:
+        state = initial.to(dtype).transpose(2, 3).contiguous()
     if length == 0 or batch == 0:
-        return u.new_zeros(u.shape, dtype=dtype)
-    chunk = chunk or _chunk_length(groups * batch * A.shape[-1] * channels, u.device)
+        return u.new_zeros(u.shape, dtype=dtype), state.transpose(2, 3)
+    chunk = chunk or _chunk_length(groups * batch * n * channels, u.device)
     with torch.autocast(u.device.type, enabled=False):
         time_major = [x.to(dtype).permute(2, 0, 1, 3).contiguous() for x in (u, delta, B, C)]
         A_nd = A.to(dtype).transpose(1, 2).contiguous()
-        y = _ChunkedScan.apply(time_major[0], time_major[1], A_nd, time_major[2], time_major[3], chunk)
-    return y.permute(1, 2, 0, 3)
+        y, state = _ChunkedScan.apply(time_major[0], time_major[1], A_nd, time_major[2], time_major[3], state, chunk)
+    return y.permute(1, 2, 0, 3), state.transpose(2, 3)

@@ -25,13 +25,26 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def scan_groups(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group."""
+def scan_groups(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group.
+
+    Raises
+    ------
+    ValueError
+        For an initial state, which the kernel does not take.
+    """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
-    outputs = []
+    if initial is not None:
+        raise ValueError("the mamba_ssm backend cannot start from a given state; use backend 'auto'.")
+    outputs, states = [], []
     for g in range(u.shape[0]):
         channels_first = [x[g].float().transpose(1, 2).contiguous() for x in (u, delta, B, C)]
-        y = selective_scan_fn(channels_first[0], channels_first[1], A[g].float(), channels_first[2], channels_first[3])
+        y, state = selective_scan_fn(
+            channels_first[0], channels_first[1], A[g].float(), channels_first[2], channels_first[3], return_last_state=True
+        )
         outputs.append(y.transpose(1, 2))
-    return torch.stack(outputs)
+        states.append(state)
+    return torch.stack(outputs), torch.stack(states)

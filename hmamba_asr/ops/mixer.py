@@ -1,0 +1,55 @@
+"""The inside of a Mamba mixer, between its input and its output projection, in any number of time directions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hmamba_asr.lengths import zero_padding
+from hmamba_asr.ops.causal_conv import depthwise_conv
+from hmamba_asr.ops.selective_scan import resolve_backend, scan_directions
+
+
+def mamba_mixer(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    directions: tuple[str, ...] = ("forward", "reverse"),
+    backend: str = "auto",
+) -> Tensor:
+    """Convolution and SiLU, selective scan and skip for each direction, then their mean, gated.
+
+    Shapes, with G directions: xz (batch, L, 2 D), the mixer's input beside its gate; conv_weight (G, D, K), conv_bias (G, D);
+    x_proj (G, D, R + 2 N), giving dt, B and C; dt_proj (G, R, D), dt_bias (G, D); A (G, D, N), negative; D (G, D); lengths
+    (batch,). Returns (batch, L, D), zero past the end. Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as
+    in Zhu et al., https://arxiv.org/abs/2401.09417, Algorithm 1.
+    """
+    if resolve_backend(backend, xz) == "triton" and xz.numel():
+        from hmamba_asr.ops.mixer_triton import mixer
+
+        with torch.autocast(xz.device.type, enabled=False):
+            reversed_groups = tuple(name == "reverse" for name in directions)
+            return mixer(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, lengths, reversed_groups)
+    inner, gate = xz.chunk(2, dim=-1)
+    if lengths is not None:
+        inner = zero_padding(inner, lengths)
+    u = torch.stack(
+        [
+            F.silu(depthwise_conv(inner, conv_weight[g], conv_bias[g], direction=name))
+            for g, name in enumerate(directions)
+        ]
+    )  # fmt: skip
+    projected = torch.bmm(u.flatten(1, 2), x_proj).view(*u.shape[:3], -1)
+    n = A.shape[-1]
+    dt, B, C = projected.split([dt_proj.shape[1], n, n], dim=-1)
+    delta = torch.bmm(dt.flatten(1, 2), dt_proj).view_as(u)
+    y = scan_directions(u, delta, A, B, C, D, dt_bias, lengths=lengths, directions=directions, backend=backend)
+    return y.mean(0) * F.silu(gate)
