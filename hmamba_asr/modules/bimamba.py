@@ -65,8 +65,8 @@ class BiMamba(nn.Module):
             parameter.no_weight_decay = True
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        y = mamba_mixer(
+        return mamba_mixer(
             self.in_proj(x), self.conv_weight, self.conv_bias, self.x_proj, self.dt_proj, self.dt_bias,
-            -torch.exp(self.A_log.float()), self.D, lengths=lengths, directions=self.directions, backend=self.scan_backend,
+            -torch.exp(self.A_log.float()), self.D, self.out_proj.weight, lengths=lengths, directions=self.directions,
+            backend=self.scan_backend,
         )  # fmt: skip
-        return self.out_proj(y)

@@ -1,0 +1,57 @@
+"""Triton kernels compiled once and launched with little work on the host.
+
+Triton specialises a kernel for arguments that are 1 or multiples of 16, and looks all of them up at every launch. Batches of
+speech have a new length each, so that would compile again and again in the middle of training, and a small model would wait
+for the launches and not for the GPU. Here a kernel is compiled once for each set of dtypes and constants.
+
+Imports Triton: only modules that hold kernels, or are imported where kernels run, may import this one.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+_compiled: dict[tuple, object] = {}
+
+
+def kernel(function):
+    """``triton.jit`` without specialisation. Parameters must come in this order: tensors, integers, ``tl.constexpr``."""
+    runtime = [p.name for p in inspect.signature(function).parameters.values() if p.annotation is not tl.constexpr]
+    return triton.jit(do_not_specialize=runtime, do_not_specialize_on_alignment=runtime)(function)
+
+
+def launch(
+    function, grid: tuple[int, int, int], tensors: tuple[Tensor, ...], numbers: tuple[int, ...], constants: tuple, *, num_warps: int
+) -> None:
+    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``."""
+    if not all(grid):
+        return
+    if isinstance(function, InterpretedFunction):
+        function[grid](*tensors, *numbers, *constants, num_warps=num_warps)
+        return
+    device = tensors[0].device
+    # Integers are passed in 32 bits, but for those that need 64.
+    wide = tuple(i for i, n in enumerate(numbers) if n >= 2**31) if max(numbers, default=0) >= 2**31 else ()
+    key = (function, device.index, constants, wide, num_warps, *[x.dtype for x in tensors])
+    with torch.cuda.device(device) if device.index != torch.cuda.current_device() else _nothing:
+        if compiled := _compiled.get(key):
+            compiled[grid](*tensors, *numbers, *constants)
+        else:
+            _compiled[key] = function[grid](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=1)
+
+
+class _Nothing:
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        pass
+
+
+_nothing = _Nothing()
