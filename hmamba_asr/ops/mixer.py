@@ -18,7 +18,7 @@ def mamba_mixer(
     x_proj: Tensor,
     dt_proj: Tensor,
     dt_bias: Tensor,
-    A: Tensor,
+    A_log: Tensor,
     D: Tensor,
     out_proj: Tensor,
     *,
@@ -29,7 +29,7 @@ def mamba_mixer(
     """Convolution and SiLU, selective scan and skip for each direction, then their mean, gated and projected.
 
     Shapes, with G directions: xz (batch, L, 2 D), the mixer's input beside its gate; conv_weight (G, D, K), conv_bias (G, D);
-    x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D); A (G, D, N), negative; D (G, D); out_proj
+    x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D); A_log (G, D, N), for A = -exp(A_log); D (G, D); out_proj
     (d_model, D); lengths (batch,). Returns (batch, L, d_model), zero past the end. Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as
     in Zhu et al., https://arxiv.org/abs/2401.09417, Algorithm 1.
     """
@@ -38,7 +38,7 @@ def mamba_mixer(
 
         with torch.autocast(xz.device.type, enabled=False):
             reversed_groups = tuple(name == "reverse" for name in directions)
-            return mixer(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj, lengths, reversed_groups)
+            return mixer(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, reversed_groups)
     inner, gate = xz.chunk(2, dim=-1)
     if lengths is not None:
         inner = zero_padding(inner, lengths)
@@ -49,7 +49,7 @@ def mamba_mixer(
         ]
     )  # fmt: skip
     projected = torch.bmm(u.flatten(1, 2), x_proj).view(*u.shape[:3], -1)
-    n = A.shape[-1]
+    A, n = -torch.exp(A_log.float()), A_log.shape[-1]
     B, C, dt = projected.split([n, n, dt_proj.shape[1]], dim=-1)
     delta = torch.bmm(dt.flatten(1, 2), dt_proj).view_as(u)
     y = scan_directions(u, delta, A, B, C, D, dt_bias, lengths=lengths, directions=directions, backend=backend)

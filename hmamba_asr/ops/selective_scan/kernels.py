@@ -200,18 +200,31 @@ def scan_kernel(
         Bn = BC + (gb * n_tiles + tile).to(tl.int64) * (2 * N * T)
         if ADJOINT:
             Bn += N * T  # C stands in for B
+        # What a round needs is loaded one round ahead: a program is a single warp, and few of them share a processor. One value
+        # of each 32 bytes of B and C brings the rest into the cache.
+        next_rate, next_h = _vector(A2, in_d), _vector(carry, in_d)
+        next_B0, next_B8 = tl.load(Bn), tl.load(Bn + 8)
+        if WRITE_Y:
+            next_C0, next_C8 = tl.load(Bn + N * T), tl.load(Bn + N * T + 8)
         for n in range(0, tl.where(left > 0, N, 0)):
-            rate = _vector(A2 + n * channels, in_d)
-            h = _vector(carry + n * channels, in_d)
+            rate, h, B0, B8 = next_rate, next_h, next_B0, next_B8
+            after = tl.minimum(n + 1, N - 1)
+            next_rate, next_h = _vector(A2 + after * channels, in_d), _vector(carry + after * channels, in_d)
+            next_B0, next_B8 = tl.load(Bn + after * T), tl.load(Bn + after * T + 8)
+            if WRITE_Y:
+                C0, C8 = next_C0, next_C8
+                next_C0, next_C8 = tl.load(Bn + (N + after) * T), tl.load(Bn + (N + after) * T + 8)
             new_outs = ()
             if ADJOINT:
                 for j in tl.static_range(16):
-                    h = tl.exp2(dts[15 - j] * rate) * (drives[15 - j] * tl.load(Bn + n * T + (15 - j)) + h)
+                    c = B8 if j == 7 else (B0 if j == 15 else tl.load(Bn + n * T + (15 - j)))
+                    h = tl.exp2(dts[15 - j] * rate) * (drives[15 - j] * c + h)
             else:
                 for j in tl.static_range(16):
-                    h = tl.exp2(dts[j] * rate) * h + drives[j] * tl.load(Bn + n * T + j)
+                    h = tl.exp2(dts[j] * rate) * h + drives[j] * (B0 if j == 0 else (B8 if j == 8 else tl.load(Bn + n * T + j)))
                     if WRITE_Y:
-                        new_outs += (outs[j] + h * tl.load(Bn + (N + n) * T + j),)
+                        c = C0 if j == 0 else (C8 if j == 8 else tl.load(Bn + (N + n) * T + j))
+                        new_outs += (outs[j] + h * c,)
             if WRITE_Y:
                 outs = new_outs
             tl.store(carry + n * channels, h, mask=in_d)
@@ -236,13 +249,17 @@ def pass_kernel(
         state = _vector(initial + (gb * N + n) * channels + d, in_d)
     else:
         state = tl.zeros([BLOCK], tl.float32)
-    for k in range(0, n_segments):
-        segment = n_segments - 1 - k if FROM_END else k
-        slot = (gb * n_segments + segment).to(tl.int64)
-        where = carry + (slot * N + n) * channels + d
-        own = _vector(where, in_d)
-        tl.store(where, state, mask=in_d)
-        state = tl.exp2(rate * _vector(spans + slot * channels + d, in_d)) * state + own
+    for first in range(0, n_segments, 8):
+        places, owns, decays = (), (), ()
+        for k in tl.static_range(8):  # eight at a time, so that the loads do not wait for each other
+            at = tl.minimum(first + k, n_segments - 1)
+            slot = (gb * n_segments + (n_segments - 1 - at if FROM_END else at)).to(tl.int64)
+            places += (carry + (slot * N + n) * channels + d,)
+            owns += (_vector(places[k], in_d),)
+            decays += (tl.exp2(rate * _vector(spans + slot * channels + d, in_d)),)
+        for k in tl.static_range(8):
+            tl.store(places[k], state, mask=in_d & (first + k < n_segments))
+            state = decays[k] * state + owns[k]
 
 
 @kernel
@@ -303,12 +320,16 @@ def backward_kernel(
             for j in tl.static_range(16):
                 drives += (dts[j] * vs[j],)
             Bn = BC + (gb * n_tiles + begin + k).to(tl.int64) * (2 * N * T)
+            next_rate, next_h = _vector(rates, in_d), _vector(carry_here, in_d)
+            next_B0, next_B8 = tl.load(Bn), tl.load(Bn + 8)
             for n in range(0, N):
-                rate = _vector(rates + n * channels, in_d)
-                h = _vector(carry_here + n * channels, in_d)
+                rate, h, B0, B8 = next_rate, next_h, next_B0, next_B8
+                after = tl.minimum(n + 1, N - 1)
+                next_rate, next_h = _vector(rates + after * channels, in_d), _vector(carry_here + after * channels, in_d)
+                next_B0, next_B8 = tl.load(Bn + after * T), tl.load(Bn + after * T + 8)
                 tl.store(states + (k * N + n) * BLOCK_D, h)
                 for j in tl.static_range(16):
-                    h = tl.exp2(dts[j] * rate) * h + drives[j] * tl.load(Bn + n * T + j)
+                    h = tl.exp2(dts[j] * rate) * h + drives[j] * (B0 if j == 0 else (B8 if j == 8 else tl.load(Bn + n * T + j)))
                 tl.store(carry_here + n * channels, h, mask=in_d)
         gD_sum = tl.zeros([BLOCK_D], tl.float32)
         gbias_sum = tl.zeros([BLOCK_D], tl.float32)
@@ -326,23 +347,32 @@ def backward_kernel(
             sum_B = tl.zeros([N_PAD, 16], tl.float32)
             sum_C = tl.zeros([N_PAD, 16], tl.float32)
             place = (gb * n_tiles + tile).to(tl.int64) * (2 * N * T)
+            Bs = BC + place
+            saved = states + (count - 1 - k) * N * BLOCK_D
+            next_rate, next_h = _vector(rates, in_d), tl.load(saved)
+            next_p, next_gA = _vector(adjoint_here, in_d), _vector(sums_here, in_d)
+            next_B0, next_B8, next_C0, next_C8 = tl.load(Bs), tl.load(Bs + 8), tl.load(Bs + N * T), tl.load(Bs + N * T + 8)
             for n in range(0, tl.where(count - 1 - k < used, N, 0)):
-                rate = _vector(rates + n * channels, in_d)
-                h = tl.load(states + ((count - 1 - k) * N + n) * BLOCK_D)
-                Bn = BC + place + n * T
+                rate, h, p, gA = next_rate, next_h, next_p, next_gA
+                B0, B8, C0, C8 = next_B0, next_B8, next_C0, next_C8
+                after = tl.minimum(n + 1, N - 1)
+                next_rate, next_h = _vector(rates + after * channels, in_d), tl.load(saved + after * BLOCK_D)
+                next_p, next_gA = _vector(adjoint_here + after * channels, in_d), _vector(sums_here + after * channels, in_d)
+                next_B0, next_B8 = tl.load(Bs + after * T), tl.load(Bs + after * T + 8)
+                next_C0, next_C8 = tl.load(Bs + (N + after) * T), tl.load(Bs + (N + after) * T + 8)
+                Bn = Bs + n * T
                 Cn = Bn + N * T
                 decays, decayed, into_C = (), (), ()
                 for j in tl.static_range(16):
                     a = tl.exp2(dts[j] * rate)
                     decays += (a,)
                     decayed += (a * h,)
-                    h = a * h + drives[j] * tl.load(Bn + j)
+                    h = a * h + drives[j] * (B0 if j == 0 else (B8 if j == 8 else tl.load(Bn + j)))
                     into_C += (h * outs[j],)
-                p = _vector(adjoint_here + n * channels, in_d)
-                gA = _vector(sums_here + n * channels, in_d)
                 new_by_decay, new_by_drive, into_B = (), (), ()
                 for r in tl.static_range(16):  # frame 15 - r, written out because it must stay a constant
-                    grad = p + outs[15 - r] * tl.load(Cn + (15 - r))
+                    c = C8 if r == 7 else (C0 if r == 15 else tl.load(Cn + (15 - r)))
+                    grad = p + outs[15 - r] * c
                     through = grad * decayed[15 - r]
                     new_by_decay = (by_decay[15 - r] + through * rate,) + new_by_decay
                     new_by_drive = (by_drive[15 - r] + grad * tl.load(Bn + (15 - r)),) + new_by_drive

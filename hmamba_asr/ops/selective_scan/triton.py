@@ -10,6 +10,7 @@ ordinary autograd function, which costs the host less.
 from __future__ import annotations
 
 import functools
+import math
 import os
 
 import torch
@@ -59,16 +60,14 @@ def _segments(programs: int, tiles: int, slots: int, prepass: float) -> tuple[in
 class _Scan:
     """One scan's inputs in the kernels' terms, B and C as tiles (G, batch, tile, 2, N, 16) in scan time."""
 
-    def __init__(self, u, delta, A, B, C, D, delta_bias, lengths, reverse_bits: int, warps: int, prepass: float):
+    def __init__(self, u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits: int, warps: int, prepass: float):
         from hmamba_asr.ops.launch import launch
         from hmamba_asr.ops.selective_scan import kernels
 
         self.kernels, self.launch = kernels, launch
         self.u, self.delta, self.B, self.C = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C))
         self.groups, self.batch, self.length, self.channels = u.shape
-        self.n = A.shape[-1]
-        self.A2 = self.empty(self.groups, self.n, self.channels)
-        torch.mul(A.transpose(1, 2), LOG2_E, out=self.A2)
+        self.A2, self.n = A2, A2.shape[1]
         self.D, self.delta_bias, self.lengths, self.reverse_bits = D, delta_bias, lengths, reverse_bits
         self.blocks, self.rows = -(-self.channels // BLOCK_D), self.groups * self.batch
         self.tiles = -(-self.length // T)
@@ -80,8 +79,15 @@ class _Scan:
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, device=self.u.device, dtype=torch.float32)
 
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self.u.device, dtype=torch.float32)
+    def zeros(self, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """One tensor of each shape, cleared in one launch."""
+        sizes = [math.prod(shape) for shape in shapes]
+        parts = torch.zeros(sum(sizes), device=self.u.device, dtype=torch.float32).split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @property
+    def carry_shape(self) -> tuple[int, ...]:
+        return self.groups, self.batch, self.segments, self.n, self.channels
 
     def optional(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """With any tensor for None: an argument that the kernel's flags switch off is never read."""
@@ -108,11 +114,13 @@ class _Scan:
              self.delta_bias is not None, self.lengths is not None, self.channels % BLOCK_D == 0), num_warps=1,
         )  # fmt: skip
 
-    def segment_starts(self, initial: Tensor | None, *, gy: Tensor | None = None) -> Tensor:
-        """The state (G, batch, segment, N, D) that each segment starts from; ``initial`` is (G, batch, N, D)."""
-        carry = self.zeros(self.groups, self.batch, self.segments, self.n, self.channels)
+    def find_starts(self, carry: Tensor, initial: Tensor | None, *, gy: Tensor | None = None) -> None:
+        """Fills ``carry`` (G, batch, segment, N, D), zero on entry, with the state that each segment starts from; ``initial``
+        is (G, batch, N, D)."""
         if self.segments == 1:
-            return carry if initial is None else carry.copy_(initial.unsqueeze(2))
+            if initial is not None:
+                carry.copy_(initial.unsqueeze(2))
+            return
         spans = self.empty(self.groups, self.batch, self.segments, self.channels)
         self.recur(carry, spans=spans, gy=gy)
         block = 128
@@ -121,37 +129,45 @@ class _Scan:
             (carry, spans, self.A2, self.u if initial is None else initial.contiguous()),
             (self.batch, self.channels, self.segments), (self.n, block, gy is not None, initial is not None), num_warps=4,
         )  # fmt: skip
-        return carry
+
+
+def in_base_2(A: Tensor) -> Tensor:
+    """A (G, D, N) as the kernels want it: (G, N, D), for powers of 2."""
+    return torch.mul(A.float().transpose(1, 2), LOG2_E).contiguous()
 
 
 def run_forward(
-    u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits: int, *, y: Tensor | None = None
+    u, delta, A2, B, C, D, delta_bias, lengths, initial, reverse_bits: int, *, y: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (G, batch, L, D) in u's dtype and the last state (G, batch, N, D) in float32; ``initial`` is shaped like the latter.
-    ``y`` is where the former is written if given, and may be ``u`` itself."""
-    scan = _Scan(u, delta, A, B, C, D, delta_bias, lengths, reverse_bits, FORWARD_WARPS, FORWARD_PREPASS)
-    carry = scan.segment_starts(initial)
+    ``A2`` is from :func:`in_base_2`; ``y`` is where the first is written if given, and may be ``u`` itself."""
+    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, FORWARD_WARPS, FORWARD_PREPASS)
+    (carry,) = scan.zeros(scan.carry_shape)
+    scan.find_starts(carry, initial)
     y = torch.empty(u.shape, device=u.device, dtype=u.dtype) if y is None else y
     scan.recur(carry, y=y)
     return y, carry[:, :, -1]
 
 
 def run_backward(
-    gy, glast, u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits: int, *, deterministic: bool,
+    gy, glast, u, delta, A2, B, C, D, delta_bias, lengths, initial, reverse_bits: int, *, deterministic: bool,
     gu: Tensor | None = None, gdelta: Tensor | None = None, gB: Tensor | None = None, gC: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Gradients by name. gy (G, batch, L, D), also with stride 0 over G; glast (G, batch, N, D) or None. ``gu``, ``gdelta``,
-    ``gB`` and ``gC`` are where those are written if given; the first two may be ``u`` and ``delta`` themselves."""
-    scan = _Scan(u, delta, A, B, C, D, delta_bias, lengths, reverse_bits, BACKWARD_WARPS, BACKWARD_PREPASS)
-    shape, n = (scan.groups, scan.batch, scan.segments), scan.n
+    """Gradients by name: of u, delta, B, C, the initial state, and as "sums" (G, batch x segment, N + 2, D) those of A, D and
+    delta_bias, still to be added up. gy (G, batch, L, D), also with stride 0 over G; glast (G, batch, N, D) or None.
+    ``gu``, ``gdelta``, ``gB`` and ``gC`` are where those are written if given; the first two may be ``u`` and ``delta``."""
+    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, BACKWARD_WARPS, BACKWARD_PREPASS)
+    n, copies = scan.n, scan.blocks if deterministic else 1
     gy = gy if gy.stride(-1) == 1 else gy.contiguous()
-    carry, adjoint = scan.segment_starts(initial), scan.segment_starts(glast, gy=gy)
+    carry, adjoint, sums, gBC = scan.zeros(
+        scan.carry_shape, scan.carry_shape, (*scan.carry_shape[:3], n + 2, scan.channels), (copies, *scan.BC.shape)
+    )
+    scan.find_starts(carry, initial)
+    scan.find_starts(adjoint, glast, gy=gy)
     gu, gdelta, gB, gC = (
         torch.empty(x.shape, device=x.device, dtype=x.dtype) if given is None else given
         for x, given in ((u, gu), (delta, gdelta), (B, gB), (C, gC))
     )
-    gBC = scan.zeros(scan.blocks if deterministic else 1, *scan.BC.shape)
-    sums = scan.zeros(*shape, n + 2, scan.channels)
     items = scan.blocks * scan.rows * scan.segments
     programs = min(items, scan.slots)
     scan.launch(
@@ -164,18 +180,25 @@ def run_backward(
          not deterministic, u.dtype == torch.float32, scan.channels % BLOCK_D == 0), num_warps=1,
     )  # fmt: skip
     scan.copy_tiles(gB, gC, gBC.sum(0) if deterministic else gBC[0], back=True)
-    sums = sums.sum((1, 2))
-    return {
-        "u": gu, "delta": gdelta, "A": sums[:, :n].transpose(1, 2), "B": gB, "C": gC, "D": sums[:, n],
-        "delta_bias": sums[:, n + 1], "initial": adjoint[:, :, 0],
-    }  # fmt: skip
+    return {"u": gu, "delta": gdelta, "B": gB, "C": gC, "sums": sums.flatten(1, 2), "initial": adjoint[:, :, 0]}
+
+
+def _forward(u, delta, A, *others) -> tuple[Tensor, Tensor]:
+    return run_forward(u, delta, in_base_2(A), *others)
 
 
 def _gradients(gy, glast, tensors, reverse_bits: int, deterministic: bool) -> list[Tensor]:
-    grads = run_backward(gy, glast, *tensors, reverse_bits, deterministic=deterministic)
-    for name, x in zip(("A", "D", "delta_bias"), (tensors[2], tensors[5], tensors[6]), strict=True):
-        grads[name] = grads[name].to(torch.float32 if x is None else x.dtype).contiguous()
-    return list(grads.values())
+    u, delta, A, B, C, D, delta_bias, *others = tensors
+    grads = run_backward(
+        gy, glast, u, delta, in_base_2(A), B, C, D, delta_bias, *others, reverse_bits, deterministic=deterministic
+    )
+    sums, n = grads["sums"].sum(1), A.shape[-1]
+    gA = sums[:, :n].transpose(1, 2).to(A.dtype).contiguous()
+    vectors = [
+        g.to(torch.float32 if x is None else x.dtype).contiguous()
+        for g, x in ((sums[:, n], D), (sums[:, n + 1], delta_bias))
+    ]  # fmt: skip
+    return [grads["u"], grads["delta"], gA, grads["B"], grads["C"], *vectors, grads["initial"]]
 
 
 def _for_inputs(grads: list[Tensor], tensors) -> tuple:
@@ -191,7 +214,7 @@ class _ScanFunction(torch.autograd.Function):
     def forward(ctx, *inputs):
         *tensors, ctx.reverse_bits = inputs
         ctx.save_for_backward(*tensors)
-        return run_forward(*inputs)
+        return _forward(*inputs)
 
     @staticmethod
     def backward(ctx, gy, glast):
@@ -204,7 +227,7 @@ def _scan_op(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, delta_bias: Tensor | None,
     lengths: Tensor | None, initial: Tensor | None, reverse_bits: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    y, last = run_forward(u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits)
+    y, last = _forward(u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits)
     return y, last.clone()
 
 
