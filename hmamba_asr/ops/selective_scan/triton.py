@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634
-T, BLOCK_D = 8, 64  # frames of a tile and channels of a program, of which each thread of its warp has two
+T = 16  # frames of a tile
+BLOCK_D = 32  # channels of a program, one for each thread of its warp
 # Programs that fit a processor at once, by the registers they take, and what finding the states between segments costs
 # relative to the passes that need them.
 FORWARD_WARPS, FORWARD_PREPASS = 12, 0.8
@@ -56,16 +57,8 @@ def _segments(programs: int, tiles: int, slots: int, prepass: float) -> tuple[in
     return max(1, -(-tiles // each)), each
 
 
-def _aligned(*tensors: Tensor) -> bool:
-    """Whether all rows over channels start at multiples of 16 bytes, so that a thread can move its channels at once."""
-    return all(
-        x.shape[-1] % 8 == 0 and x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1])
-        for x in tensors
-    )  # fmt: skip
-
-
 class _Scan:
-    """One scan's inputs in the kernels' terms, B and C as tiles (G, batch, tile, 2, N, T) in scan time."""
+    """One scan's inputs in the kernels' terms, B and C as tiles (G, batch, tile, 2, N, 16) in scan time."""
 
     def __init__(self, u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits: int, warps: int, prepass: float):
         from hmamba_asr.ops.launch import launch
@@ -89,9 +82,8 @@ class _Scan:
     def zeros(self, *shapes: tuple[int, ...]) -> list[Tensor]:
         """One tensor of each shape, cleared in one launch."""
         sizes = [math.prod(shape) for shape in shapes]
-        padded = [-(-size // 4) * 4 for size in sizes]  # to start at multiples of 16 bytes
-        parts = torch.zeros(sum(padded), device=self.u.device, dtype=torch.float32).split(padded)
-        return [part[:size].view(shape) for part, size, shape in zip(parts, sizes, shapes, strict=True)]
+        parts = torch.zeros(sum(sizes), device=self.u.device, dtype=torch.float32).split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @property
     def carry_shape(self) -> tuple[int, ...]:
@@ -105,7 +97,7 @@ class _Scan:
         self.launch(
             self.kernels.tile_kernel, (self.tiles, self.rows, 2), (B, C, tiles, *self.optional(self.lengths)),
             (*B.stride()[:3], *C.stride()[:3], self.length, self.batch, self.tiles, self.reverse_bits),
-            (self.n, 1 << (self.n - 1).bit_length(), T, self.lengths is not None, back), num_warps=1,
+            (self.n, 1 << (self.n - 1).bit_length(), self.lengths is not None, back), num_warps=1,
         )  # fmt: skip
 
     def recur(self, carry: Tensor, *, y: Tensor | None = None, spans: Tensor | None = None, gy: Tensor | None = None) -> None:
@@ -118,8 +110,8 @@ class _Scan:
              *self.optional(spans, self.lengths)),
             (*u.stride()[:3], *self.delta.stride()[:3], self.length, self.batch, self.channels, self.tiles, self.segment_tiles,
              self.segments, 0 if gy is None else skipped, self.reverse_bits),
-            (self.n, T, BLOCK_D, gy is not None, y is not None, spans is not None, self.D is not None and y is not None,
-             self.delta_bias is not None, self.lengths is not None, _aligned(u, self.delta, self.A2, carry)), num_warps=1,
+            (self.n, BLOCK_D, gy is not None, y is not None, spans is not None, self.D is not None and y is not None,
+             self.delta_bias is not None, self.lengths is not None, self.channels % BLOCK_D == 0), num_warps=1,
         )  # fmt: skip
 
     def find_starts(self, carry: Tensor, initial: Tensor | None, *, gy: Tensor | None = None) -> None:
@@ -184,9 +176,8 @@ def run_backward(
          scan.empty(programs, scan.segment_tiles, n, BLOCK_D), *scan.optional(lengths), gu, gdelta, gBC, sums),
         (*scan.u.stride()[:3], *scan.delta.stride()[:3], *gy.stride()[:3], scan.length, scan.batch, scan.channels, scan.tiles,
          scan.segment_tiles, scan.segments, items, scan.blocks, reverse_bits, gBC.stride(0) if deterministic else 0),
-        (n, max(16, 1 << (n - 1).bit_length()), T, BLOCK_D, D is not None, delta_bias is not None, lengths is not None,
-         not deterministic, u.dtype == torch.float32, _aligned(scan.u, scan.delta, gy, gu, gdelta, scan.A2, carry, adjoint, sums)),
-        num_warps=1,
+        (n, max(16, 1 << (n - 1).bit_length()), BLOCK_D, D is not None, delta_bias is not None, lengths is not None,
+         not deterministic, u.dtype == torch.float32, scan.channels % BLOCK_D == 0), num_warps=1,
     )  # fmt: skip
     scan.copy_tiles(gB, gC, gBC.sum(0) if deterministic else gBC[0], back=True)
     return {"u": gu, "delta": gdelta, "B": gB, "C": gC, "sums": sums.flatten(1, 2), "initial": adjoint[:, :, 0]}
