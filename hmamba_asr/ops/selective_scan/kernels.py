@@ -3,7 +3,7 @@
 Work is cut three ways: G x batch rows, blocks of BLOCK_D channels, and *segments* of time. A program is one warp, a channel to a
 thread. It walks through its segment in tiles of 16 frames, and through a tile once for every state dimension n: the frames
 are unrolled, so the recurrence is 16 fused multiply-adds in registers, with no exchange between threads and no layout left
-to the compiler.
+to the compiler. Between tiles the state rests in memory (one load and one store for every 16 frames, from the cache).
 
 Time is *scan time*: t = 0 is the first frame the recurrence meets, which for a reverse direction is the utterance's last
 valid one. Frames past the end have dt = 0 and no input, which leaves the state as it is.
@@ -185,14 +185,9 @@ def scan_kernel(
     span = tl.zeros([BLOCK_D], tl.float32)
     begin = segment * tiles_each
     count = tl.minimum(tiles_each, n_tiles - begin)
-    used = tl.maximum(tl.minimum(count, tl.cdiv(length, T) - begin), 0)
     sign = 1 - 2 * reverse.to(tl.int64)
-    rates, states = (), ()
-    for n in tl.static_range(N):
-        rates += (_vector(A2 + n * channels, in_d),)
-        states += (_vector(carry + n * channels, in_d),)
-    for k in range(0, used):
-        tile = begin + (used - 1 - k if ADJOINT else k)
+    for k in range(0, count):
+        tile = begin + (count - 1 - k if ADJOINT else k)
         first, left = _first_row(tile, length, reverse), length - tile * T
         dts = _dts(delta + first * sd_l, sign * sd_l, left, in_d, shift)
         vs = _frames(u + first * su_l, sign * su_l, left, in_d)
@@ -205,29 +200,37 @@ def scan_kernel(
         Bn = BC + (gb * n_tiles + tile).to(tl.int64) * (2 * N * T)
         if ADJOINT:
             Bn += N * T  # C stands in for B
-        new_states = ()
-        for n in tl.static_range(N):
-            h, new_outs = states[n], ()
+        # What a round needs is loaded one round ahead: a program is a single warp, and few of them share a processor. One value
+        # of each 32 bytes of B and C brings the rest into the cache.
+        next_rate, next_h = _vector(A2, in_d), _vector(carry, in_d)
+        next_B0, next_B8 = tl.load(Bn), tl.load(Bn + 8)
+        if WRITE_Y:
+            next_C0, next_C8 = tl.load(Bn + N * T), tl.load(Bn + N * T + 8)
+        for n in range(0, tl.where(left > 0, N, 0)):
+            rate, h, B0, B8 = next_rate, next_h, next_B0, next_B8
+            after = tl.minimum(n + 1, N - 1)
+            next_rate, next_h = _vector(A2 + after * channels, in_d), _vector(carry + after * channels, in_d)
+            next_B0, next_B8 = tl.load(Bn + after * T), tl.load(Bn + after * T + 8)
+            if WRITE_Y:
+                C0, C8 = next_C0, next_C8
+                next_C0, next_C8 = tl.load(Bn + (N + after) * T), tl.load(Bn + (N + after) * T + 8)
+            new_outs = ()
             if ADJOINT:
                 for j in tl.static_range(16):
-                    h = tl.exp2(dts[15 - j] * rates[n]) * (drives[15 - j] * tl.load(Bn + (n * T + 15 - j)) + h)
+                    c = B8 if j == 7 else (B0 if j == 15 else tl.load(Bn + n * T + (15 - j)))
+                    h = tl.exp2(dts[15 - j] * rate) * (drives[15 - j] * c + h)
             else:
                 for j in tl.static_range(16):
-                    h = tl.exp2(dts[j] * rates[n]) * h + drives[j] * tl.load(Bn + (n * T + j))
+                    h = tl.exp2(dts[j] * rate) * h + drives[j] * (B0 if j == 0 else (B8 if j == 8 else tl.load(Bn + n * T + j)))
                     if WRITE_Y:
-                        new_outs += (outs[j] + h * tl.load(Bn + ((N + n) * T + j)),)
+                        c = C0 if j == 0 else (C8 if j == 8 else tl.load(Bn + (N + n) * T + j))
+                        new_outs += (outs[j] + h * c,)
             if WRITE_Y:
                 outs = new_outs
-            new_states += (h,)
-        states = new_states
+            tl.store(carry + n * channels, h, mask=in_d)
         if WRITE_Y:
             _store_frames(y + first * channels, sign * channels, left, outs, in_d)
             _store_padding(y, channels, tile, left, L, in_d)
-    for n in tl.static_range(N):
-        tl.store(carry + n * channels, states[n], mask=in_d)
-    if WRITE_Y:
-        for k in range(used, count):
-            _store_padding(y, channels, begin + k, 0, L, in_d)
     if WRITE_SPANS:
         tl.store(spans + slot * channels + d, span, mask=in_d)
 
@@ -309,24 +312,25 @@ def backward_kernel(
         # Tiles past the utterance's end only have zeros to write.
         count = tl.minimum(tiles_each, n_tiles - begin)
         used = tl.maximum(tl.minimum(count, tl.cdiv(length, T) - begin), 0)
-        hs = ()
-        for m in tl.static_range(N):
-            hs += (_vector(carry_here + m * channels, in_d),)
         for k in range(0, used):
             first, left = _first_row(begin + k, length, reverse), length - (begin + k) * T
             dts = _dts(delta_here + first * sd_l, sign * sd_l, left, in_d, shift)
             vs = _frames(u_here + first * su_l, sign * su_l, left, in_d)
-            drives, new_hs = (), ()
+            drives = ()
             for j in tl.static_range(16):
                 drives += (dts[j] * vs[j],)
             Bn = BC + (gb * n_tiles + begin + k).to(tl.int64) * (2 * N * T)
-            for m in tl.static_range(N):
-                h, rate = hs[m], _vector(rates + m * channels, in_d)
-                tl.store(states + (k * N + m) * BLOCK_D, h)
+            next_rate, next_h = _vector(rates, in_d), _vector(carry_here, in_d)
+            next_B0, next_B8 = tl.load(Bn), tl.load(Bn + 8)
+            for n in range(0, N):
+                rate, h, B0, B8 = next_rate, next_h, next_B0, next_B8
+                after = tl.minimum(n + 1, N - 1)
+                next_rate, next_h = _vector(rates + after * channels, in_d), _vector(carry_here + after * channels, in_d)
+                next_B0, next_B8 = tl.load(Bn + after * T), tl.load(Bn + after * T + 8)
+                tl.store(states + (k * N + n) * BLOCK_D, h)
                 for j in tl.static_range(16):
-                    h = tl.exp2(dts[j] * rate) * h + drives[j] * tl.load(Bn + (m * T + j))
-                new_hs += (h,)
-            hs = new_hs
+                    h = tl.exp2(dts[j] * rate) * h + drives[j] * (B0 if j == 0 else (B8 if j == 8 else tl.load(Bn + n * T + j)))
+                tl.store(carry_here + n * channels, h, mask=in_d)
         gD_sum = tl.zeros([BLOCK_D], tl.float32)
         gbias_sum = tl.zeros([BLOCK_D], tl.float32)
         for k in range(0, count):
@@ -365,8 +369,6 @@ def backward_kernel(
                     decayed += (a * h,)
                     h = a * h + drives[j] * (B0 if j == 0 else (B8 if j == 8 else tl.load(Bn + j)))
                     into_C += (h * outs[j],)
-                over_C = tl.dot(ones, _columns(into_C), input_precision=precision)
-                sum_C = tl.where(n_row == n, over_C, sum_C)
                 new_by_decay, new_by_drive, into_B = (), (), ()
                 for r in tl.static_range(16):  # frame 15 - r, written out because it must stay a constant
                     c = C8 if r == 7 else (C0 if r == 15 else tl.load(Cn + (15 - r)))
@@ -381,7 +383,9 @@ def backward_kernel(
                 tl.store(adjoint_here + n * channels, p, mask=in_d)
                 tl.store(sums_here + n * channels, gA, mask=in_d)
                 over_B = tl.dot(ones, _columns(into_B), input_precision=precision)
+                over_C = tl.dot(ones, _columns(into_C), input_precision=precision)
                 sum_B = tl.where(n_row == n, over_B, sum_B)
+                sum_C = tl.where(n_row == n, over_C, sum_C)
             # Read again: sixteen registers fewer in the loop above.
             vs = _frames(u_here + first * su_l, sign * su_l, left, in_d)
             gus, gdeltas = (), ()
