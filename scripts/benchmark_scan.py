@@ -107,7 +107,7 @@ def on_cpu(device: torch.device, pairs: int) -> dict:
         require(f"{name}'s float32 output", relative_error(run(*(x.float() for x in small)), exact), 1e-5)
     ours = gradients(scan_directions)
     for name, run in sides.items():
-        for x, a, b in zip("u delta A B C".split(), ours, gradients(run), strict=True):
+        for x, a, b in zip(["u", "delta", "A", "B", "C"], ours, gradients(run), strict=True):
             require(f"the gradient of {x} beside {name}'s", relative_error(a, b), 1e-4)
 
     figures, rows = {"shape": CPU_SHAPE}, []

@@ -89,8 +89,8 @@ def peak_memory_mib(run: Callable[[], object], device: torch.device) -> float | 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """||actual - expected|| / ||expected|| in float64; NaN stays NaN, which no bound accepts."""
-    actual, expected = actual.detach().double(), expected.detach().double()
-    return ((actual - expected).norm() / expected.norm()).item()
+    actual, expected = (x.detach().double().cpu() for x in (actual, expected))
+    return ((actual - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
 def require(name: str, error: float, bound: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -206,3 +207,41 @@ def test_the_slurm_recipe_ranks_its_tasks_and_requeues_what_was_saved(tmp_path, 
     command = f"train.py hparams/conmamba_small_ls100.yaml --data_folder {corpus} --seed 7"
     assert done.stdout.splitlines() == [f"{rank}/4 {rank % 2} n1:24711 {command}" for rank in range(4)]
     assert (tmp_path / "requeued").exists() is requeued
+
+
+# ---- benchmarks ---------------------------------------------------------------------------------------------------------
+
+
+def test_scan_benchmark_times_what_it_checked(monkeypatch, capsys):
+    import benchmark_scan
+    import torch
+
+    monkeypatch.setattr(benchmark_scan, "CPU_SHAPE", (2, 60, 6, 3))
+    figures = benchmark_scan.on_cpu(torch.device("cpu"), pairs=2)
+    assert figures["cpu_fwd_vs_loop"] > 0 and figures["cpu_fwd_bwd_vs_loop"] > 0
+    assert "time loop" in capsys.readouterr().out
+
+    right = benchmark_scan.loop_scan
+    monkeypatch.setattr(benchmark_scan, "loop_scan", lambda *inputs: right(*inputs) * 1.001)
+    with pytest.raises(SystemExit, match="time loop's output is off by .* not timed"):
+        benchmark_scan.on_cpu(torch.device("cpu"), pairs=1)
+
+
+def test_encoder_benchmark_runs_and_writes_its_figures(monkeypatch, tmp_path):
+    import benchmark_encoder
+
+    file = tmp_path / "figures.json"
+    options = ["--device", "cpu", "--seconds", "2", "--pairs", "1", "--train", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["benchmark_encoder.py", *options])
+    benchmark_encoder.main()
+    (figure,) = json.loads(file.read_text(encoding="utf-8"))["lengths"].values()
+    assert figure["batch"] == 1 and figure["encoder_vs_conformer"] > 0 and figure["ours_frames_per_second"] > 0
+
+
+def test_a_result_that_is_nan_is_never_timed():
+    import benchmarking
+    import torch
+
+    error = benchmarking.relative_error(torch.tensor([float("nan")]), torch.tensor([1.0]))
+    with pytest.raises(SystemExit, match="not timed"):
+        benchmarking.require("something", error, 1.0)

@@ -27,7 +27,13 @@ def kernel(function):
 
 
 def launch(
-    function, grid: tuple[int, int, int], tensors: tuple[Tensor, ...], numbers: tuple[int, ...], constants: tuple, *, num_warps: int
+    function,
+    grid: tuple[int, int, int],
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int, ...],
+    constants: tuple,
+    *,
+    num_warps: int,
 ) -> None:
     """Run ``function(*tensors, *numbers, *constants)`` on ``grid``."""
     if not all(grid):

@@ -29,9 +29,11 @@ def mamba_mixer(
     """Convolution and SiLU, selective scan and skip for each direction, then their mean, gated and projected.
 
     Shapes, with G directions: xz (batch, L, 2 D), the mixer's input beside its gate; conv_weight (G, D, K), conv_bias (G, D);
-    x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D); A_log (G, D, N), for A = -exp(A_log); D (G, D); out_proj
-    (d_model, D); lengths (batch,). Returns (batch, L, d_model), zero past the end. Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as
-    in Zhu et al., https://arxiv.org/abs/2401.09417, Algorithm 1.
+    x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D); A_log (G, D, N), for A = -exp(A_log);
+    D (G, D); out_proj (d_model, D); lengths (batch,). Returns (batch, L, d_model), zero past the end.
+
+    Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as in Zhu et al.,
+    https://arxiv.org/abs/2401.09417, Algorithm 1.
     """
     if resolve_backend(backend, xz) == "triton" and xz.numel():
         from hmamba_asr.ops.mixer_triton import mixer

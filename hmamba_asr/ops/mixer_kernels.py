@@ -1,6 +1,6 @@
-"""Triton kernels around the selective scan in a Mamba mixer: short convolution with SiLU, output gate, weights and their gradients.
+"""Triton kernels around the selective scan in a Mamba mixer: short convolution with SiLU, output gate, and the weights.
 
-Memory-bound: each reads its inputs once and writes its outputs once (neighbouring taps come from the cache).
+Memory-bound: each reads its inputs once and writes its outputs once.
 """
 
 import triton
@@ -118,7 +118,9 @@ def conv_silu_backward_kernel(
         into_x = ()
         for j in tl.static_range(16):
             if ADD:
-                into_x += (tl.load(gx + (first + j).to(tl.int64) * sg_l, mask=(first + j < length) & in_d, other=0.0).to(tl.float32),)
+                into_x += (
+                    tl.load(gx + (first + j).to(tl.int64) * sg_l, mask=(first + j < length) & in_d, other=0.0).to(tl.float32),
+                )
             else:
                 into_x += (tl.zeros([BLOCK_D], tl.float32),)
         for g in tl.static_range(G):

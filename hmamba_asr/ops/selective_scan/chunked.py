@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 # Elements of one (chunk, rows, N, D) buffer. On CPU the few live buffers should stay in the cache; on a GPU a chunk
 # should be long, because each step is a kernel launch anyway and everything else is then one launch per chunk.
-CPU_CHUNK_ELEMENTS = 1 << 18
+CPU_CHUNK_ELEMENTS = 1 << 20
 GPU_CHUNK_ELEMENTS = 1 << 26
 
 
@@ -35,18 +35,19 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int):
-        length = u.shape[0]
+        length, (groups, batch, n, channels) = u.shape[0], state.shape
         y = torch.empty_like(u)
+        buffers = u.new_empty(2, min(chunk, length), groups, batch, n, channels)
         starts = []
         for s in range(0, length, chunk):
             e = min(s + chunk, length)
-            starts.append(state.clone())
-            decay, states = _chunk_states(u[s:e], delta[s:e], A, B[s:e], state)
-            state = states[-1]
+            starts.append(state)
+            _, states = _chunk_states(u[s:e], delta[s:e], A, B[s:e], state, buffers)
+            state = states[-1].clone()  # the buffer is used again
             torch.matmul(C[s:e].unsqueeze(-2), states, out=y[s:e].unsqueeze(-2))
         ctx.save_for_backward(u, delta, A, B, C, *starts)
         ctx.chunk = chunk
-        return y, state.clone()
+        return y, state
 
     @staticmethod
     @once_differentiable
@@ -56,12 +57,13 @@ class _ChunkedScan(torch.autograd.Function):
         gy, carry = gy.contiguous(), carry.clone()  # carry: decay_{t+1} * gradient of the state at t+1
         gu, gdelta = torch.empty_like(u), torch.empty_like(delta)
         gB, gC, gA = torch.empty_like(B), torch.empty_like(C), torch.zeros_like(A)
+        buffers = u.new_empty(3, min(ctx.chunk, length), *carry.shape)
         for index in reversed(range(len(starts))):
             s = index * ctx.chunk
             e = min(s + ctx.chunk, length)
             uc, dc, gyc = u[s:e], delta[s:e], gy[s:e]
-            decay, states = _chunk_states(uc, dc, A, B[s:e], starts[index])
-            gstate = C[s:e].unsqueeze(-1) * gyc.unsqueeze(-2)
+            decay, states = _chunk_states(uc, dc, A, B[s:e], starts[index], buffers)
+            gstate = torch.mul(C[s:e].unsqueeze(-1), gyc.unsqueeze(-2), out=buffers[2, : e - s])
             gstate[-1] += carry
             for t in reversed(range(e - s - 1)):
                 torch.addcmul(gstate[t], decay[t + 1], gstate[t + 1], out=gstate[t])
@@ -83,10 +85,13 @@ class _ChunkedScan(torch.autograd.Function):
         return gu, gdelta, gA, gB, gC, carry, None
 
 
-def _chunk_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Decays and states (steps, G, batch, N, D) of one chunk, from the state before it."""
-    decay = (delta.unsqueeze(-2) * A.unsqueeze(1)).exp_()
-    states = B.unsqueeze(-1) * (delta * u).unsqueeze(-2)
+def _chunk_states(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, buffers: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Decays and states (steps, G, batch, N, D) of one chunk, from the state before it, in the first two buffers."""
+    decay, states = buffers[0, : u.shape[0]], buffers[1, : u.shape[0]]
+    torch.mul(delta.unsqueeze(-2), A.unsqueeze(1), out=decay).exp_()
+    torch.mul(B.unsqueeze(-1), (delta * u).unsqueeze(-2), out=states)
     _recur(decay, states, state)
     return decay, states
 

@@ -245,10 +245,7 @@ def pass_kernel(
     gb, n = tl.program_id(1), tl.program_id(2)
     in_d = d < channels
     rate = _vector(A2 + (gb // batch * N + n) * channels + d, in_d)
-    if HAS_INITIAL:
-        state = _vector(initial + (gb * N + n) * channels + d, in_d)
-    else:
-        state = tl.zeros([BLOCK], tl.float32)
+    state = _vector(initial + (gb * N + n) * channels + d, in_d) if HAS_INITIAL else tl.zeros([BLOCK], tl.float32)
     for first in range(0, n_segments, 8):
         places, owns, decays = (), (), ()
         for k in tl.static_range(8):  # eight at a time, so that the loads do not wait for each other

@@ -3,8 +3,8 @@
 Inputs may be float32, bfloat16 or float16; states, decays and sums are float32. The backward pass keeps nothing but the inputs:
 it runs the recurrence once more and holds the states before its tiles only for the segments in work.
 
-Under ``torch.compile`` the scan is the custom op ``hmamba_asr::selective_scan``, which the compiler keeps whole; elsewhere it is an
-ordinary autograd function, which costs the host less.
+Under ``torch.compile`` the scan is the custom op ``hmamba_asr::selective_scan``, which the compiler keeps whole; elsewhere it is
+an ordinary autograd function, which costs the host less.
 """
 
 from __future__ import annotations

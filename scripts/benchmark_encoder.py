@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""How many seconds of audio a second does a ConMamba encoder take, next to a Conformer encoder of equal size?
+
+    python scripts/benchmark_encoder.py [--device cuda] [--train] [--json FILE]
+
+The encoders of hparams/conmamba_small_ls100.yaml and hparams/conformer_small_ls100.yaml with random weights, on utterances of
+10 s, 30 s, 2 min and 10 min, as many in a batch as make 10 minutes of audio (on a CPU: one). On a GPU in bfloat16: ConMamba
+eager, compiled (``torch.compile``) and as a CUDA graph, each against the Conformer eager. ``--train`` adds the backward pass.
+
+Before anything is timed, each form's output is held against the eager float32 one, and a padded utterance against itself alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from benchmarking import compare, graphed, peak_memory_mib, print_table, relative_error, require, write_json
+
+from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
+
+SECONDS = (10, 30, 120, 600)
+BATCH_SECONDS = 600
+FRAMES_PER_SECOND = 25
+COMMON = {"d_model": 144, "d_ffn": 1024, "dropout": 0.0, "kernel_size": 31}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--train", action="store_true", help="forward and backward instead of forward")
+    parser.add_argument("--seconds", type=int, nargs="+", default=SECONDS, help="lengths of the utterances")
+    parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 15 on a GPU)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    torch.manual_seed(0)
+    conmamba = ConMambaEncoder(**COMMON, num_layers=12).to(device)
+    conformer = ConformerControl(**COMMON, num_layers=13, nhead=4).to(device)
+    sizes = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (conmamba, conformer)]
+    print(f"{hardware(device)}, torch {torch.__version__}; ConMamba {sizes[0]:.2f}M, Conformer {sizes[1]:.2f}M parameters")
+    for model in (conmamba, conformer):
+        model.train(options.train)
+        check_padding(model, device)
+
+    figures, rows = {"hardware": hardware(device), "torch": torch.__version__, "train": options.train, "lengths": {}}, []
+    for seconds in options.seconds:
+        batch = max(1, BATCH_SECONDS // seconds) if on_gpu else 1
+        x = torch.randn(batch, seconds * FRAMES_PER_SECOND, COMMON["d_model"], device=device, requires_grad=options.train)
+        lengths = torch.full((batch,), x.shape[1], device=device)
+        theirs = step_of(conformer, x, lengths, train=options.train)
+        runs = {"eager": step_of(conmamba, x, lengths, train=options.train)}
+        if on_gpu:
+            runs["compiled"] = step_of(torch.compile(conmamba, dynamic=False), x, lengths, train=options.train)
+            runs["CUDA graph"] = graphed(runs["eager"])
+        exact = conmamba(x, lengths).states
+        for name, run in runs.items():
+            output = run()
+            if output is not None:  # the replay of a graph returns nothing; what it captured was checked as "eager"
+                require(f"ConMamba {name}, {seconds} s", relative_error(output, exact), 3e-2 if on_gpu else 1e-5)
+            ratio = compare(run, theirs, device, pairs=options.pairs or (15 if on_gpu else 3), warmup=3 if on_gpu else 1)
+            audio = batch * seconds
+            memory = [peak_memory_mib(r, device) for r in (run, theirs)]
+            figures["lengths"][f"{seconds} s, {name}"] = {
+                "batch": batch, "ours_mib": memory[0], "theirs_mib": memory[1],
+                "ours_audio_seconds_per_second": audio / ratio.ours, "theirs_audio_seconds_per_second": audio / ratio.theirs, "encoder_vs_conformer": ratio.median,
+                "ours_frames_per_second": audio * FRAMES_PER_SECOND / ratio.ours,
+            }  # fmt: skip
+            rows.append(
+                [
+                    f"{batch} x {seconds} s", name, f"{audio / ratio.ours:.0f}", f"{audio / ratio.theirs:.0f}", str(ratio),
+                    *("" if m is None else f"{m:.0f}" for m in memory),
+                ]
+            )  # fmt: skip
+    header = ["audio", "ConMamba", "audio s/s", "Conformer audio s/s", "ratio: median (min to max)", "MiB", "Conformer MiB"]
+    print_table(f"Encoders, {'forward and backward' if options.train else 'forward'}", header, rows)
+    write_json(options.json, figures)
+
+
+def step_of(model, x: torch.Tensor, lengths: torch.Tensor, *, train: bool):
+    """A function that runs the encoder once, as training or evaluation would, and returns its states."""
+    autocast = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.device.type == "cuda")
+
+    def run():
+        with torch.set_grad_enabled(train):
+            with autocast:
+                states = model(x, lengths).states
+            if train:
+                torch.autograd.grad(states.float().square().mean(), list(model.parameters()))
+        return states.detach()
+
+    return run
+
+
+def check_padding(model, device: torch.device) -> None:
+    """An utterance gets the same states alone and beside a longer one."""
+    x = torch.randn(2, 60, COMMON["d_model"], device=device)
+    with torch.no_grad():
+        padded = model(x, torch.tensor([60, 23], device=device)).states[1, :23]
+        alone = model(x[1:, :23], torch.tensor([23], device=device)).states[0]
+    require(f"{type(model).__name__} with padding", relative_error(padded, alone), 1e-4)
+
+
+if __name__ == "__main__":
+    main()

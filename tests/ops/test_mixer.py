@@ -1,0 +1,103 @@
+"""The fused mixer against the same steps in plain PyTorch: output and every gradient."""
+
+import pytest
+import torch
+from benchmarking import relative_error
+
+from hmamba_asr.ops import mixer_triton
+from hmamba_asr.ops.mixer import mamba_mixer
+
+NAMES = ("xz", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
+
+
+def weights_for(channels=6, n=4, rank=3, taps=4, d_model=5, groups=2, batch=2, length=21):
+    g = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return [
+        randn(batch, length, 2 * channels), randn(groups, channels, taps), randn(groups, channels),
+        randn(groups, channels, 2 * n + rank) / 3, randn(groups, rank, channels), randn(groups, channels) - 1,
+        randn(groups, channels, n) / 2, randn(groups, channels), randn(d_model, channels),
+    ]  # fmt: skip
+
+
+def run(inputs, backend, dtype, lengths, directions, device="cpu"):
+    xs = [x.to(device, dtype).requires_grad_() for x in inputs]
+    y = mamba_mixer(*xs, lengths=None if lengths is None else lengths.to(device), directions=directions, backend=backend)
+    w = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return [y, *torch.autograd.grad((y * w).sum(), xs)]
+
+
+@pytest.fixture(autouse=True)
+def small_programs(monkeypatch):
+    monkeypatch.setattr(mixer_triton, "ROWS", 8)
+    monkeypatch.setattr(mixer_triton, "COLS", 8)
+    monkeypatch.setattr(mixer_triton, "WALK_TILES", 1)
+
+
+@pytest.mark.parametrize("directions", [("forward",), ("forward", "reverse"), ("reverse", "forward")])
+@pytest.mark.parametrize("apart", [False, True])
+def test_fused_is_the_plain_mixer(directions, apart, device, poisoned, monkeypatch):
+    """Also with the directions taking turns in the backward pass."""
+    monkeypatch.setattr(mixer_triton, "SPLIT_BYTES", 0 if apart else 2**40)
+    inputs, lengths = weights_for(groups=len(directions)), torch.tensor([21, 9])
+    expected = run(inputs, "reference", torch.float64, lengths, directions)
+    actual = run(inputs, "triton", torch.float32, lengths, directions, device)
+    for name, a, e in zip(["output", *NAMES], actual, expected, strict=True):
+        assert relative_error(a, e) < 3e-6, name
+
+
+@pytest.mark.parametrize("shape", [{"length": 1}, {"channels": 16, "rank": 8, "n": 4}, {"taps": 2, "batch": 1}, {"length": 35}])
+def test_other_shapes(shape, device, poisoned):
+    inputs = weights_for(**shape)
+    expected = run(inputs, "reference", torch.float64, None, ("forward", "reverse"))
+    actual = run(inputs, "triton", torch.float32, None, ("forward", "reverse"), device)
+    for name, a, e in zip(["output", *NAMES], actual, expected, strict=True):
+        assert relative_error(a, e) < 3e-6, name
+
+
+def test_bfloat16_error(device):
+    """Weights stay float32, everything between is bfloat16: no worse than the plain steps under autocast."""
+    inputs, lengths, both = weights_for(length=30), torch.tensor([30, 11]), ("forward", "reverse")
+    expected = run(inputs, "reference", torch.float64, lengths, both)
+
+    def errors(backend, device):
+        xs = [x.to(device, torch.bfloat16 if i == 0 else torch.float32).requires_grad_() for i, x in enumerate(inputs)]
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+            y = mamba_mixer(*xs, lengths=lengths.to(device), backend=backend)
+        assert y.dtype == torch.bfloat16
+        w = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+        outputs = [y, *torch.autograd.grad((y * w).sum(), xs)]
+        assert [x.dtype for x in outputs] == [torch.bfloat16] * 2 + [torch.float32] * 8
+        return [relative_error(a, e) for a, e in zip(outputs, expected, strict=True)]
+
+    for name, fused, plain in zip(["output", *NAMES], errors("triton", device), errors("chunked", "cpu"), strict=True):
+        assert fused < 1.25 * plain + 2e-3, name
+
+
+def test_padding_is_never_read(device, poisoned):
+    inputs, lengths = [x.float().to(device) for x in weights_for()], torch.tensor([21, 9], device=device)
+    clean = mamba_mixer(*inputs, lengths=lengths, backend="triton")
+    inputs[0] = inputs[0].clone()
+    inputs[0][1, 9:] = float("nan")
+    xz = inputs[0].requires_grad_()
+    y = mamba_mixer(*inputs, lengths=lengths, backend="triton")
+    assert torch.equal(y, clean) and not y[1, 9:].any()
+    (grad,) = torch.autograd.grad(y.sum(), xz)
+    assert grad.isfinite().all() and not grad[1, 9:].any()
+
+
+def test_compiled_without_graph_breaks(device):
+    inputs = [x.float().to(device).requires_grad_() for x in weights_for(length=18)]
+    lengths = torch.tensor([18, 7], device=device)
+
+    def loss(*xs):
+        return mamba_mixer(*xs, lengths=lengths, backend="triton").pow(2).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    for a, e in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
