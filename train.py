@@ -9,6 +9,7 @@ same command again to resume after an interruption.
 """
 
 import logging
+import os
 import sys
 
 import torch.distributed as dist
@@ -54,5 +55,9 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     if dist.is_initialized() and code != EXIT_BAD_INPUT:  # after an error the other ranks may be waiting: torchrun ends them
-        dist.destroy_process_group()
+        # All ranks leave together and at once. Now and then gloo's threads abort a process that tears itself down, and torchrun
+        # then stops the others, which may still be writing results.
+        dist.barrier()
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)

@@ -64,10 +64,14 @@ def main() -> None:
             audio = batch * seconds
             memory = [peak_memory_mib(r, device) for r in (run, theirs)]
             figures["lengths"][f"{seconds} s, {name}"] = {
-                "batch": batch, "ours_mib": memory[0], "theirs_mib": memory[1],
-                "ours_audio_seconds_per_second": audio / ratio.ours, "theirs_audio_seconds_per_second": audio / ratio.theirs, "encoder_vs_conformer": ratio.median,
+                "batch": batch,
+                "ours_mib": memory[0],
+                "theirs_mib": memory[1],
+                "ours_audio_seconds_per_second": audio / ratio.ours,
+                "theirs_audio_seconds_per_second": audio / ratio.theirs,
                 "ours_frames_per_second": audio * FRAMES_PER_SECOND / ratio.ours,
-            }  # fmt: skip
+                "encoder_vs_conformer": ratio.median,
+            }
             rows.append(
                 [
                     f"{batch} x {seconds} s", name, f"{audio / ratio.ours:.0f}", f"{audio / ratio.theirs:.0f}", str(ratio),

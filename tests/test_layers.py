@@ -31,7 +31,10 @@ SPEECHBRAIN_ALLOWED = (
     "hmamba_asr.data.dataset", "hmamba_asr.modules.frontend", "hmamba_asr.evaluation.wer", "hmamba_asr.models",
     "hmamba_asr.decoding", "hmamba_asr.training", "hmamba_asr.inference",
 )  # fmt: skip
-TRITON_ALLOWED = ("hmamba_asr.ops.selective_scan.triton",)
+TRITON_ALLOWED = (
+    "hmamba_asr.ops.selective_scan.triton", "hmamba_asr.ops.selective_scan.kernels", "hmamba_asr.ops.mixer_kernels",
+    "hmamba_asr.ops.ema_triton", "hmamba_asr.ops.launch",
+)  # fmt: skip
 # Modules that must start fast and run where PyTorch is not installed yet: no heavy import at the top.
 LIGHT = (
     "hmamba_asr", "hmamba_asr.cli", "hmamba_asr.data.librispeech", "hmamba_asr.data.scan", "hmamba_asr.data.download",

@@ -37,10 +37,11 @@ class Experiment:
     FileNotFoundError
         If the YAML is not there.
     ValueError
-        For an override that the YAML has no key for, or a required value that is not given.
+        For an override that the YAML has no key for, a word that belongs to no option, or a required value that is not given.
     """
 
     def __init__(self, argv: list[str]):
+        _refuse_stray_words(argv)
         file, run_opts, overrides = _RunOptions.from_command_line_args(argv)
         self.run_opts = _with_backend(_with_numbers(run_opts))
         if not torch.cuda.is_available():
@@ -131,6 +132,22 @@ class _RunOptions(RunOptions):
         parser = RunOptions._create_parser()
         parser.allow_abbrev = False
         return parser
+
+
+def _refuse_stray_words(argv: list[str]) -> None:
+    """SpeechBrain glues a word that follows a switch (``--noprogressbar true``) to the value of some other option."""
+    switches = {name for action in _RunOptions._create_parser()._actions if action.nargs == 0 for name in action.option_strings}
+    many = {name for action in _RunOptions._create_parser()._actions if action.nargs == "*" for name in action.option_strings}
+    previous, free = None, 1  # the YAML
+    for word in argv:
+        if word.startswith("--"):
+            name, equals, _ = word.partition("=")
+            previous, free = name, 0 if equals or name in switches else len(argv) if name in many else 1
+        elif free == 0:
+            reason = f"{previous} is a switch and takes no value" if previous in switches else "options have the form --key value"
+            raise ValueError(f"'{word}' is one word too many: {reason}; quote a value that holds spaces.")
+        else:
+            free -= 1
 
 
 def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Path) -> str:

@@ -52,8 +52,14 @@ def test_data_folder_not_given(train_script, repo, tmp_path):
 
 
 def test_word_that_is_no_option(train_script, recipe, tmp_path):
-    with pytest.raises(ValueError, match="overrides have the form --key value"):
-        train_script.main([recipe.arguments(tmp_path)[0], "seven"])
+    yaml, *options = recipe.arguments(tmp_path)
+    for words, sentence in (
+        ([yaml, "seven"], "'seven' is one word too many: options have the form --key value"),
+        ([yaml, "--noprogressbar", "true", *options], "'true' is one word too many: --noprogressbar is a switch"),
+        ([yaml, *options, "--train_splits", "[a,", "b]"], "'b]' is one word too many: .*quote a value that holds spaces"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train_script.main(words)
 
 
 @pytest.mark.slow
