@@ -55,7 +55,7 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
     if dist.is_initialized() and code != EXIT_BAD_INPUT:  # after an error the other ranks may be waiting: torchrun ends them
-        # All ranks leave together and at once. Now and then gloo's threads abort a process that tears itself down, and torchrun
+        # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
         # then stops the others, which may still be writing results.
         dist.barrier()
         sys.stdout.flush()

@@ -13,7 +13,6 @@ import inspect
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -22,7 +21,7 @@ _compiled: dict[tuple, object] = {}
 
 def kernel(function):
     """``triton.jit`` without specialisation. Parameters must come in this order: tensors, integers, ``tl.constexpr``."""
-    runtime = [p.name for p in inspect.signature(function).parameters.values() if p.annotation is not tl.constexpr]
+    runtime = [p.name for p in inspect.signature(function).parameters.values() if "constexpr" not in str(p.annotation)]
     return triton.jit(do_not_specialize=runtime, do_not_specialize_on_alignment=runtime)(function)
 
 
