@@ -61,9 +61,9 @@ def test_other_shapes(shape, device, poisoned):
 def test_bfloat16_error(device):
     """Weights stay float32, everything between is bfloat16: no worse than the plain steps under autocast.
 
-    Triton's interpreter cuts bits off where a GPU rounds, which adds a bias of half a bit to every rounding.
+    Triton's interpreter cuts bits off where a GPU rounds, which biases every rounding: there only the size is held.
     """
-    allowed = 1.25 if device.type == "cuda" else 4.0
+    on_gpu = device.type == "cuda"
     inputs, lengths, both = weights_for(length=30), torch.tensor([30, 11]), ("forward", "reverse")
     expected = run(inputs, "reference", torch.float64, lengths, both)
 
@@ -78,7 +78,7 @@ def test_bfloat16_error(device):
         return [relative_error(a, e) for a, e in zip(outputs, expected, strict=True)]
 
     for name, fused, plain in zip(["output", *NAMES], errors("triton", device), errors("chunked", "cpu"), strict=True):
-        assert fused < allowed * plain + 2e-3, name
+        assert fused < (1.25 * plain + 2e-3 if on_gpu else 0.1), name
 
 
 def test_padding_is_never_read(device, poisoned):
