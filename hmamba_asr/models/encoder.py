@@ -9,16 +9,21 @@ from speechbrain.nnet.attention import RelPosEncXL
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask, zero_padding
+from hmamba_asr.modules.chunking import dechunk, smooth_chunks
 from hmamba_asr.modules.conmamba import ConMambaBlock
 
 
 @dataclass
 class StageOutput:
-    """What one chunking stage decided: boundary probabilities and mask (B, T), kept fraction (B,)."""
+    """What one chunking stage decided: boundary probabilities and mask (B, T), the frame each chunk begins at (B, M) and their
+    count (B,), the kept fraction (B,) of the frames, and the ratio loss (B,), not yet weighted."""
 
     boundary_prob: Tensor
     boundary_mask: Tensor
+    chunk_frames: Tensor
+    chunk_lengths: Tensor
     kept_fraction: Tensor
+    ratio_loss: Tensor
 
 
 @dataclass
@@ -50,6 +55,59 @@ class ConMambaEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, lengths)
         return EncoderOutput(zero_padding(x, lengths), lengths)
+
+
+class HierarchicalEncoder(nn.Module):
+    """H-Mamba: an outer encoder at the frame rate, a chunker, and an inner encoder on fewer chunks
+    (Hwang et al., https://arxiv.org/abs/2507.07955, around ConMamba blocks).
+
+    ``forward(x, lengths, min_chunks=None)`` -> :class:`EncoderOutput`, one stage first its own and then the inner encoder's.
+    ``output`` is "frames": chunk states return to their frames and are added to the outer states (H-Net's form); or "chunks":
+    the chunk states themselves are the output, for heads at the chunk rate. ``inner`` may be hierarchical again, with output
+    "frames" if this one's is. With ``inner_d_model`` the inner encoder has another width than the outer one.
+
+    With every frame a chunk (target_ratio 1) the output is that of the outer encoder followed by the inner one.
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``output``.
+    """
+
+    def __init__(
+        self, *, outer: nn.Module, chunker: nn.Module, inner: nn.Module, d_model: int, output: str = "frames",
+        inner_d_model: int | None = None,
+    ):  # fmt: skip
+        super().__init__()
+        if output not in ("frames", "chunks"):
+            raise ValueError(f"output '{output}' is unknown; choose frames or chunks.")
+        self.outer, self.chunker, self.inner, self.output = outer, chunker, inner, output
+        width = inner_d_model or d_model
+        self.widen = nn.Identity() if width == d_model else nn.Linear(d_model, width)
+        self.narrow = nn.Identity() if width == d_model else nn.Linear(width, d_model)
+        if output == "frames":
+            # Starts at nothing: with all frames chunks, training begins as in the flat encoder.
+            self.residual = nn.Linear(d_model, d_model)
+            nn.init.zeros_(self.residual.weight)
+            nn.init.zeros_(self.residual.bias)
+
+    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> EncoderOutput:
+        outer = self.outer(x, lengths)
+        chunked = self.chunker(outer.states, lengths, min_chunks)
+        inner = self.inner(self.widen(chunked.chunks), chunked.chunk_lengths)
+        stage = StageOutput(
+            boundary_prob=chunked.boundary_prob, boundary_mask=chunked.boundary_mask, chunk_frames=chunked.chunk_frames,
+            chunk_lengths=chunked.chunk_lengths, kept_fraction=chunked.chunk_lengths / lengths.clamp(min=1),
+            ratio_loss=self.chunker.ratio_loss(chunked, lengths),
+        )  # fmt: skip
+        stages = (*outer.stages, stage, *inner.stages)
+        if self.output == "chunks" and inner.states.shape[1] != chunked.chunks.shape[1]:
+            return EncoderOutput(self.narrow(inner.states), inner.lengths, stages)  # the inner encoder shortened them again
+        states = smooth_chunks(self.narrow(inner.states), chunked)
+        if self.output == "chunks":
+            return EncoderOutput(states, inner.lengths, stages)
+        frames = dechunk(states, chunked, lengths) + self.residual(outer.states)
+        return EncoderOutput(zero_padding(frames, lengths), lengths, stages)
 
 
 class ConformerControl(nn.Module):

@@ -10,6 +10,7 @@ Imports Triton: only modules that hold kernels, or are imported where kernels ru
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -44,19 +45,8 @@ def launch(
     # Integers are passed in 32 bits, but for those that need 64.
     wide = tuple(i for i, n in enumerate(numbers) if n >= 2**31) if max(numbers, default=0) >= 2**31 else ()
     key = (function, device.index, constants, wide, num_warps, *[x.dtype for x in tensors])
-    with torch.cuda.device(device) if device.index != torch.cuda.current_device() else _nothing:
+    with torch.cuda.device(device) if device.index != torch.cuda.current_device() else nullcontext():
         if compiled := _compiled.get(key):
             compiled[grid](*tensors, *numbers, *constants)
         else:
             _compiled[key] = function[grid](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=1)
-
-
-class _Nothing:
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *error):
-        pass
-
-
-_nothing = _Nothing()

@@ -1,0 +1,188 @@
+"""From frames to fewer chunks and back: learned boundaries (H-Net), or a fixed stride as the control.
+
+Source: Hwang, Wang and Gu, "Dynamic Chunking for End-to-End Hierarchical Sequence Modeling", https://arxiv.org/abs/2507.07955,
+section 2.2: routing by the dissimilarity of neighbours, downsampling, smoothing, upsampling, ratio loss.
+
+A chunk begins at a boundary frame and is represented by that frame's state. Everything is defined for each utterance on its own
+frames; what lies behind its end changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hmamba_asr.lengths import valid_mask, zero_padding
+from hmamba_asr.ops.ema import ema
+
+THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
+
+
+@dataclass
+class ChunkOutput:
+    """Chunks of a padded batch.
+
+    chunks (B, M, D) with chunk_lengths (B,), zero past the end; chunk_frames (B, M): the frame that each chunk begins at;
+    frame_to_chunk (B, T): the chunk of each frame; boundary_prob (B, T), zero past the end, and boundary_mask (B, T).
+    """
+
+    chunks: Tensor
+    chunk_lengths: Tensor
+    chunk_frames: Tensor
+    frame_to_chunk: Tensor
+    boundary_prob: Tensor
+    boundary_mask: Tensor
+
+
+def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor) -> ChunkOutput:
+    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions."""
+    batch, length = boundary_mask.shape
+    counts = boundary_mask.sum(1)
+    most = max(1, int(counts.max())) if batch else 1
+    index = boundary_mask.long().cumsum(1) - 1
+    frames = torch.arange(length, device=x.device).expand(batch, length)
+    # One slot more than there are chunks takes what is no boundary.
+    slots = torch.zeros(batch, most + 1, dtype=torch.long, device=x.device)
+    chunk_frames = slots.scatter(1, torch.where(boundary_mask, index, most), frames)[:, :most]
+    chunk_frames = zero_padding(chunk_frames, counts)
+    chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
+    return ChunkOutput(chunks, counts, chunk_frames, index.clamp(min=0), boundary_prob, boundary_mask)
+
+
+def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
+    """The mask with further boundaries where an utterance has fewer than min_chunks (B,): its most probable frames, earlier
+    ones first among equals. An utterance shorter than its floor gets a boundary at every frame."""
+    wanted = torch.minimum(min_chunks, lengths)
+    if not (boundary_mask.sum(1) < wanted).any():
+        return boundary_mask
+    ranked = boundary_prob.masked_fill(~valid_mask(lengths, boundary_prob.shape[1]), -1.0)
+    order = ranked.sort(dim=1, descending=True, stable=True).indices
+    ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return boundary_mask | torch.zeros_like(boundary_mask).scatter(1, order, ranks < wanted.unsqueeze(1))
+
+
+class DynamicChunker(nn.Module):
+    """Learned boundaries: p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2, a boundary where p_t >= 0.5, and at the first frame.
+
+    ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
+    to the number of chunks. Both projections start as the identity, so that boundaries first fall where neighbours differ.
+    ``target_ratio`` is the number of frames a chunk should have on average (:meth:`ratio_loss`); at 1 every frame is a chunk.
+    The router works in float32 at least, whatever the precision around it.
+
+    Raises
+    ------
+    ValueError
+        For a target_ratio below 1.
+    """
+
+    def __init__(self, *, d_model: int, target_ratio: float):
+        super().__init__()
+        if target_ratio < 1:
+            raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
+        self.target_ratio = target_ratio
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        for projection in (self.query, self.key):
+            nn.init.eye_(projection.weight)
+
+    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
+        valid = valid_mask(lengths, x.shape[1])
+        if self.target_ratio == 1:
+            return gather_chunks(x, valid.float(), valid)
+        prob = self.boundary_prob(zero_padding(x, lengths)) * valid
+        mask = (prob >= THRESHOLD) & valid
+        if min_chunks is not None:
+            mask = with_at_least(prob, mask, lengths, min_chunks)
+        return gather_chunks(x, prob, mask)
+
+    def boundary_prob(self, x: Tensor) -> Tensor:
+        """p (B, T) of every frame of x (B, T, D), 1 at the first. Where two neighbours are zero (silence), they are alike."""
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.double() if x.dtype == torch.float64 else x.float()
+            query = F.linear(wide[:, :-1], self.query.weight.to(wide.dtype))
+            key = F.linear(wide[:, 1:], self.key.weight.to(wide.dtype))
+            cosine = F.cosine_similarity(query, key, dim=-1)
+            silent = (query == 0).all(-1) & (key == 0).all(-1)
+            prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
+            return F.pad(prob, (1, 0), value=1.0)
+
+    def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
+        """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); 1 at its least, where F = G = 1 / N.
+
+        F is the fraction of frames kept, G their mean probability, which alone has a gradient; N = ``target_ratio`` may be
+        any number above 1. Each utterance has its own F and G, so that its loss does not depend on its batch mates and
+        averages over batches, ranks and accumulation steps as the other losses do.
+        """
+        if self.target_ratio == 1:
+            return chunked.boundary_prob.new_zeros(lengths.shape)
+        frames = lengths.clamp(min=1)
+        kept, mean_prob = chunked.chunk_lengths / frames, chunked.boundary_prob.sum(1) / frames
+        n = self.target_ratio
+        loss = n / (n - 1) * ((n - 1) * kept * mean_prob + (1 - kept) * (1 - mean_prob))
+        return torch.where(lengths > 0, loss, torch.zeros_like(loss))
+
+
+class FixedStrideChunker(nn.Module):
+    """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
+
+    The same contract as :class:`DynamicChunker`. ``pooling`` is "first" (the boundary frame, as there) or "mean" of the chunk.
+
+    Raises
+    ------
+    ValueError
+        For a stride below 1 or an unknown pooling.
+    """
+
+    def __init__(self, *, stride: float, pooling: str = "first"):
+        super().__init__()
+        if stride < 1:
+            raise ValueError(f"stride must be 1 frame or more, not {stride}.")
+        if pooling not in ("first", "mean"):
+            raise ValueError(f"pooling '{pooling}' is unknown; choose first or mean.")
+        self.stride, self.pooling = stride, pooling
+
+    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
+        valid = valid_mask(lengths, x.shape[1])
+        chunk_of = (torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
+        begins = F.pad(chunk_of[1:] > chunk_of[:-1], (1, 0), value=True)
+        mask = begins.expand_as(valid) & valid
+        if min_chunks is not None:
+            mask = with_at_least(mask.float(), mask, lengths, min_chunks)
+        chunked = gather_chunks(x, mask.float(), mask)
+        if self.pooling == "mean":
+            where = chunked.frame_to_chunk.unsqueeze(-1).expand_as(x)
+            sums = torch.zeros_like(chunked.chunks).scatter_add(1, where, zero_padding(x, lengths))
+            sizes = torch.zeros_like(chunked.chunk_frames).scatter_add(1, chunked.frame_to_chunk, valid.long())
+            chunked.chunks = sums / sizes.clamp(min=1).unsqueeze(-1)
+        return chunked
+
+    def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
+        """Nothing to learn: zeros (B,)."""
+        return chunked.boundary_prob.new_zeros(lengths.shape)
+
+
+def smooth_chunks(states: Tensor, chunked: ChunkOutput, *, clamp: float = 1e-4) -> Tensor:
+    """Moving average over chunk states (B, M, D), each weighted with its boundary probability: a chunk that hardly is one
+    borrows from the chunk before it, and its probability gets a gradient.
+
+    Probabilities are kept ``clamp`` away from 0 and 1, where the average forgets all or nothing; the first chunk stands alone.
+    """
+    weights = chunked.boundary_prob.gather(1, chunked.chunk_frames)
+    sure = weights == 1.0  # the first frame, a fixed stride, and N = 1: exactly as they are
+    weights = torch.where(sure, weights, weights.clamp(clamp, 1.0 - clamp))
+    return ema(states, weights, lengths=chunked.chunk_lengths)
+
+
+def dechunk(states: Tensor, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
+    """Chunk states (B, M, D) at every frame of their chunks (B, T, D), zero past the end.
+
+    Multiplied with the confidence in each frame's decision by a straight-through estimator: 1 forwards, and the gradient of
+    p_t at boundaries and of 1 - p_t elsewhere.
+    """
+    frames = states.gather(1, chunked.frame_to_chunk.unsqueeze(-1).expand(-1, -1, states.shape[2]))
+    confidence = torch.where(chunked.boundary_mask, chunked.boundary_prob, 1.0 - chunked.boundary_prob)
+    straight_through = confidence + (1.0 - confidence).detach()
+    return zero_padding(frames * straight_through.unsqueeze(-1).to(frames.dtype), lengths)

@@ -1,0 +1,121 @@
+"""H-Mamba's encoder: independence of padding and batch mates, the flat encoder as its special case, nesting."""
+
+import pytest
+import torch
+
+from hmamba_asr.models.encoder import ConMambaEncoder, HierarchicalEncoder
+from hmamba_asr.modules.chunking import DynamicChunker, FixedStrideChunker
+
+LENGTHS = torch.tensor([31, 1, 2, 12])
+D_MODEL = 16
+
+
+def stack(num_layers=1, d_model=D_MODEL):
+    return ConMambaEncoder(num_layers=num_layers, d_model=d_model, d_ffn=32, kernel_size=7, dropout=0.1, d_state=4)
+
+
+def hierarchical(chunker, output, **options):
+    inner = options.pop("inner", None) or stack(d_model=options.get("inner_d_model") or D_MODEL)
+    return HierarchicalEncoder(outer=stack(2), chunker=chunker, inner=inner, d_model=D_MODEL, output=output, **options)
+
+
+def dynamic(target_ratio=2.0):
+    """With projections that are not the identity, as after training."""
+    chunker = DynamicChunker(d_model=D_MODEL, target_ratio=target_ratio)
+    torch.nn.init.normal_(chunker.query.weight)
+    return chunker
+
+
+def cases():
+    torch.manual_seed(0)
+    return {
+        "dynamic, frames": hierarchical(dynamic(), "frames"),
+        "dynamic, chunks": hierarchical(dynamic(), "chunks"),
+        "stride, frames": hierarchical(FixedStrideChunker(stride=3, pooling="mean"), "frames"),
+        "stride, chunks": hierarchical(FixedStrideChunker(stride=2.5), "chunks"),
+        "wider inside": hierarchical(dynamic(), "frames", inner_d_model=24),
+        "nested, frames": hierarchical(dynamic(), "frames", inner=hierarchical(FixedStrideChunker(stride=2), "frames")),
+        "nested, chunks": hierarchical(dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
+    }
+
+
+@pytest.fixture(params=list(cases()))
+def encoder(request):
+    torch.manual_seed(0)
+    model = cases()[request.param].eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # not zero, as after training: it is through them that padding leaks
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+    return model
+
+
+def padded(dtype=torch.float64):
+    torch.manual_seed(1)
+    return torch.randn(len(LENGTHS), 36, D_MODEL, dtype=dtype)
+
+
+def test_batch_equals_utterances_alone(encoder):
+    encoder, x = encoder.double(), padded()
+    batch = encoder(x, LENGTHS)
+    for b, n in enumerate(LENGTHS.tolist()):
+        alone = encoder(x[b : b + 1, :n], torch.tensor([n]))
+        end = int(alone.lengths)
+        assert int(batch.lengths[b]) == end
+        torch.testing.assert_close(batch.states[b, :end], alone.states[0, :end], rtol=0, atol=1e-10)
+        assert not batch.states[b, end:].any()
+        for together, own in zip(batch.stages, alone.stages, strict=True):
+            frames = own.boundary_mask.shape[1]
+            assert torch.equal(together.boundary_mask[b, :frames], own.boundary_mask[0])
+            assert not together.boundary_mask[b, frames:].any()
+            torch.testing.assert_close(together.ratio_loss[b], own.ratio_loss[0])
+            torch.testing.assert_close(together.kept_fraction[b], own.kept_fraction[0])
+
+
+def test_every_parameter_gets_a_gradient(encoder):
+    out = encoder(padded(torch.float32), LENGTHS)
+    assert all(stage.chunk_lengths.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn
+    (out.states.pow(3).sum() + sum(stage.ratio_loss.sum() for stage in out.stages)).backward()
+    without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize("output", ["frames", "chunks"])
+def test_one_frame_a_chunk_is_the_flat_encoder(output):
+    """2 + 1 blocks around a chunker that keeps every frame are 3 blocks."""
+    model = hierarchical(DynamicChunker(d_model=D_MODEL, target_ratio=1), output).double().eval()
+    flat = stack(3).double().eval()
+    flat.blocks = torch.nn.ModuleList([*model.outer.blocks, *model.inner.blocks])
+    x = padded()
+    expected, actual = flat(x, LENGTHS), model(x, LENGTHS)
+    assert torch.equal(actual.lengths, LENGTHS)
+    longest = actual.states.shape[1]  # chunks are padded to the longest utterance only
+    torch.testing.assert_close(actual.states, expected.states[:, :longest], rtol=0, atol=1e-12)
+    assert longest >= int(LENGTHS.max()) and not expected.states[:, longest:].any()
+
+
+def test_chunks_are_shorter_work():
+    """The inner encoder sees as many states as the longest utterance has chunks, not a masked full length."""
+    model = hierarchical(FixedStrideChunker(stride=4), "chunks").eval()
+    seen = []
+    model.inner.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
+    out = model(padded(torch.float32), LENGTHS)
+    assert seen == [8] and out.states.shape[1] == 8 and out.lengths.tolist() == [8, 1, 1, 3]
+
+
+def test_nested_stages_come_outside_in():
+    model = hierarchical(
+        FixedStrideChunker(stride=2), "chunks", inner=hierarchical(FixedStrideChunker(stride=3), "chunks")
+    ).eval()
+    out = model(padded(torch.float32)[:1], LENGTHS[:1])
+    assert [stage.chunk_lengths.tolist() for stage in out.stages] == [[16], [6]] and out.lengths.tolist() == [6]
+
+
+def test_floor_reaches_the_chunker():
+    model = hierarchical(FixedStrideChunker(stride=30), "chunks").eval()
+    out = model(padded(torch.float32), LENGTHS, torch.tensor([5, 5, 1, 4]))
+    assert out.lengths.tolist() == [5, 1, 1, 4]
+
+
+def test_unknown_output():
+    with pytest.raises(ValueError, match="output 'phones' is unknown; choose frames or chunks"):
+        hierarchical(FixedStrideChunker(stride=2), "phones")

@@ -1,0 +1,166 @@
+"""Chunking: known boundaries, round trips, independence of padding and batch mates, the ratio loss, odd input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmamba_asr.modules.chunking import (
+    DynamicChunker,
+    FixedStrideChunker,
+    dechunk,
+    gather_chunks,
+    smooth_chunks,
+    with_at_least,
+)
+
+LENGTHS = torch.tensor([19, 1, 8, 0])
+D = 6
+
+
+def frames(dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    return torch.randn(len(LENGTHS), 23, D, dtype=dtype)
+
+
+def chunkers():
+    torch.manual_seed(3)
+    dynamic = DynamicChunker(d_model=D, target_ratio=2.5)
+    torch.nn.init.normal_(dynamic.query.weight)
+    return [dynamic, FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
+
+
+def test_known_boundaries():
+    """Two directions at right angles, then opposite ones: cosines 1, 0, 1, -1 make p = 0, 1/2, 0, 1."""
+    a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    x = torch.stack([a, a, b, b, -b]).unsqueeze(0)
+    out = DynamicChunker(d_model=2, target_ratio=2)(x, torch.tensor([5]))
+    assert out.boundary_prob.tolist() == [[1.0, 0.0, 0.5, 0.0, 1.0]]
+    assert out.boundary_mask.tolist() == [[True, False, True, False, True]]
+    assert out.frame_to_chunk.tolist() == [[0, 0, 1, 1, 2]] and out.chunk_frames.tolist() == [[0, 2, 4]]
+    assert torch.equal(out.chunks, torch.stack([a, b, -b]).unsqueeze(0)) and out.chunk_lengths.tolist() == [3]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_batch_equals_utterances_alone(index):
+    chunker, x = chunkers()[index].double(), frames(torch.float64)
+    for row, n in enumerate(LENGTHS.tolist()):
+        x[row, n:] = float("nan")
+    batch = chunker(x, LENGTHS)
+    loss = chunker.ratio_loss(batch, LENGTHS)
+    for row, n in enumerate(LENGTHS.tolist()):
+        alone = chunker(x[row : row + 1, : max(n, 1)], LENGTHS[row : row + 1])
+        count = int(alone.chunk_lengths)
+        assert int(batch.chunk_lengths[row]) == count
+        torch.testing.assert_close(batch.chunks[row, :count], alone.chunks[0, :count])
+        assert not batch.chunks[row, count:].any() and not batch.boundary_prob[row, n:].any()
+        torch.testing.assert_close(batch.boundary_prob[row, :n], alone.boundary_prob[0, :n])
+        torch.testing.assert_close(loss[row : row + 1], chunker.ratio_loss(alone, LENGTHS[row : row + 1]))
+        again = dechunk(smooth_chunks(batch.chunks, batch), batch, LENGTHS)[row]
+        torch.testing.assert_close(again[:n], dechunk(smooth_chunks(alone.chunks, alone), alone, LENGTHS[row : row + 1])[0, :n])
+        assert not again[n:].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(length=st.integers(1, 12), data=st.data())
+def test_chunks_are_the_frames_at_the_boundaries(length, data):
+    mask = torch.tensor([[True, *data.draw(st.lists(st.booleans(), min_size=length - 1, max_size=length - 1))]])
+    x = torch.randn(1, length, 2)
+    out = gather_chunks(x, mask.float(), mask)
+    places = mask[0].nonzero().flatten()
+    assert torch.equal(out.chunks[0], x[0, places]) and torch.equal(out.chunk_frames[0], places)
+    assert torch.equal(x[0, places][out.frame_to_chunk[0]], dechunk(out.chunks, out, torch.tensor([length]))[0])
+
+
+def test_all_boundaries_and_back_is_the_identity():
+    x = frames()
+    for chunker in (DynamicChunker(d_model=D, target_ratio=1), FixedStrideChunker(stride=1)):
+        out = chunker(x, LENGTHS)
+        assert torch.equal(out.chunk_lengths, LENGTHS) and not chunker.ratio_loss(out, LENGTHS).any()
+        back = dechunk(smooth_chunks(out.chunks, out), out, LENGTHS)
+        for row, n in enumerate(LENGTHS.tolist()):
+            assert torch.equal(back[row, :n], x[row, :n]) and not back[row, n:].any()
+
+
+@pytest.mark.parametrize(("stride", "begins"), [(2, [0, 2, 4, 6]), (2.5, [0, 3, 5]), (3, [0, 3, 6]), (100, [0])])
+def test_fixed_stride(stride, begins):
+    out = FixedStrideChunker(stride=stride)(torch.randn(1, 7, 2), torch.tensor([7]))
+    assert out.chunk_frames[0].tolist() == begins
+
+
+def test_mean_pooling():
+    x = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [7.0], [float("nan")]]])
+    out = FixedStrideChunker(stride=2, pooling="mean")(x, torch.tensor([5]))
+    assert out.chunks.flatten().tolist() == [2.0, 7.0, 7.0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_constant_input_is_one_chunk(value):
+    """Digital silence, or any constant: every cosine is one, also where the norm is zero."""
+    out = DynamicChunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
+    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-6
+
+
+def test_floor():
+    """The most probable frames fill up, earlier ones first; boundaries stay; a short utterance gives all it has."""
+    prob = torch.tensor([[1.0, 0.1, 0.6, 0.4, 0.4, 0.9], [1.0, 0.2, 0.3, 0.0, 0.0, 0.0]])
+    mask = (prob >= 0.5) & torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    lengths = torch.tensor([6, 3])
+    filled = with_at_least(prob, mask, lengths, torch.tensor([4, 5]))
+    assert filled.tolist() == [[True, False, True, True, False, True], [True, True, True, False, False, False]]
+    assert with_at_least(prob, mask, lengths, torch.tensor([2, 1])) is mask
+
+
+def test_floor_does_not_depend_on_padding():
+    chunker, x = FixedStrideChunker(stride=50), torch.randn(1, 9, D)
+    short = chunker(x, torch.tensor([9]), torch.tensor([5]))
+    padded = chunker(torch.nn.functional.pad(x, (0, 0, 0, 30)), torch.tensor([9]), torch.tensor([5]))
+    assert torch.equal(short.chunk_frames, padded.chunk_frames) and short.chunk_lengths.tolist() == [5]
+
+
+@pytest.mark.parametrize("ratio", [2.0, 2.5, 4.0])
+def test_ratio_loss_is_one_at_its_target_and_larger_elsewhere(ratio):
+    chunker = DynamicChunker(d_model=1, target_ratio=ratio)
+    length = 100
+    lengths = torch.tensor([length])
+
+    def loss(kept, mean_prob):
+        mask = torch.arange(length).unsqueeze(0) < round(kept * length)
+        out = gather_chunks(torch.zeros(1, length, 1), torch.full((1, length), mean_prob), mask)
+        return chunker.ratio_loss(out, lengths).item()
+
+    assert loss(1 / ratio, 1 / ratio) == pytest.approx(1.0, abs=1e-6)
+    for both in (0.02, 0.9):
+        assert loss(both, both) > 1.0
+
+
+def test_gradients_reach_the_router():
+    """Through smoothing and the straight-through estimator, and through the ratio loss."""
+    x = frames().requires_grad_()
+    chunker = chunkers()[0]
+    out = chunker(x, LENGTHS)
+    for loss in (
+        dechunk(smooth_chunks(out.chunks.detach(), out), out, LENGTHS).pow(2).sum(),
+        smooth_chunks(out.chunks.detach(), out).pow(2).sum(),
+        chunker.ratio_loss(out, LENGTHS).sum(),
+    ):
+        for grad in torch.autograd.grad(loss, [chunker.query.weight, chunker.key.weight], retain_graph=True):
+            assert grad.isfinite().all() and grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_decides_in_float32(dtype):
+    x = frames().to(dtype)
+    chunker = chunkers()[0]
+    out, exact = chunker(x, LENGTHS), chunker(x.float(), LENGTHS)
+    assert out.chunks.dtype == dtype and out.boundary_prob.dtype == torch.float32
+    assert torch.equal(out.boundary_mask, exact.boundary_mask)
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
+        DynamicChunker(d_model=2, target_ratio=0.5)
+    with pytest.raises(ValueError, match="stride must be 1 frame or more, not 0"):
+        FixedStrideChunker(stride=0)
+    with pytest.raises(ValueError, match="pooling 'max' is unknown; choose first or mean"):
+        FixedStrideChunker(stride=2, pooling="max")
