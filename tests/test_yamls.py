@@ -100,6 +100,14 @@ def test_the_control_differs_in_nothing_but_the_encoder():
     assert {key for key in ours if ours[key] != control[key]} == {"output_folder", "encoder"}
 
 
+def test_hmamba_differs_from_conmamba_in_nothing_but_the_encoder_and_its_loss():
+    flat, hierarchical = (
+        _sections((ROOT / "hparams" / f"{name}_demo.yaml").read_text(encoding="utf-8")) for name in ("conmamba", "hmamba")
+    )
+    assert {key for key in flat if flat[key] != hierarchical.get(key)} == {"output_folder", "encoder"}
+    assert hierarchical.keys() - flat.keys() == {"outer", "inner", "chunker", "ratio_loss_weight"}
+
+
 # ---- the objects ------------------------------------------------------------------------------------------------------
 
 
@@ -185,11 +193,12 @@ def _arguments(path: Path, corpus: Path, output: Path, pretrained: Path) -> list
     """The command line that shrinks any of our YAMLs to a second of work and changes nothing else."""
     sections = _sections(path.read_text(encoding="utf-8"))
     dynamic = "max_batch_seconds" in sections["train_loader"]
+    stacks = ("outer", "inner") if "chunker" in sections else ("encoder",)
     overrides = {
         "data_folder": str(corpus), "output_folder": str(output),
         "train_splits": ["train"], "valid_splits": ["dev"], "test_splits": ["test"],
         "vocab_size": VOCABULARY, "num_workers": 0, "log_every_steps": 1,
-        "d_model": 16, "d_ffn": 32, "frontend": {"channels": [4, 4]}, "encoder": {"num_layers": 1},
+        "d_model": 16, "d_ffn": 32, "frontend": {"channels": [4, 4]}, **{name: {"num_layers": 1} for name in stacks},
         "model": {"num_decoder_layers": 1}, "beam_search": {"searcher": {"beam_size": 2, "max_decode_ratio": 0.2}},
         "train_loader": {"max_batch_seconds": 8, "num_buckets": 2} if dynamic else {"batch_size": 4},
     }  # fmt: skip

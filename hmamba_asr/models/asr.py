@@ -26,6 +26,14 @@ class ASROutput:
     attention_logits: Tensor | None
 
 
+def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """Frames (B,) that the CTC needs to emit each target: its labels, and a blank between repeated ones."""
+    if targets.shape[1] < 2:
+        return target_lengths
+    inside = valid_mask(target_lengths, targets.shape[1])[:, 1:]
+    return target_lengths + ((targets[:, 1:] == targets[:, :-1]) & inside).sum(1)
+
+
 class ASRModel(nn.Module):
     """Hybrid CTC / attention model; does not know which encoder it has.
 
@@ -57,15 +65,27 @@ class ASRModel(nn.Module):
                 if parameter.dim() > 1:
                     nn.init.xavier_normal_(parameter)
 
-    def encode(self, features: Tensor, lengths: Tensor) -> EncoderOutput:
-        """Features (B, T, n_mels) with lengths (B,) in frames -> encoder output at the subsampled rate."""
-        return self.encoder(*self.frontend(features, lengths))
+    def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
+        """Features (B, T, n_mels) with lengths (B,) in frames -> encoder output at the subsampled rate.
+
+        An encoder that shortens its output (``shortens``) keeps at least min_states (B,), where they are given.
+        """
+        frames, lengths = self.frontend(features, lengths)
+        if min_states is not None and getattr(self.encoder, "shortens", False):
+            return self.encoder(frames, lengths, min_states)
+        return self.encoder(frames, lengths)
 
     def forward(
         self, features: Tensor, lengths: Tensor, tokens_bos: Tensor | None = None, token_lengths: Tensor | None = None
     ) -> ASROutput:
-        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both."""
-        encoded = self.encode(features, lengths)
+        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both.
+
+        In training the encoder is held to as many states as the CTC needs for the labels; in evaluation it does not know them.
+        """
+        floor = None
+        if self.training and tokens_bos is not None:
+            floor = ctc_frames_needed(tokens_bos[:, 1:], token_lengths - 1)
+        encoded = self.encode(features, lengths, floor)
         attention_logits = None
         if tokens_bos is not None:
             hidden, _ = self._decoder_states(tokens_bos, encoded.states, encoded.lengths, token_lengths)

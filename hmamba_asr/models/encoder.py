@@ -82,6 +82,7 @@ class HierarchicalEncoder(nn.Module):
         if output not in ("frames", "chunks"):
             raise ValueError(f"output '{output}' is unknown; choose frames or chunks.")
         self.outer, self.chunker, self.inner, self.output = outer, chunker, inner, output
+        self.shortens = output == "chunks"
         width = inner_d_model or d_model
         self.widen = nn.Identity() if width == d_model else nn.Linear(d_model, width)
         self.narrow = nn.Identity() if width == d_model else nn.Linear(width, d_model)

@@ -124,6 +124,7 @@ class ASRBrain(sb.Brain):
             predictions.output, predictions.targets, predictions.target_lengths, ctc_weight=self.hparams.ctc_weight,
             label_smoothing=self.hparams.label_smoothing if stage == Stage.TRAIN else 0.0,
             blank=self.hparams.blank_index, eos=self.hparams.eos_index,
+            ratio_loss_weight=self.hparams.ratio_loss_weight if hasattr(self.hparams, "ratio_loss_weight") else 0.0,
         )  # fmt: skip
 
     # ---- one training step ------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class ASRBrain(sb.Brain):
         if if_main_process() and self.optimizer_step % self.hparams.log_every_steps == 0:
             self.journal.write(
                 "step", epoch=self.hparams.epoch_counter.current, optimizer_step=self.optimizer_step,
-                **{name: sums[name] / utterances for name in sums if name.startswith("loss")},
+                **{name: sums[name] / utterances for name in sums if name.startswith(("loss", "kept"))},
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 grad_norm=norm if np.isfinite(norm) else None,
                 audio_seconds_per_second=sums["audio_seconds"] / seconds,
@@ -205,6 +206,7 @@ class ASRBrain(sb.Brain):
             "sigterm": self._sigterm,
             "loss": total.sum(),
             **{f"loss_{name}": part.detach().sum() for name, part in losses.parts.items()},
+            **{f"kept_{i}": stage.kept_fraction.detach().sum() for i, stage in enumerate(forward.output.encoded.stages)},
         }
         values = torch.stack([torch.as_tensor(v, device=self.device, dtype=torch.float64) for v in named.values()])
         if self.ranks.world_size > 1:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.asr import ASROutput
+from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
 
 
 @dataclass
@@ -22,14 +22,6 @@ class HybridLoss:
     infeasible: Tensor
 
 
-def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """Frames (B,) that the CTC needs to emit each target: its labels, and a blank between repeated ones."""
-    if targets.shape[1] < 2:
-        return target_lengths
-    inside = valid_mask(target_lengths, targets.shape[1])[:, 1:]
-    return target_lengths + ((targets[:, 1:] == targets[:, :-1]) & inside).sum(1)
-
-
 def hybrid_loss(
     output: ASROutput,
     targets: Tensor,
@@ -39,8 +31,10 @@ def hybrid_loss(
     label_smoothing: float,
     blank: int,
     eos: int,
+    ratio_loss_weight: float = 0.0,
 ) -> HybridLoss:
-    """ctc_weight x CTC + (1 - ctc_weight) x label-smoothed cross-entropy, each summed over an utterance's tokens.
+    """ctc_weight x CTC + (1 - ctc_weight) x label-smoothed cross-entropy, each summed over an utterance's tokens, and
+    with ``ratio_loss_weight`` the chunking stages' ratio losses, for each token.
 
     Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. targets (B, U) without
     begin or end of sentence, target_lengths (B,). An utterance's loss does not depend on its batch mates; sums, not means,
@@ -66,4 +60,10 @@ def hybrid_loss(
             logits.transpose(1, 2), labels, reduction="none", ignore_index=-100, label_smoothing=label_smoothing
         )
         parts["attention"] = (1 - ctc_weight) * token_losses.sum(1)
+    if ratio_loss_weight > 0:
+        if not output.encoded.stages:
+            raise ValueError("the ratio loss has weight but the encoder has no chunking stage.")
+        # Scaled with the label count, as the other parts are: a long utterance weighs more in all of them alike.
+        ratio = sum(stage.ratio_loss for stage in output.encoded.stages)
+        parts["ratio"] = ratio_loss_weight * (target_lengths + 1) * ratio
     return HybridLoss(sum(parts.values()), parts, infeasible)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmamba_asr.models.asr import ASROutput
+from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
 from hmamba_asr.models.encoder import EncoderOutput
-from hmamba_asr.training.losses import ctc_frames_needed, hybrid_loss
+from hmamba_asr.training.losses import hybrid_loss
 
 BLANK, EOS, VOCAB = 0, 2, 5
 
