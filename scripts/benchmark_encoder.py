@@ -7,7 +7,8 @@ The encoders of hparams/conmamba_small_ls100.yaml and hparams/conformer_small_ls
 10 s, 30 s, 2 min and 10 min, as many in a batch as make 10 minutes of audio (on a CPU: one). On a GPU in bfloat16: ConMamba
 eager, compiled (``torch.compile``) and as a CUDA graph, each against the Conformer eager. ``--train`` adds the backward pass.
 
-Before anything is timed, each form's output is held against the eager float32 one, and a padded utterance against itself alone.
+Before anything is timed, the eager and the compiled output are held against the eager float32 one, and a padded utterance against
+itself alone. The graph is a recording of the eager run.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ On a GPU: forward and backward of the whole mixer in bfloat16 against mamba-ssm'
 host included, and again as the replay of a CUDA graph, which leaves the GPU's part; peak memory; and the share of the card's
 measured copy bandwidth and exp2 throughput that the replay reaches.
 
-Every side is checked against the reference before it is timed, and both sides of a ratio run in turns.
+Every side is checked before it is timed (output and gradients, on a small batch), and both sides of a ratio run in turns.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def minimal_bytes(mixer: BiMamba, frames: int) -> int:
 
 
 def check(mixer: BiMamba, d_model: int, device: torch.device, with_peer: bool) -> None:
-    """Ours, and theirs, against the time loop in float64: output and the gradient of the input."""
+    """Ours, and theirs, against the chunked scan in float64: output and the gradient of the input."""
     x = torch.randn(3, 70, d_model, device=device)
     lengths = torch.tensor([70, 70, 70], device=device)
     exact = BiMamba(d_model=d_model, scan_backend="chunked").to(device, torch.float64)

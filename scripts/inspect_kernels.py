@@ -70,6 +70,7 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "gate": (mixer_kernels.gate_kernel, gate, 4),
         "gate_backward": (mixer_kernels.gate_backward_kernel, gate, 4),
         "prepare": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
+        "prepare, 16-bit weights": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
         "finish": (mixer_kernels.finish_kernel, {"N": n, "K": 4, "ROWS": 32, "COLS": 64}, 4),
         "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
         "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
@@ -96,8 +97,8 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
     return types
 
 
-def build(function, constants: dict, warps: int, *, capability: int, dtype: str):
-    types = signature(function, constants, dtype)
+def build(function, constants: dict, warps: int, *, capability: int, dtype: str, narrow: tuple[str, ...] = ()):
+    types = signature(function, constants, dtype) | {name: "*bf16" for name in narrow}
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(function, types, constexprs=places, attrs={})
     options = {"num_warps": warps, "num_stages": 1}
@@ -141,7 +142,8 @@ def main(argv: list[str]) -> int:
             continue
         started = time.perf_counter()
         try:
-            r = report(build(function, constants, warps, capability=options.capability, dtype=options.dtype))
+            narrow = ("A_log", "x_proj", "dt_proj", "out_proj") if name.endswith("16-bit weights") else ()
+            r = report(build(function, constants, warps, capability=options.capability, dtype=options.dtype, narrow=narrow))
         except Exception as error:  # whatever the compiler raises, the other kernels are of interest too
             failed = True
             print(f"{name:24} does not compile: {error}")

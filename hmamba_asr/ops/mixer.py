@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hmamba_asr.lengths import zero_padding
 from hmamba_asr.ops.causal_conv import depthwise_conv
-from hmamba_asr.ops.selective_scan import resolve_backend, scan_directions
+from hmamba_asr.ops.selective_scan import check_directions, resolve_backend, scan_directions
 
 
 def mamba_mixer(
@@ -35,7 +35,10 @@ def mamba_mixer(
     Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as in Zhu et al.,
     https://arxiv.org/abs/2401.09417, Algorithm 1.
     """
-    if resolve_backend(backend, xz) == "triton" and xz.numel():
+    check_directions(directions, conv_weight.shape[0])
+    if not xz.numel():  # no utterance, or none with a frame
+        return F.linear(xz[..., : D.shape[1]], out_proj)
+    if resolve_backend(backend, xz) == "triton":
         from hmamba_asr.ops.mixer_triton import mixer
 
         with torch.autocast(xz.device.type, enabled=False):
@@ -43,7 +46,7 @@ def mamba_mixer(
             return mixer(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, reversed_groups)
     inner, gate = xz.chunk(2, dim=-1)
     if lengths is not None:
-        inner = zero_padding(inner, lengths)
+        inner, gate = zero_padding(inner, lengths), zero_padding(gate, lengths)
     u = torch.stack(
         [
             F.silu(depthwise_conv(inner, conv_weight[g], conv_bias[g], direction=name))

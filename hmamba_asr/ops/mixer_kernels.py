@@ -185,17 +185,17 @@ def prepare_kernel(
         row, column = i // columns, i % columns
         inside = row < G * channels
         there = inside & (column < 2 * N + rank)
-        value = tl.load(x_proj + row * (2 * N + rank) + column, mask=there, other=0.0)
+        value = tl.load(x_proj + row * (2 * N + rank) + column, mask=there, other=0.0).to(tl.float32)
         tl.store(x_padded + i, value.to(x_padded.dtype.element_ty), mask=inside)
     elif part == 2:
         rows = columns - 2 * N
         g, r, d = i // (rows * channels), i // channels % rows, i % channels
         inside = g < G
-        value = tl.load(dt_proj + (g * rank + r) * channels + d, mask=inside & (r < rank), other=0.0)
+        value = tl.load(dt_proj + (g * rank + r) * channels + d, mask=inside & (r < rank), other=0.0).to(tl.float32)
         tl.store(dt_padded + i, value.to(dt_padded.dtype.element_ty), mask=inside)
     else:
         inside = i < d_model * channels
-        value = tl.load(out_proj + i, mask=inside, other=0.0)
+        value = tl.load(out_proj + i, mask=inside, other=0.0).to(tl.float32)
         tl.store(out_cast + i, value.to(out_cast.dtype.element_ty), mask=inside)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from hmamba_asr.ops.selective_scan import triton as scan
 
@@ -159,6 +160,11 @@ def _forward(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out
 
 
 def _gradients(gy_model: Tensor, xz: Tensor, inputs: tuple, saved: tuple, bits: int, deterministic: bool) -> list[Tensor]:
+    with torch.autocast(xz.device.type, enabled=False):  # a backward pass may be called where a forward pass was autocast
+        return _gradients_as_given(gy_model, xz, inputs, saved, bits, deterministic)
+
+
+def _gradients_as_given(gy_model, xz, inputs, saved, bits, deterministic) -> list[Tensor]:
     *weights, lengths = inputs
     mean, prepared = saved[0], _Prepared(*saved[1:])
     by_name = dict(zip(NAMES, weights, strict=True))
@@ -196,6 +202,7 @@ class _MixerFunction(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gy):
         xz, *rest = ctx.saved_tensors
         inputs, saved = rest[: len(NAMES) + 1], rest[len(NAMES) + 1 :]
@@ -258,5 +265,6 @@ def mixer(
     """Same contract as :func:`hmamba_asr.ops.mixer.mamba_mixer`."""
     bits = sum(1 << g for g, reverse in enumerate(reversed_groups) if reverse)
     xz = xz if xz.stride(-1) == 1 else xz.contiguous()
+    lengths = None if lengths is None else lengths.contiguous()
     inputs = (xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, bits)
     return _mixer_op(*inputs)[0] if torch.compiler.is_compiling() else _MixerFunction.apply(*inputs)

@@ -138,16 +138,18 @@ def _refuse_stray_words(argv: list[str]) -> None:
     """SpeechBrain glues a word that follows a switch (``--noprogressbar true``) to the value of some other option."""
     switches = {name for action in _RunOptions._create_parser()._actions if action.nargs == 0 for name in action.option_strings}
     many = {name for action in _RunOptions._create_parser()._actions if action.nargs == "*" for name in action.option_strings}
-    previous, free = None, 1  # the YAML
+    previous, free, yaml_seen = None, 0, False
     for word in argv:
         if word.startswith("--"):
             name, equals, _ = word.partition("=")
             previous, free = name, 0 if equals or name in switches else len(argv) if name in many else 1
-        elif free == 0:
+        elif free > 0:
+            free -= 1
+        elif not yaml_seen:
+            yaml_seen = True
+        else:
             reason = f"{previous} is a switch and takes no value" if previous in switches else "options have the form --key value"
             raise ValueError(f"'{word}' is one word too many: {reason}; quote a value that holds spaces.")
-        else:
-            free -= 1
 
 
 def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Path) -> str:

@@ -81,18 +81,6 @@ def test_bfloat16_error(device):
         assert fused < (1.25 * plain + 2e-3 if on_gpu else 0.1), name
 
 
-def test_padding_is_never_read(device, poisoned):
-    inputs, lengths = [x.float().to(device) for x in weights_for()], torch.tensor([21, 9], device=device)
-    clean = mamba_mixer(*inputs, lengths=lengths, backend="triton")
-    inputs[0] = inputs[0].clone()
-    inputs[0][1, 9:] = float("nan")
-    xz = inputs[0].requires_grad_()
-    y = mamba_mixer(*inputs, lengths=lengths, backend="triton")
-    assert torch.equal(y, clean) and not y[1, 9:].any()
-    (grad,) = torch.autograd.grad(y.sum(), xz)
-    assert grad.isfinite().all() and not grad[1, 9:].any()
-
-
 def test_compiled_without_graph_breaks(device):
     inputs = [x.float().to(device).requires_grad_() for x in weights_for(length=18)]
     lengths = torch.tensor([18, 7], device=device)
@@ -105,3 +93,49 @@ def test_compiled_without_graph_breaks(device):
     expected = torch.autograd.grad(loss(*inputs), inputs)
     for a, e in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_odd_requests(backend, device):
+    """Lengths with a stride, no frames, no utterances, directions that do not exist or do not match."""
+    device = device if backend == "triton" else torch.device("cpu")
+    inputs = [x.float().to(device) for x in weights_for()]
+    strided = torch.tensor([21, 0, 9, 0], device=device)[::2]
+    expected = mamba_mixer(*inputs, lengths=strided.clone(), backend=backend)
+    torch.testing.assert_close(mamba_mixer(*inputs, lengths=strided, backend=backend), expected)
+    for empty in (inputs[0][:, :0], inputs[0][:0]):
+        assert mamba_mixer(empty, *inputs[1:], backend=backend).shape == (*empty.shape[:2], 5)
+    with pytest.raises(ValueError, match="direction 'backward' is unknown"):
+        mamba_mixer(*inputs, directions=("forward", "backward"), backend=backend)
+    with pytest.raises(ValueError, match="2 sets of inputs were given for 1 directions"):
+        mamba_mixer(*inputs, directions=("forward",), backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "triton"])
+def test_nan_in_the_padding_goes_nowhere(backend, device):
+    device = device if backend == "triton" else torch.device("cpu")
+    inputs, lengths = [x.float().to(device) for x in weights_for()], torch.tensor([21, 9], device=device)
+    inputs[0][1, 9:] = float("nan")
+    xz = inputs[0].requires_grad_()
+    y = mamba_mixer(*inputs, lengths=lengths, backend=backend)
+    assert y.isfinite().all() and not y[1, 9:].any()
+    (grad,) = torch.autograd.grad(y.sum(), xz)
+    assert grad.isfinite().all() and not grad[1, 9:].any()
+
+
+def test_backward_inside_autocast(device):
+    inputs = [x.float().to(device).requires_grad_() for x in weights_for()]
+    loss = mamba_mixer(*inputs, backend="triton").sum()
+    expected = torch.autograd.grad(loss, inputs, retain_graph=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        actual = torch.autograd.grad(loss, inputs)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_no_second_derivatives(device):
+    """Better an error than a part of them."""
+    inputs = [x.float().to(device).requires_grad_() for x in weights_for(length=3)]
+    (grad,) = torch.autograd.grad(mamba_mixer(*inputs, backend="triton").pow(2).sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

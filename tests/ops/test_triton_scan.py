@@ -223,6 +223,15 @@ def test_float64_and_an_absent_gpu_are_refused(monkeypatch):
         scan_directions(*[x.float() for x in inputs], backend="triton")
 
 
+def test_B_and_C_of_different_types(device):
+    inputs = [x.float().to(device) for x in inputs_for(1, 9, 3, 2)[:7]]
+    C = inputs[4].to(torch.bfloat16).requires_grad_()
+    y = scan_directions(*inputs[:4], C, *inputs[5:], backend="triton")
+    expected = scan_directions(*inputs[:4], C.float(), *inputs[5:], backend="chunked")
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert torch.autograd.grad(y.sum(), C)[0].dtype == torch.bfloat16
+
+
 def test_nothing_to_scan(device):
     inputs = [x.float().to(device) for x in inputs_for(2, 3, 2, 2)[:7]]
     empty = [x[:, :, :0] if x.dim() == 4 else x for x in inputs]

@@ -60,6 +60,8 @@ def test_word_that_is_no_option(train_script, recipe, tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             train_script.main(words)
+    with pytest.raises(ValueError, match="did you mean --seed"):  # SpeechBrain's run options may come before the YAML
+        train_script.main(["--noprogressbar", "--device", "cpu", yaml, "--sed", "7"])
 
 
 @pytest.mark.slow

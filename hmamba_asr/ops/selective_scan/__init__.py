@@ -42,6 +42,14 @@ def resolve_backend(backend: str, x: Tensor) -> str:
     return backend
 
 
+def check_directions(directions: tuple[str, ...], groups: int) -> None:
+    """ValueError for an unknown direction, or where their number is not that of the sets of inputs."""
+    if unknown := set(directions) - set(DIRECTIONS):
+        raise ValueError(f"scan direction '{unknown.pop()}' is unknown; choose forward or reverse.")
+    if len(directions) != groups:
+        raise ValueError(f"{groups} sets of inputs were given for {len(directions)} directions.")
+
+
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -71,7 +79,9 @@ def selective_scan(
         u.unsqueeze(0), delta.unsqueeze(0), A.unsqueeze(0), B.unsqueeze(0), C.unsqueeze(0), groups[0], groups[1],
         lengths=lengths, directions=(direction,), backend=backend, initial_state=groups[2], return_final_state=True,
     )  # fmt: skip
-    y = y[0] if z is None else y[0] * F.silu(z)
+    y = y[0]
+    if z is not None:
+        y = (y * F.silu(z if lengths is None else zero_padding(z, lengths))).to(u.dtype)
     return (y, state[0]) if return_final_state else y
 
 
@@ -90,7 +100,7 @@ def selective_scan_step(
         if D is not None:
             y = y + D.to(y.dtype) * wide[0]
     y = y.to(u.dtype)
-    return (y if z is None else y * F.silu(z)), state
+    return (y if z is None else (y * F.silu(z)).to(u.dtype)), state
 
 
 def scan_directions(
@@ -113,10 +123,7 @@ def scan_directions(
     Shapes as in :func:`selective_scan` with a leading axis of ``len(directions)``. Returns (directions, batch, L, D_inner), and
     with ``return_final_state`` also (directions, batch, D_inner, N).
     """
-    if unknown := set(directions) - set(DIRECTIONS):
-        raise ValueError(f"scan direction '{unknown.pop()}' is unknown; choose forward or reverse.")
-    if len(directions) != u.shape[0]:
-        raise ValueError(f"{u.shape[0]} sets of inputs were given for {len(directions)} directions.")
+    check_directions(directions, u.shape[0])
     backend = resolve_backend(backend, u)
     with torch.autocast(u.device.type, enabled=False):
         if backend == "triton" and u.numel():

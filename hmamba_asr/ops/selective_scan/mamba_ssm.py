@@ -28,7 +28,8 @@ def unavailable_reason() -> str | None:
 def scan_groups(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group.
+    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group, but that no
+    gradient goes through the last state.
 
     Raises
     ------
@@ -46,5 +47,5 @@ def scan_groups(
             channels_first[0], channels_first[1], A[g].float(), channels_first[2], channels_first[3], return_last_state=True
         )
         outputs.append(y.transpose(1, 2))
-        states.append(state)
+        states.append(state.detach())
     return torch.stack(outputs), torch.stack(states)

@@ -15,6 +15,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOG2_E = 1.4426950408889634
 T = 16  # frames of a tile
@@ -30,13 +31,17 @@ def unavailable_reason(device: torch.device) -> str | None:
     try:
         import triton  # noqa: F401
     except ImportError as error:
-        return f"the triton backend needs the triton package ({error}); install it, or use backend 'auto' or 'chunked'."
-    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return f"the triton backend needs the triton package ({error}); install it, or use another backend."
+    if os.environ.get("TRITON_INTERPRET") == "1":
         return None
-    return (
-        f"the triton backend needs a CUDA GPU, and the tensors are on {device.type}; use backend 'auto' or 'chunked' (or set "
-        "TRITON_INTERPRET=1 to run the kernels slowly, for tests)."
-    )
+    if device.type != "cuda":
+        return (
+            f"the triton backend needs a CUDA GPU, and the tensors are on {device.type}; use another backend (or set "
+            "TRITON_INTERPRET=1 to run the kernels slowly, for tests)."
+        )
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "the triton backend needs a GPU of compute capability 8.0 or newer; use another backend."
+    return None
 
 
 @functools.cache
@@ -217,6 +222,7 @@ class _ScanFunction(torch.autograd.Function):
         return _forward(*inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gy, glast):
         deterministic = torch.are_deterministic_algorithms_enabled()
         return _for_inputs(_gradients(gy, glast, ctx.saved_tensors, ctx.reverse_bits, deterministic), ctx.saved_tensors)
@@ -280,6 +286,7 @@ def scan_groups(
     (G, batch, N, D). Returns y like u and the last state (G, batch, N, D) in float32.
     """
     bits = sum(1 << g for g, reverse in enumerate(reversed_groups) if reverse)
-    D, delta_bias = (None if x is None else x.contiguous() for x in (D, delta_bias))
+    D, delta_bias, lengths = (None if x is None else x.contiguous() for x in (D, delta_bias, lengths))
+    C = C.to(B.dtype)  # one kernel copies both
     run = _scan_op if torch.compiler.is_compiling() else _ScanFunction.apply
     return run(u, delta, A, B, C, D, delta_bias, lengths, initial, bits)
