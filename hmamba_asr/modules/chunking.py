@@ -110,7 +110,7 @@ class DynamicChunker(nn.Module):
             return F.pad(prob, (1, 0), value=1.0)
 
     def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
-        """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); 1 at its least, where F = G = 1 / N.
+        """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); where F = G, least at F = G = 1 / N, where it is 1.
 
         F is the fraction of frames kept, G their mean probability, which alone has a gradient; N = ``target_ratio`` may be
         any number above 1. Each utterance has its own F and G, so that its loss does not depend on its batch mates and

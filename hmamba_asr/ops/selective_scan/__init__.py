@@ -75,14 +75,15 @@ def selective_scan(
     ``return_final_state`` also the state after the last frame met (batch, D_inner, N), in float32 at least.
     """
     groups = [None if x is None else x.unsqueeze(0) for x in (D, delta_bias, initial_state)]
-    y, state = scan_directions(
+    scanned = scan_directions(
         u.unsqueeze(0), delta.unsqueeze(0), A.unsqueeze(0), B.unsqueeze(0), C.unsqueeze(0), groups[0], groups[1],
-        lengths=lengths, directions=(direction,), backend=backend, initial_state=groups[2], return_final_state=True,
+        lengths=lengths, directions=(direction,), backend=backend, initial_state=groups[2],
+        return_final_state=return_final_state,
     )  # fmt: skip
-    y = y[0]
+    y, state = (scanned[0][0], scanned[1][0]) if return_final_state else (scanned[0], None)
     if z is not None:
         y = (y * F.silu(z if lengths is None else zero_padding(z, lengths))).to(u.dtype)
-    return (y, state[0]) if return_final_state else y
+    return (y, state) if return_final_state else y
 
 
 def selective_scan_step(
