@@ -68,22 +68,21 @@ class ASRModel(nn.Module):
     def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
         """Features (B, T, n_mels) with lengths (B,) in frames -> encoder output at the subsampled rate.
 
-        An encoder that shortens its output (``shortens``) keeps at least min_states (B,), where they are given.
+        Where min_states (B,) are given, the encoder, one that shortens its output, keeps at least so many.
         """
-        frames, lengths = self.frontend(features, lengths)
-        if min_states is not None and getattr(self.encoder, "shortens", False):
-            return self.encoder(frames, lengths, min_states)
-        return self.encoder(frames, lengths)
+        floor = () if min_states is None else (min_states,)
+        return self.encoder(*self.frontend(features, lengths), *floor)
 
     def forward(
         self, features: Tensor, lengths: Tensor, tokens_bos: Tensor | None = None, token_lengths: Tensor | None = None
     ) -> ASROutput:
         """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both.
 
-        In training the encoder is held to as many states as the CTC needs for the labels; in evaluation it does not know them.
+        In training an encoder that ``shortens`` is held to as many states as the CTC needs for the labels; in evaluation it does
+        not know them.
         """
         floor = None
-        if self.training and tokens_bos is not None:
+        if self.training and tokens_bos is not None and getattr(self.encoder, "shortens", False):
             floor = ctc_frames_needed(tokens_bos[:, 1:], token_lengths - 1)
         encoded = self.encode(features, lengths, floor)
         attention_logits = None

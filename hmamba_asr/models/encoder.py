@@ -71,7 +71,7 @@ class HierarchicalEncoder(nn.Module):
     Raises
     ------
     ValueError
-        For an unknown ``output``.
+        For an unknown ``output``, or output "frames" around an inner encoder with output "chunks".
     """
 
     def __init__(
@@ -83,6 +83,9 @@ class HierarchicalEncoder(nn.Module):
             raise ValueError(f"output '{output}' is unknown; choose frames or chunks.")
         self.outer, self.chunker, self.inner, self.output = outer, chunker, inner, output
         self.shortens = output == "chunks"
+        self.inner_shortens = getattr(inner, "shortens", False)
+        if self.inner_shortens and not self.shortens:
+            raise ValueError("output is frames and the inner encoder's is chunks, which cannot return to their frames.")
         width = inner_d_model or d_model
         self.widen = nn.Identity() if width == d_model else nn.Linear(d_model, width)
         self.narrow = nn.Identity() if width == d_model else nn.Linear(width, d_model)
@@ -95,17 +98,19 @@ class HierarchicalEncoder(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> EncoderOutput:
         outer = self.outer(x, lengths)
         chunked = self.chunker(outer.states, lengths, min_chunks)
-        inner = self.inner(self.widen(chunked.chunks), chunked.chunk_lengths)
+        floor = (min_chunks,) if self.inner_shortens and min_chunks is not None else ()
+        inner = self.inner(self.widen(chunked.chunks), chunked.chunk_lengths, *floor)
         stage = StageOutput(
             boundary_prob=chunked.boundary_prob, boundary_mask=chunked.boundary_mask, chunk_frames=chunked.chunk_frames,
             chunk_lengths=chunked.chunk_lengths, kept_fraction=chunked.chunk_lengths / lengths.clamp(min=1),
             ratio_loss=self.chunker.ratio_loss(chunked, lengths),
         )  # fmt: skip
         stages = (*outer.stages, stage, *inner.stages)
-        if self.output == "chunks" and inner.states.shape[1] != chunked.chunks.shape[1]:
-            return EncoderOutput(self.narrow(inner.states), inner.lengths, stages)  # the inner encoder shortened them again
-        states = smooth_chunks(self.narrow(inner.states), chunked)
-        if self.output == "chunks":
+        states = self.narrow(inner.states)
+        if self.inner_shortens:  # its chunks are no longer the ones that this stage has probabilities for
+            return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages)
+        states = smooth_chunks(states, chunked)
+        if self.shortens:
             return EncoderOutput(states, inner.lengths, stages)
         frames = dechunk(states, chunked, lengths) + self.residual(outer.states)
         return EncoderOutput(zero_padding(frames, lengths), lengths, stages)

@@ -136,8 +136,10 @@ class _RunOptions(RunOptions):
 
 def _refuse_stray_words(argv: list[str]) -> None:
     """SpeechBrain glues a word that follows a switch (``--noprogressbar true``) to the value of some other option."""
-    switches = {name for action in _RunOptions._create_parser()._actions if action.nargs == 0 for name in action.option_strings}
-    many = {name for action in _RunOptions._create_parser()._actions if action.nargs == "*" for name in action.option_strings}
+    actions = _RunOptions._create_parser()._actions
+    switches, many = (
+        {name for action in actions if action.nargs == nargs for name in action.option_strings} for nargs in (0, "*")
+    )
     previous, free, yaml_seen = None, 0, False
     for word in argv:
         if word.startswith("--"):

@@ -110,6 +110,24 @@ def test_nested_stages_come_outside_in():
     assert [stage.chunk_lengths.tolist() for stage in out.stages] == [[16], [6]] and out.lengths.tolist() == [6]
 
 
+def test_smoothing_does_not_depend_on_batch_mates():
+    """An inner encoder that happens to keep every chunk of one utterance, and not of another, in one batch."""
+    model = hierarchical(dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")).double().eval()
+    x, lengths, floor = padded()[:2], torch.tensor([5, 31]), torch.tensor([5, 1])
+    together, alone = model(x, lengths, floor), model(x[:1, :5], lengths[:1], floor[:1])
+    assert alone.lengths.tolist() == [5] and int(together.lengths[1]) < int(together.stages[0].chunk_lengths[1])
+    assert (alone.stages[0].boundary_prob[0, 1:] < 1).all()  # so that smoothing would show
+    torch.testing.assert_close(together.states[0, :5], alone.states[0], rtol=0, atol=1e-10)
+
+
+def test_floor_reaches_every_stage_that_shortens():
+    model = hierarchical(
+        FixedStrideChunker(stride=2), "chunks", inner=hierarchical(FixedStrideChunker(stride=30), "chunks")
+    ).eval()
+    out = model(padded(torch.float32), LENGTHS, torch.tensor([9, 1, 2, 7]))
+    assert out.lengths.tolist() == [9, 1, 2, 7]
+
+
 def test_floor_reaches_the_chunker():
     model = hierarchical(FixedStrideChunker(stride=30), "chunks").eval()
     out = model(padded(torch.float32), LENGTHS, torch.tensor([5, 5, 1, 4]))
@@ -119,3 +137,5 @@ def test_floor_reaches_the_chunker():
 def test_unknown_output():
     with pytest.raises(ValueError, match="output 'phones' is unknown; choose frames or chunks"):
         hierarchical(FixedStrideChunker(stride=2), "phones")
+    with pytest.raises(ValueError, match="cannot return to their frames"):
+        hierarchical(dynamic(), "frames", inner=hierarchical(dynamic(), "chunks"))

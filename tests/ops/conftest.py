@@ -8,6 +8,20 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def assert_same_compiled():
+    """Gradients of a function of tensors, compiled without graph breaks, are those of the function itself."""
+
+    def check(loss, inputs, *, tolerance):
+        torch._dynamo.reset()
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        expected = torch.autograd.grad(loss(*inputs), inputs)
+        for a, e in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+
+    return check
+
+
+@pytest.fixture
 def poisoned():
     """Deterministic algorithms, under which PyTorch fills new memory with NaN: an element that nobody writes shows."""
     before = torch.are_deterministic_algorithms_enabled()

@@ -81,18 +81,14 @@ def test_bfloat16_error(device):
         assert fused < (1.25 * plain + 2e-3 if on_gpu else 0.1), name
 
 
-def test_compiled_without_graph_breaks(device):
+def test_compiled_without_graph_breaks(device, assert_same_compiled):
     inputs = [x.float().to(device).requires_grad_() for x in weights_for(length=18)]
     lengths = torch.tensor([18, 7], device=device)
 
     def loss(*xs):
         return mamba_mixer(*xs, lengths=lengths, backend="triton").pow(2).sum()
 
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    expected = torch.autograd.grad(loss(*inputs), inputs)
-    for a, e in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+    assert_same_compiled(loss, inputs, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["chunked", "triton"])

@@ -192,18 +192,14 @@ def test_steps_are_the_full_scan(name, device):
     torch.testing.assert_close(y, full[:, 8:], rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_without_graph_breaks(device):
+def test_compiled_without_graph_breaks(device, assert_same_compiled):
     inputs = [x.float().to(device).requires_grad_() for x in inputs_for(2, 18, 3, 2)[:7]]
     lengths = torch.tensor([18, 7], device=device)
 
     def loss(*xs):
         return scan_directions(*xs, lengths=lengths, backend="triton").pow(2).sum()
 
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    expected = torch.autograd.grad(loss(*inputs), inputs)
-    for a, e in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+    assert_same_compiled(loss, inputs, tolerance=1e-5)
 
 
 def test_the_custom_op_keeps_its_promises(device):
