@@ -27,6 +27,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from hmamba_asr.ops import ema_triton, mixer_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
+from hmamba_asr.ops.selective_scan.triton import BACKWARD_REGISTERS, FORWARD_REGISTERS  # noqa: E402
 
 ALIKE = {
     "u",
@@ -98,10 +99,11 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
 
 
 def build(function, constants: dict, warps: int, *, capability: int, dtype: str, narrow: tuple[str, ...] = ()):
+    limits = {kernels.scan_kernel: FORWARD_REGISTERS, kernels.backward_kernel: BACKWARD_REGISTERS}
     types = signature(function, constants, dtype) | {name: "*bf16" for name in narrow}
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(function, types, constexprs=places, attrs={})
-    options = {"num_warps": warps, "num_stages": 1}
+    options = {"num_warps": warps, "num_stages": 1, "maxnreg": limits.get(function)}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

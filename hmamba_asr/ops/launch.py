@@ -36,8 +36,10 @@ def launch(
     constants: tuple,
     *,
     num_warps: int,
+    max_registers: int | None = None,
 ) -> None:
-    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``."""
+    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``; a thread takes no more than ``max_registers``, so that more
+    programs fit a processor."""
     if not all(grid):
         return
     if isinstance(function, InterpretedFunction):
@@ -56,4 +58,5 @@ def launch(
                 *map(_address, tensors), *numbers, *constants,
             )  # fmt: skip
         else:
-            _compiled[key] = function[grid](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=1)
+            options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": max_registers}
+            _compiled[key] = function[grid](*tensors, *numbers, *constants, **options)

@@ -20,10 +20,10 @@ from torch.autograd.function import once_differentiable
 LOG2_E = 1.4426950408889634
 T = 16  # frames of a tile
 BLOCK_D = 32  # channels of a program, one for each thread of its warp
-# Programs that fit a processor at once, by the registers they take, and what finding the states between segments costs
-# relative to the passes that need them.
-FORWARD_WARPS, FORWARD_PREPASS = 12, 0.8
-BACKWARD_WARPS, BACKWARD_PREPASS = 8, 0.5
+# Programs that fit a processor at once by the registers they take (it has 65536, in four parts), and what finding the states
+# between segments costs relative to the passes that need them.
+FORWARD_REGISTERS, FORWARD_WARPS, FORWARD_PREPASS = 128, 16, 0.8
+BACKWARD_REGISTERS, BACKWARD_WARPS, BACKWARD_PREPASS = 168, 12, 0.5
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -118,6 +118,7 @@ class _Scan:
              0 if gy is None else skipped, self.reverse_bits),
             (self.channels, self.n, BLOCK_D, gy is not None, y is not None, spans is not None,
              self.D is not None and y is not None, self.delta_bias is not None, self.lengths is not None), num_warps=1,
+            max_registers=FORWARD_REGISTERS,
         )  # fmt: skip
 
     def find_starts(self, carry: Tensor, initial: Tensor | None, *, gy: Tensor | None = None) -> None:
@@ -188,7 +189,7 @@ def run_backward(
         (*scan.u.stride()[:2], *scan.delta.stride()[:2], *gy.stride()[:2], scan.length, scan.batch, scan.tiles,
          scan.segment_tiles, scan.segments, items, scan.blocks, reverse_bits, gBC.stride(0) if deterministic else 0),
         (scan.channels, n, BLOCK_D, D is not None, delta_bias is not None, lengths is not None, not deterministic,
-         u.dtype == torch.float32), num_warps=1,
+         u.dtype == torch.float32), num_warps=1, max_registers=BACKWARD_REGISTERS,
     )  # fmt: skip
     scan.copy_tiles(gB, gC, gBC.sum(0) if deterministic else gBC[0], back=True)
     return {"u": gu, "delta": gdelta, "B": gB, "C": gC, "sums": sums.flatten(1, 2), "initial": adjoint[:, :, 0]}
