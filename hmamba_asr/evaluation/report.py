@@ -34,7 +34,8 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """Markdown: one table per corpus, one row per result.
 
     Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a
-    column per search; the RTF is that of all splits together. What was not measured is an empty cell.
+    column per search; the RTF is that of all splits together. The kept fraction of an encoder that chunks has a
+    column per split, where a row of the table has one. What was not measured is an empty cell.
 
     Args:
         results: as `load_results` returns them.
@@ -99,9 +100,12 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
     labels = {item: item.split if item.split in unique else f"{item.split} ({sizes[item]})" for item in scored}
     rtf_header = [f"RTF {search}" for search in all_searches] or ["RTF"]
     wer_header = [f"{labels[item]} WER {search}" for item, search in columns] or ["WER"]
-    header = ["model", "train data", "params (M)", "epochs", *wer_header, *rtf_header, *_SPEED_HEADER[1:]]
+    kept = {item: [_kept_cell(row, item) for row in rows] for item in scored}
+    chunked = [item for item in scored if any(kept[item])]
+    kept_header = [f"{labels[item]} kept" for item in chunked]
+    header = ["model", "train data", "params (M)", "epochs", *wer_header, *kept_header, *rtf_header, *_SPEED_HEADER[1:]]
     body = []
-    for row in rows:
+    for index, row in enumerate(rows):
         training = row["training"] or {}
         git = row["environment"]["git"]
         body.append(
@@ -111,6 +115,7 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
                 f"{row['parameters']['total'] / 1e6:.3g}",
                 _cell(training.get("epochs"), "d"),
                 *([_wer_cell(row, item, search) for item, search in columns] or [""]),
+                *(kept[item][index] for item in chunked),
                 *([_rtf_cell(row, search) for search in all_searches] or [""]),
                 _cell(training.get("audio_seconds_per_second"), ".0f"),
                 _duration(training.get("seconds")),
@@ -128,6 +133,14 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
 def _wer_cell(row: _Result, item: _Scored, search: str) -> str:
     entry = row["evaluation"].get(item.split, {}).get(search)
     return f"{entry['wer']['rate']:.2f}" if entry and _scored(item.split, entry) == item else ""
+
+
+def _kept_cell(row: _Result, item: _Scored) -> str:
+    """Kept fraction of each chunking stage, outermost first; the search makes no difference to it."""
+    for entry in row["evaluation"].get(item.split, {}).values():
+        if _scored(item.split, entry) == item and entry.get("stages"):
+            return " / ".join(f"{stage['kept']:.2f}" for stage in entry["stages"])
+    return ""
 
 
 def _rtf_cell(row: _Result, search: str) -> str:

@@ -19,6 +19,8 @@ could not be measured is null, and an empty cell in the table that `report` make
     evaluation      {split: {search: entry}}, with searches such as "greedy", "beam", "beam+lm"; an entry has
         wer, cer    `wer.ErrorCounts.to_dict()`
         efficiency  `efficiency.Efficiency.to_dict()`, or null
+        stages      of an encoder that chunks, one each: kept (chunks for each state that the stage was given, mean over
+                    utterances), kept_std, kept_min, kept_max, prob, chunk_ms, chunk_ms_max, ...; not in older files
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ class ChunkOutput:
 
     chunks (B, M, D) with chunk_lengths (B,), zero past the end; chunk_frames (B, M): the frame that each chunk begins at;
     frame_to_chunk (B, T): the chunk of each frame; boundary_prob (B, T), zero past the end, and boundary_mask (B, T).
+    chosen (B,) counts the chunks before a floor added any.
     """
 
     chunks: Tensor
@@ -35,10 +36,12 @@ class ChunkOutput:
     frame_to_chunk: Tensor
     boundary_prob: Tensor
     boundary_mask: Tensor
+    chosen: Tensor
 
 
-def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor) -> ChunkOutput:
-    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions."""
+def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, chosen: Tensor | None = None) -> ChunkOutput:
+    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) if
+    not all of the boundaries are the chunker's own."""
     batch, length = boundary_mask.shape
     counts = boundary_mask.sum(1)
     most = max(1, int(counts.max())) if batch else 1
@@ -49,7 +52,8 @@ def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor) -> Ch
     chunk_frames = slots.scatter(1, torch.where(boundary_mask, index, most), frames)[:, :most]
     chunk_frames = zero_padding(chunk_frames, counts)
     chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
-    return ChunkOutput(chunks, counts, chunk_frames, index.clamp(min=0), boundary_prob, boundary_mask)
+    chosen = counts if chosen is None else chosen
+    return ChunkOutput(chunks, counts, chunk_frames, index.clamp(min=0), boundary_prob, boundary_mask, chosen)
 
 
 def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
@@ -69,24 +73,28 @@ class DynamicChunker(nn.Module):
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. Both projections start as the identity, so that boundaries first fall where neighbours differ.
-    ``target_ratio`` is the number of frames a chunk should have on average (:meth:`ratio_loss`); at 1 every frame is a chunk.
-    The router works in float32 at least, whatever the precision around it.
+    ``target_ratio`` is the number of frames a chunk should have on average (:func:`ratio_loss`); at 1 every frame is a chunk.
+    ``lr_multiplier`` scales the learning rate of both projections: a router that moves faster than the states it looks at is
+    what makes chunking diverge. The router works in float32 at least, whatever the precision around it.
 
     Raises
     ------
     ValueError
-        For a target_ratio below 1.
+        For a target_ratio below 1, or an lr_multiplier that is not above 0.
     """
 
-    def __init__(self, *, d_model: int, target_ratio: float):
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
         super().__init__()
         if target_ratio < 1:
             raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
+        if not lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
         self.target_ratio = target_ratio
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
         for projection in (self.query, self.key):
             nn.init.eye_(projection.weight)
+            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         valid = valid_mask(lengths, x.shape[1])
@@ -94,9 +102,10 @@ class DynamicChunker(nn.Module):
             return gather_chunks(x, valid.float(), valid)
         prob = self.boundary_prob(zero_padding(x, lengths)) * valid
         mask = (prob >= THRESHOLD) & valid
+        chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(prob, mask, lengths, min_chunks)
-        return gather_chunks(x, prob, mask)
+        return gather_chunks(x, prob, mask, chosen)
 
     def boundary_prob(self, x: Tensor) -> Tensor:
         """p (B, T) of every frame of x (B, T, D), 1 at the first. Where two neighbours are zero (silence), they are alike."""
@@ -109,32 +118,20 @@ class DynamicChunker(nn.Module):
             prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
             return F.pad(prob, (1, 0), value=1.0)
 
-    def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
-        """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); where F = G, least at F = G = 1 / N, where it is 1.
-
-        F is the fraction of frames kept, G their mean probability, which alone has a gradient; N = ``target_ratio`` may be
-        any number above 1. Each utterance has its own F and G, so that its loss does not depend on its batch mates and
-        averages over batches, ranks and accumulation steps as the other losses do.
-        """
-        if self.target_ratio == 1:
-            return chunked.boundary_prob.new_zeros(lengths.shape)
-        frames = lengths.clamp(min=1)
-        kept, mean_prob = chunked.chunk_lengths / frames, chunked.boundary_prob.sum(1) / frames
-        n = self.target_ratio
-        loss = n / (n - 1) * ((n - 1) * kept * mean_prob + (1 - kept) * (1 - mean_prob))
-        return torch.where(lengths > 0, loss, torch.zeros_like(loss))
-
 
 class FixedStrideChunker(nn.Module):
     """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
 
     The same contract as :class:`DynamicChunker`. ``pooling`` is "first" (the boundary frame, as there) or "mean" of the chunk.
+    There is no router to train, and ``target_ratio`` is None.
 
     Raises
     ------
     ValueError
         For a stride below 1 or an unknown pooling.
     """
+
+    target_ratio = None
 
     def __init__(self, *, stride: float, pooling: str = "first"):
         super().__init__()
@@ -149,9 +146,10 @@ class FixedStrideChunker(nn.Module):
         chunk_of = (torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
         begins = F.pad(chunk_of[1:] > chunk_of[:-1], (1, 0), value=True)
         mask = begins.expand_as(valid) & valid
+        chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(mask.float(), mask, lengths, min_chunks)
-        chunked = gather_chunks(x, mask.float(), mask)
+        chunked = gather_chunks(x, mask.float(), mask, chosen)
         if self.pooling == "mean":
             where = chunked.frame_to_chunk.unsqueeze(-1).expand_as(x)
             sums = torch.zeros_like(chunked.chunks).scatter_add(1, where, zero_padding(x, lengths))
@@ -159,9 +157,22 @@ class FixedStrideChunker(nn.Module):
             chunked.chunks = sums / sizes.clamp(min=1).unsqueeze(-1)
         return chunked
 
-    def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
-        """Nothing to learn: zeros (B,)."""
-        return chunked.boundary_prob.new_zeros(lengths.shape)
+
+def ratio_loss(chosen: Tensor, mean_prob: Tensor, *, target_ratio: float, current_ratio: float | None = None) -> Tensor:
+    """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); where F = G, least at F = G = 1 / N, where it is 1.
+
+    F, ``chosen`` (B,), is the fraction of frames that the router itself made boundaries, without those that a floor added;
+    G, ``mean_prob`` (B,), is their mean probability, which alone has a gradient. N = ``target_ratio`` may be any number above 1;
+    at 1 there is nothing to learn and the loss is 0. Each utterance has its own F and G, so that its loss does not depend on
+    its batch mates and averages over batches, ranks and accumulation steps as the other losses do.
+
+    While a target is raised, ``current_ratio`` stands for N in the bracket, and the factor in front stays the final one: near
+    N = 1 its own would be without bound.
+    """
+    if target_ratio == 1:
+        return mean_prob.new_zeros(mean_prob.shape)
+    n = target_ratio if current_ratio is None else current_ratio
+    return target_ratio / (target_ratio - 1) * ((n - 1) * chosen * mean_prob + (1 - chosen) * (1 - mean_prob))
 
 
 def smooth_chunks(states: Tensor, chunked: ChunkOutput, *, clamp: float = 1e-4) -> Tensor:

@@ -10,6 +10,7 @@ from hmamba_asr.modules.chunking import (
     FixedStrideChunker,
     dechunk,
     gather_chunks,
+    ratio_loss,
     smooth_chunks,
     with_at_least,
 )
@@ -47,7 +48,6 @@ def test_batch_equals_utterances_alone(index):
     for row, n in enumerate(LENGTHS.tolist()):
         x[row, n:] = float("nan")
     batch = chunker(x, LENGTHS)
-    loss = chunker.ratio_loss(batch, LENGTHS)
     for row, n in enumerate(LENGTHS.tolist()):
         alone = chunker(x[row : row + 1, : max(n, 1)], LENGTHS[row : row + 1])
         count = int(alone.chunk_lengths)
@@ -55,7 +55,7 @@ def test_batch_equals_utterances_alone(index):
         torch.testing.assert_close(batch.chunks[row, :count], alone.chunks[0, :count])
         assert not batch.chunks[row, count:].any() and not batch.boundary_prob[row, n:].any()
         torch.testing.assert_close(batch.boundary_prob[row, :n], alone.boundary_prob[0, :n])
-        torch.testing.assert_close(loss[row : row + 1], chunker.ratio_loss(alone, LENGTHS[row : row + 1]))
+        assert int(batch.chosen[row]) == int(alone.chosen)
         again = dechunk(smooth_chunks(batch.chunks, batch), batch, LENGTHS)[row]
         torch.testing.assert_close(again[:n], dechunk(smooth_chunks(alone.chunks, alone), alone, LENGTHS[row : row + 1])[0, :n])
         assert not again[n:].any()
@@ -76,7 +76,7 @@ def test_all_boundaries_and_back_is_the_identity():
     x = frames()
     for chunker in (DynamicChunker(d_model=D, target_ratio=1), FixedStrideChunker(stride=1)):
         out = chunker(x, LENGTHS)
-        assert torch.equal(out.chunk_lengths, LENGTHS) and not chunker.ratio_loss(out, LENGTHS).any()
+        assert torch.equal(out.chunk_lengths, LENGTHS) and torch.equal(out.chosen, LENGTHS)
         back = dechunk(smooth_chunks(out.chunks, out), out, LENGTHS)
         for row, n in enumerate(LENGTHS.tolist()):
             assert torch.equal(back[row, :n], x[row, :n]) and not back[row, n:].any()
@@ -118,20 +118,44 @@ def test_floor_does_not_depend_on_padding():
     assert torch.equal(short.chunk_frames, padded.chunk_frames) and short.chunk_lengths.tolist() == [5]
 
 
+def loss_at(chosen, mean_prob, **ratios):
+    return ratio_loss(torch.tensor([chosen]), torch.tensor([mean_prob], dtype=torch.float64), **ratios).item()
+
+
 @pytest.mark.parametrize("ratio", [2.0, 2.5, 4.0])
 def test_ratio_loss_is_one_at_its_target_and_larger_elsewhere(ratio):
-    chunker = DynamicChunker(d_model=1, target_ratio=ratio)
-    length = 100
-    lengths = torch.tensor([length])
-
-    def loss(kept, mean_prob):
-        mask = torch.arange(length).unsqueeze(0) < round(kept * length)
-        out = gather_chunks(torch.zeros(1, length, 1), torch.full((1, length), mean_prob), mask)
-        return chunker.ratio_loss(out, lengths).item()
-
-    assert loss(1 / ratio, 1 / ratio) == pytest.approx(1.0, abs=1e-6)
+    assert loss_at(1 / ratio, 1 / ratio, target_ratio=ratio) == pytest.approx(1.0, abs=1e-6)
     for both in (0.02, 0.9):
-        assert loss(both, both) > 1.0
+        assert loss_at(both, both, target_ratio=ratio) > 1.0
+    assert loss_at(0.3, 0.3, target_ratio=1) == 0.0
+
+
+@pytest.mark.parametrize("current", [1.0, 1.01, 1.7, 3.0])
+def test_ratio_loss_while_its_target_rises_is_bounded_and_least_there(current):
+    at = {both: loss_at(both, both, target_ratio=3.0, current_ratio=current) for both in (0.1, 1 / current, 0.9)}
+    assert min(at, key=at.get) == 1 / current and max(at.values()) < 3
+    if current == 3.0:
+        assert at[0.9] == loss_at(0.9, 0.9, target_ratio=3.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_step_down_the_ratio_loss_moves_a_router_towards_its_target(sign):
+    """Too many boundaries: fewer afterwards; too few: more."""
+    torch.manual_seed(0)
+    x, lengths = torch.randn(1, 60, D), torch.tensor([60])
+    chunker = DynamicChunker(d_model=D, target_ratio=2)
+    chunker.key.weight.data *= sign  # cosines of 0 on average; a common part makes all neighbours alike, or opposite
+    x = x + 1.0
+    before = chunker(x, lengths).boundary_prob.mean()
+    assert (before < 0.45) if sign == 1 else (before > 0.55)
+    optimizer = torch.optim.SGD(chunker.parameters(), lr=0.05)
+    for _ in range(30):
+        out = chunker(x, lengths)
+        optimizer.zero_grad()
+        ratio_loss(out.chosen / 60, out.boundary_prob.mean(1), target_ratio=2).sum().backward()
+        optimizer.step()
+    after = chunker(x, lengths).boundary_prob.mean()
+    assert sign * (after - before) > 0.01
 
 
 def test_gradients_reach_the_router():
@@ -142,7 +166,7 @@ def test_gradients_reach_the_router():
     for loss in (
         dechunk(smooth_chunks(out.chunks.detach(), out), out, LENGTHS).pow(2).sum(),
         smooth_chunks(out.chunks.detach(), out).pow(2).sum(),
-        chunker.ratio_loss(out, LENGTHS).sum(),
+        ratio_loss(out.chosen / LENGTHS.clamp(min=1), out.boundary_prob.mean(1), target_ratio=2.5).sum(),
     ):
         for grad in torch.autograd.grad(loss, [chunker.query.weight, chunker.key.weight], retain_graph=True):
             assert grad.isfinite().all() and grad.abs().max() > 0
@@ -157,9 +181,40 @@ def test_half_precision_decides_in_float32(dtype):
     assert torch.equal(out.boundary_mask, exact.boundary_mask)
 
 
+def test_every_frame_a_boundary():
+    """Neighbours that point in opposite directions: p = 1 everywhere, the learned chunker keeps all and smoothing changes none."""
+    x = torch.randn(1, 1, D).expand(2, 8, D) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1)
+    lengths = torch.tensor([8, 5])
+    out = DynamicChunker(d_model=D, target_ratio=2)(x, lengths)
+    assert out.chunk_lengths.tolist() == [8, 5] and out.frame_to_chunk[0].tolist() == list(range(8))
+    torch.testing.assert_close(smooth_chunks(out.chunks, out)[1, :5], x[1, :5], rtol=0, atol=1e-3)  # p within 1e-4 of 1
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 7, D), torch.ones(2, 7, D), torch.full((2, 7, D), 1e-30)], ids=["silence", "1", "tiny"]
+)
+def test_input_without_any_difference_has_finite_gradients(x):
+    """Where all cosines are one or undefined, in an utterance of seven frames and one of a single frame."""
+    x = x.clone().requires_grad_()
+    chunker, lengths = DynamicChunker(d_model=D, target_ratio=2), torch.tensor([7, 1])
+    out = chunker(x, lengths)
+    assert out.chunk_lengths.tolist() == [1, 1]
+    loss = dechunk(smooth_chunks(out.chunks, out), out, lengths).sum() + out.boundary_prob.sum()
+    for grad in torch.autograd.grad(loss, [x, chunker.query.weight, chunker.key.weight]):
+        assert grad.isfinite().all()
+
+
+def test_a_floor_is_not_the_routers_choice():
+    x, lengths = torch.ones(2, 9, D), torch.tensor([9, 4])
+    out = DynamicChunker(d_model=D, target_ratio=2)(x, lengths, torch.tensor([6, 9]))
+    assert out.chunk_lengths.tolist() == [6, 4] and out.chosen.tolist() == [1, 1]
+
+
 def test_bad_settings():
     with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
         DynamicChunker(d_model=2, target_ratio=0.5)
+    with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
+        DynamicChunker(d_model=2, target_ratio=2, lr_multiplier=0)
     with pytest.raises(ValueError, match="stride must be 1 frame or more, not 0"):
         FixedStrideChunker(stride=0)
     with pytest.raises(ValueError, match="pooling 'max' is unknown; choose first or mean"):
