@@ -119,7 +119,9 @@ class HierarchicalEncoder(nn.Module):
         outer = self.outer(x, lengths)
         chunked = self.chunker(outer.states, lengths, min_chunks)
         floor = (min_chunks,) if self.inner_shortens and min_chunks is not None else ()
-        inner = self.inner(self.widen(chunked.chunks), chunked.chunk_lengths, *floor)
+        # What an inner encoder that shortens returns are other chunks than those with probabilities here: smoothed before it.
+        chunks = smooth_chunks(chunked.chunks, chunked) if self.inner_shortens else chunked.chunks
+        inner = self.inner(self.widen(chunks), chunked.chunk_lengths, *floor)
         stage = StageOutput(
             lengths=lengths, boundary_prob=chunked.boundary_prob, boundary_mask=chunked.boundary_mask,
             chunk_starts=chunked.chunk_frames, chunk_lengths=chunked.chunk_lengths, chosen=chunked.chosen,
@@ -128,7 +130,7 @@ class HierarchicalEncoder(nn.Module):
         nested = (replace(s, chunk_starts=chunked.chunk_frames.gather(1, s.chunk_starts)) for s in inner.stages)
         stages = (*outer.stages, stage, *nested)
         states = self.narrow(inner.states)
-        if self.inner_shortens:  # its chunks are no longer the ones that this stage has probabilities for
+        if self.inner_shortens:
             return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages)
         states = smooth_chunks(states, chunked)
         if self.shortens:

@@ -228,6 +228,7 @@ class ASRBrain(sb.Brain):
             "loss": total.sum(),
             **{f"loss_{name}": part.detach().sum() for name, part in losses.parts.items()},
             **self.stage_sums(forward.output, losses),
+            **{f"stage{i}_floored": (s.chunk_lengths > s.chosen).sum() for i, s in enumerate(forward.output.encoded.stages)},
         }
         values = torch.stack([torch.as_tensor(v, device=self.device, dtype=torch.float64) for v in named.values()])
         everywhere = [values]

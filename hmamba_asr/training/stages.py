@@ -39,7 +39,7 @@ def stage_sums(stages: Sequence[StageOutput], *, frame_ms: float, ratios: Sequen
             "kept": kept.sum(), "kept_squares": kept.square().sum(), "kept_min": kept.min(), "kept_max": kept.max(),
             "prob": stage.mean_prob.detach().sum(), "rate_min": rate.masked_fill(~free, math.inf).min(),
             "rate_max": rate.masked_fill(~free, -math.inf).max(), "chunks": stage.chunk_lengths.sum(),
-            "chunk_ms": durations.sum(), "chunk_ms_max": durations.max(), "floored": (stage.chunk_lengths > stage.chosen).sum(),
+            "chunk_ms": durations.sum(), "chunk_ms_max": durations.max(),
         }  # fmt: skip
         if ratios:
             named["ratio_loss"] = ratios[i].detach().sum()
@@ -49,7 +49,8 @@ def stage_sums(stages: Sequence[StageOutput], *, frame_ms: float, ratios: Sequen
 
 def stage_figures(sums: Mapping[str, float], utterances: float) -> list[dict[str, float]]:
     """For each stage: kept fraction (mean, standard deviation, minimum and maximum over utterances), mean probability, mean and
-    longest chunk in ms, utterances whose floor added chunks, and the ratio loss if it was summed."""
+    longest chunk in ms; and where they were summed, the mean ratio loss and the utterances that only a floor made long enough for
+    the CTC (``floored``)."""
     figures = []
     while f"stage{len(figures)}_kept" in sums:
         part = {name.split("_", 1)[1]: value for name, value in sums.items() if name.startswith(f"stage{len(figures)}_")}
@@ -58,10 +59,11 @@ def stage_figures(sums: Mapping[str, float], utterances: float) -> list[dict[str
             {
                 "kept": kept,
                 "kept_std": math.sqrt(max(0.0, part["kept_squares"] / utterances - kept**2)),
-                **{name: part[name] for name in ("kept_min", "kept_max", "chunk_ms_max", "floored")},
+                **{name: part[name] for name in ("kept_min", "kept_max", "chunk_ms_max")},
                 "prob": part["prob"] / utterances,
                 "chunk_ms": part["chunk_ms"] / max(1, part["chunks"]),
                 **({"ratio_loss": part["ratio_loss"] / utterances} if "ratio_loss" in part else {}),
+                **({"floored": part["floored"]} if "floored" in part else {}),
             }
         )
     return figures

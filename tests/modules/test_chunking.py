@@ -182,7 +182,7 @@ def test_half_precision_decides_in_float32(dtype):
 
 
 def test_every_frame_a_boundary():
-    """Neighbours that point in opposite directions: p = 1 everywhere, the learned chunker keeps all and smoothing changes none."""
+    """Neighbours that point in opposite directions: p = 1 everywhere, all are kept and smoothing changes none."""
     x = torch.randn(1, 1, D).expand(2, 8, D) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1)
     lengths = torch.tensor([8, 5])
     out = DynamicChunker(d_model=D, target_ratio=2)(x, lengths)
@@ -190,9 +190,7 @@ def test_every_frame_a_boundary():
     torch.testing.assert_close(smooth_chunks(out.chunks, out)[1, :5], x[1, :5], rtol=0, atol=1e-3)  # p within 1e-4 of 1
 
 
-@pytest.mark.parametrize(
-    "x", [torch.zeros(2, 7, D), torch.ones(2, 7, D), torch.full((2, 7, D), 1e-30)], ids=["silence", "1", "tiny"]
-)
+@pytest.mark.parametrize("x", [torch.zeros(2, 7, D), torch.ones(2, 7, D)], ids=["silence", "constant"])
 def test_input_without_any_difference_has_finite_gradients(x):
     """Where all cosines are one or undefined, in an utterance of seven frames and one of a single frame."""
     x = x.clone().requires_grad_()

@@ -1,0 +1,110 @@
+"""Training an H-Mamba: the router's learning rate, schedules that survive a kill, and the same numbers on several processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+
+H_MAMBA = {
+    "yaml": "hmamba_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
+    "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}",
+}  # fmt: skip
+STEP_FIGURES = (
+    "loss", "loss_ratio", "learning_rate", "grad_norm", "stage0_kept", "stage0_kept_std", "stage0_kept_min", "stage0_kept_max",
+    "stage0_prob", "stage0_chunk_ms", "stage0_ratio_loss", "stage0_floored",
+)  # fmt: skip
+EPOCH_FIGURES = ("loss", "valid_loss", "valid_infeasible", "stage0_kept_min", "valid_stage0_kept", "valid_stage0_chunk_ms_max")
+
+
+def same_figures(run, reference, rel: float) -> None:
+    for kind, keys in (("step", STEP_FIGURES), ("epoch", EPOCH_FIGURES)):
+        records, expected = run.records(kind), reference.records(kind)
+        assert [r["optimizer_step"] for r in records] == [r["optimizer_step"] for r in expected]
+        for key in keys:
+            assert [r[key] for r in records] == pytest.approx([r[key] for r in expected], rel=rel, abs=1e-6), key
+
+
+def one_step(brain, train_set) -> None:
+    brain.make_dataloader(train_set, Stage.TRAIN)
+    brain.on_fit_start()
+    brain.on_stage_start(Stage.TRAIN, 1)
+    brain.modules.train()
+    for brain.step in (1, 2, 3):
+        brain.fit_batch(PaddedBatch([train_set[brain.step]]))
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 1.0])
+def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
+    """In every step of the schedule, and on nothing but the router."""
+    brain, train_set, *_ = new_brain(**H_MAMBA, chunker=f"{{lr_multiplier: {multiplier}}}")
+    one_step(brain, train_set)
+    router = {id(parameter) for parameter in brain.raw_model.encoder.chunker.parameters()}
+    usual = 0.001 * 3 / 5  # the third of five warm-up steps
+    rates = {id(p): group["lr"] for group in brain.optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(brain.raw_model.parameters()))
+    for parameter, rate in rates.items():
+        assert rate == pytest.approx(usual * multiplier if parameter in router else usual)
+    assert all(group["weight_decay"] == 0.01 for group in brain.optimizer.param_groups[2:])
+    assert len(brain.optimizer.param_groups) == (2 if multiplier == 1 else 3)
+
+
+def test_the_log_of_a_step(new_brain, tmp_path):
+    brain, train_set, *_ = new_brain(**H_MAMBA)
+    one_step(brain, train_set)
+    records = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
+    assert all(set(STEP_FIGURES) <= record.keys() for record in records)
+    first, second, _ = records
+    assert first["loss_ratio"] == 0 and second["loss_ratio"] > 0  # the weight rises from the first step on
+    labels = len(train_set[2]["tokens"]) + 1
+    assert second["loss_ratio"] == pytest.approx(0.5 / 16 * labels * second["stage0_ratio_loss"], rel=1e-5)
+    # 40 ms an encoder frame: the utterance's frames over its chunks.
+    frames = -(-(1 + len(train_set[2]["sig"]) // 160) // 4)
+    assert second["stage0_chunk_ms"] == pytest.approx(40 / second["stage0_kept"], rel=1e-5)
+    assert second["stage0_kept"] * frames == pytest.approx(round(second["stage0_kept"] * frames), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hmamba") / "run"
+    run = recipe.train(recipe.arguments(folder, **H_MAMBA), folder)
+    assert run.code == 0, run.errors
+    return run
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(uninterrupted):
+    for searches in uninterrupted.results["evaluation"].values():
+        (stage,) = searches["greedy"]["stages"]
+        assert 0 < stage["kept_min"] <= stage["kept"] <= stage["kept_max"] <= 1 and stage["chunk_ms"] >= 40
+        assert stage == searches["beam"]["stages"][0]
+    assert "test-clean kept" in uninterrupted.output
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_the_schedules(recipe, uninterrupted, tmp_path):
+    folder = tmp_path / "killed"
+    argv = recipe.arguments(folder, **H_MAMBA, ckpt_interval_minutes=0, ckpt_interval_steps=2)
+    killed = recipe.interrupt(argv, folder, at_step=5, with_signal=signal.SIGKILL)
+    assert killed.code == -signal.SIGKILL and killed.records()[-1]["optimizer_step"] < 16
+    resumed = recipe.train(argv, folder)
+    assert resumed.code == 0, resumed.errors
+    assert "Resuming after optimizer step" in resumed.output
+    same_figures(resumed, uninterrupted, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = {**H_MAMBA, "randomness": False}
+    assert train_script.main(recipe.arguments(one, **options, grad_accumulation_factor=2)) == 0
+    double = recipe.train(recipe.arguments(two, **options), two, processes=2)
+    assert double.code == 0, double.errors
+    same_figures(double, recipe.look(one), rel=1e-4)
+    for split, searches in double.results["evaluation"].items():
+        assert searches["greedy"]["stages"][0] == pytest.approx(
+            recipe.look(one).results["evaluation"][split]["greedy"]["stages"][0], rel=1e-4
+        )
