@@ -19,6 +19,8 @@ from hmamba_asr.lengths import valid_mask, zero_padding
 from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
+BIAS_LR_MULTIPLIER = 10.0  # b has to travel several units while the weights around it move by hundredths
+MIN_DISSIMILARITY = 1e-6  # equal neighbours: the logit stays finite, and no bias below 13 makes a boundary of them
 
 
 @dataclass
@@ -27,7 +29,7 @@ class ChunkOutput:
 
     chunks (B, M, D) with chunk_lengths (B,), zero past the end; chunk_frames (B, M): the frame that each chunk begins at;
     frame_to_chunk (B, T): the chunk of each frame; boundary_prob (B, T), zero past the end, and boundary_mask (B, T).
-    chosen (B,) counts the chunks before a floor added any.
+    chosen (B,) counts the chunks before a floor added any. rate_prob (B, T) is boundary_prob as the ratio loss should see it.
     """
 
     chunks: Tensor
@@ -37,11 +39,14 @@ class ChunkOutput:
     boundary_prob: Tensor
     boundary_mask: Tensor
     chosen: Tensor
+    rate_prob: Tensor
 
 
-def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, chosen: Tensor | None = None) -> ChunkOutput:
-    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) if
-    not all of the boundaries are the chunker's own."""
+def gather_chunks(
+    x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None, rate_prob: Tensor | None = None
+) -> ChunkOutput:
+    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) and
+    rate_prob (B, T) where they are not the number of boundaries and boundary_prob."""
     batch, length = boundary_mask.shape
     counts = boundary_mask.sum(1)
     most = max(1, int(counts.max())) if batch else 1
@@ -53,7 +58,11 @@ def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, chose
     chunk_frames = zero_padding(chunk_frames, counts)
     chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
     chosen = counts if chosen is None else chosen
-    return ChunkOutput(chunks, counts, chunk_frames, index.clamp(min=0), boundary_prob, boundary_mask, chosen)
+    return ChunkOutput(
+        chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=index.clamp(min=0),
+        boundary_prob=boundary_prob, boundary_mask=boundary_mask, chosen=chosen,
+        rate_prob=boundary_prob if rate_prob is None else rate_prob,
+    )  # fmt: skip
 
 
 def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
@@ -69,13 +78,20 @@ def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor,
 
 
 class DynamicChunker(nn.Module):
-    """Learned boundaries: p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2, a boundary where p_t >= 0.5, and at the first frame.
+    """Learned boundaries: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2, p_t = sigmoid(logit(d_t) + b), a boundary where p_t >= 0.5,
+    and at the first frame.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. Both projections start as the identity, so that boundaries first fall where neighbours differ.
     ``target_ratio`` is the number of frames a chunk should have on average (:func:`ratio_loss`); at 1 every frame is a chunk.
-    ``lr_multiplier`` scales the learning rate of both projections: a router that moves faster than the states it looks at is
-    what makes chunking diverge. The router works in float32 at least, whatever the precision around it.
+    The router works in float32 at least, whatever the precision around it.
+
+    H-Net's router has no b: p = d, as here with ``bias`` false. Neighbouring frames of speech are alike, d is small, and the
+    ratio loss raises it by making the projections orthogonal for all frames alike: every p then stands at 0.5, a step moves all
+    of them across the threshold together, and the kept fraction swings between its extremes. With ``bias`` the number of
+    boundaries and their places are learned apart: the ratio loss moves b alone, and recognition everything else.
+
+    ``lr_multiplier`` scales the learning rate of both projections. That of b is ``BIAS_LR_MULTIPLIER`` times the usual one.
 
     Raises
     ------
@@ -83,13 +99,19 @@ class DynamicChunker(nn.Module):
         For a target_ratio below 1, or an lr_multiplier that is not above 0.
     """
 
-    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0, bias: bool = True):
         super().__init__()
         if target_ratio < 1:
             raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
         if not lr_multiplier > 0:
             raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
         self.target_ratio = target_ratio
+        self.bias = None
+        if target_ratio == 1:
+            return  # nothing to learn
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(()))
+            self.bias.lr_multiplier = BIAS_LR_MULTIPLIER
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
         for projection in (self.query, self.key):
@@ -100,23 +122,28 @@ class DynamicChunker(nn.Module):
         valid = valid_mask(lengths, x.shape[1])
         if self.target_ratio == 1:
             return gather_chunks(x, valid.float(), valid)
-        prob = self.boundary_prob(zero_padding(x, lengths)) * valid
+        prob, rate_prob = (p * valid for p in self.boundary_prob(zero_padding(x, lengths)))
         mask = (prob >= THRESHOLD) & valid
         chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(prob, mask, lengths, min_chunks)
-        return gather_chunks(x, prob, mask, chosen)
+        return gather_chunks(x, prob, mask, chosen=chosen, rate_prob=rate_prob)
 
-    def boundary_prob(self, x: Tensor) -> Tensor:
-        """p (B, T) of every frame of x (B, T, D), 1 at the first. Where two neighbours are zero (silence), they are alike."""
+    def boundary_prob(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """p (B, T) of every frame of x (B, T, D), 1 at the first, for recognition and for the ratio loss: equal numbers, but with
+        ``bias`` a gradient for all but the bias, and for the bias alone. Two neighbours that are zero (silence) are alike."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.double() if x.dtype == torch.float64 else x.float()
             query = F.linear(wide[:, :-1], self.query.weight.to(wide.dtype))
             key = F.linear(wide[:, 1:], self.key.weight.to(wide.dtype))
             cosine = F.cosine_similarity(query, key, dim=-1)
             silent = (query == 0).all(-1) & (key == 0).all(-1)
-            prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
-            return F.pad(prob, (1, 0), value=1.0)
+            prob = rate_prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
+            if self.bias is not None:
+                logits = prob.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit()
+                prob = (logits + self.bias.detach()).sigmoid()
+                rate_prob = (logits.detach() + self.bias).sigmoid()
+            return F.pad(prob, (1, 0), value=1.0), F.pad(rate_prob, (1, 0), value=1.0)
 
 
 class FixedStrideChunker(nn.Module):
@@ -149,7 +176,7 @@ class FixedStrideChunker(nn.Module):
         chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(mask.float(), mask, lengths, min_chunks)
-        chunked = gather_chunks(x, mask.float(), mask, chosen)
+        chunked = gather_chunks(x, mask.float(), mask, chosen=chosen)
         if self.pooling == "mean":
             where = chunked.frame_to_chunk.unsqueeze(-1).expand_as(x)
             sums = torch.zeros_like(chunked.chunks).scatter_add(1, where, zero_padding(x, lengths))

@@ -114,9 +114,9 @@ def hybrid_loss(
         )
         parts["attention"] = (1 - ctc_weight) * token_losses.sum(1)
     stage_ratios: tuple[Tensor, ...] = ()
-    if ratio is not None and ratio.weight > 0:
+    if ratio is not None:
         if not output.encoded.stages:
-            raise ValueError("the ratio loss has weight but the encoder has no chunking stage.")
+            raise ValueError("there is a ratio loss, but the encoder has no chunking stage.")
         stage_ratios = ratio.of_stages(output.encoded.stages, step)
         # Scaled with the label count, as the other parts are: a long utterance weighs more in all of them alike.
         parts["ratio"] = ratio.weight_at(step) * (target_lengths + 1) * sum(stage_ratios)

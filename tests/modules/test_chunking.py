@@ -1,5 +1,7 @@
 """Chunking: known boundaries, round trips, independence of padding and batch mates, the ratio loss, odd input."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,11 +37,38 @@ def test_known_boundaries():
     """Two directions at right angles, then opposite ones: cosines 1, 0, 1, -1 make p = 0, 1/2, 0, 1."""
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     x = torch.stack([a, a, b, b, -b]).unsqueeze(0)
-    out = DynamicChunker(d_model=2, target_ratio=2)(x, torch.tensor([5]))
+    out = DynamicChunker(d_model=2, target_ratio=2, bias=False)(x, torch.tensor([5]))
     assert out.boundary_prob.tolist() == [[1.0, 0.0, 0.5, 0.0, 1.0]]
     assert out.boundary_mask.tolist() == [[True, False, True, False, True]]
     assert out.frame_to_chunk.tolist() == [[0, 0, 1, 1, 2]] and out.chunk_frames.tolist() == [[0, 2, 4]]
     assert torch.equal(out.chunks, torch.stack([a, b, -b]).unsqueeze(0)) and out.chunk_lengths.tolist() == [3]
+
+
+def test_the_bias_moves_the_odds_of_a_boundary():
+    """Unit vectors at 60 degrees: d = 1/4. A bias of log 3 triples the odds of 1 to 3."""
+    x = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5]]], dtype=torch.float64)
+    lengths = torch.tensor([2])
+    chunker = DynamicChunker(d_model=2, target_ratio=2)
+    plain = DynamicChunker(d_model=2, target_ratio=2, bias=False)
+    for bias, prob, kept in ((0.0, 0.25, 1), (math.log(3) + 1e-9, 0.5, 2), (math.log(9), 0.75, 2)):
+        chunker.bias.data.fill_(bias)
+        out = chunker.double()(x, lengths)
+        assert out.boundary_prob[0].tolist() == pytest.approx([1.0, prob], abs=1e-6) and int(out.chunk_lengths) == kept
+        torch.testing.assert_close(out.rate_prob, out.boundary_prob)
+    torch.testing.assert_close(plain.double()(x, lengths).boundary_prob[0, 1], torch.tensor(0.25, dtype=torch.float64))
+
+
+def test_the_ratio_loss_moves_the_bias_alone_and_recognition_all_else():
+    x = frames().requires_grad_()
+    chunker = chunkers()[0]
+    out = chunker(x, LENGTHS)
+    others = [x, chunker.query.weight, chunker.key.weight]
+    ratio = ratio_loss(out.chosen / LENGTHS.clamp(min=1), out.rate_prob.mean(1), target_ratio=2.5).sum()
+    bias, *rest = torch.autograd.grad(ratio, [chunker.bias, *others], retain_graph=True, allow_unused=True)
+    assert bias != 0 and rest == [None] * 3
+    recognition = smooth_chunks(out.chunks, out).pow(2).sum()
+    bias, *rest = torch.autograd.grad(recognition, [chunker.bias, *others], allow_unused=True)
+    assert bias is None and all(grad.isfinite().all() and grad.any() for grad in rest)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -98,7 +127,7 @@ def test_mean_pooling():
 def test_constant_input_is_one_chunk(value):
     """Digital silence, or any constant: every cosine is one, also where the norm is zero."""
     out = DynamicChunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
-    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-6
+    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 2e-6
 
 
 def test_floor():
@@ -138,12 +167,13 @@ def test_ratio_loss_while_its_target_rises_is_bounded_and_least_there(current):
         assert at[0.9] == loss_at(0.9, 0.9, target_ratio=3.0)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_step_down_the_ratio_loss_moves_a_router_towards_its_target(sign):
+def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, bias):
     """Too many boundaries: fewer afterwards; too few: more."""
     torch.manual_seed(0)
     x, lengths = torch.randn(1, 60, D), torch.tensor([60])
-    chunker = DynamicChunker(d_model=D, target_ratio=2)
+    chunker = DynamicChunker(d_model=D, target_ratio=2, bias=bias)
     chunker.key.weight.data *= sign  # cosines of 0 on average; a common part makes all neighbours alike, or opposite
     x = x + 1.0
     before = chunker(x, lengths).boundary_prob.mean()
@@ -152,16 +182,17 @@ def test_a_step_down_the_ratio_loss_moves_a_router_towards_its_target(sign):
     for _ in range(30):
         out = chunker(x, lengths)
         optimizer.zero_grad()
-        ratio_loss(out.chosen / 60, out.boundary_prob.mean(1), target_ratio=2).sum().backward()
+        ratio_loss(out.chosen / 60, out.rate_prob.mean(1), target_ratio=2).sum().backward()
         optimizer.step()
     after = chunker(x, lengths).boundary_prob.mean()
     assert sign * (after - before) > 0.01
 
 
 def test_gradients_reach_the_router():
-    """Through smoothing and the straight-through estimator, and through the ratio loss."""
+    """Through smoothing and the straight-through estimator, and without a bias through the ratio loss."""
     x = frames().requires_grad_()
-    chunker = chunkers()[0]
+    chunker = DynamicChunker(d_model=D, target_ratio=2.5, bias=False)
+    torch.nn.init.normal_(chunker.query.weight)
     out = chunker(x, LENGTHS)
     for loss in (
         dechunk(smooth_chunks(out.chunks.detach(), out), out, LENGTHS).pow(2).sum(),
