@@ -19,6 +19,7 @@ from hmamba_asr.lengths import valid_mask, zero_padding
 from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
+BIAS_START = 2.5  # with random weights and real speech the logits of our encoders' neighbours have medians of -2.2 to -2.8
 BIAS_LR_MULTIPLIER = 10.0  # b has to travel several units while the weights around it move by hundredths
 MIN_DISSIMILARITY = 1e-6  # equal neighbours: the logit stays finite, and no bias below 13 makes a boundary of them
 
@@ -110,7 +111,7 @@ class DynamicChunker(nn.Module):
         if target_ratio == 1:
             return  # nothing to learn
         if bias:
-            self.bias = nn.Parameter(torch.zeros(()))
+            self.bias = nn.Parameter(torch.tensor(BIAS_START))
             self.bias.lr_multiplier = BIAS_LR_MULTIPLIER
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)

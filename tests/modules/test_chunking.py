@@ -127,7 +127,7 @@ def test_mean_pooling():
 def test_constant_input_is_one_chunk(value):
     """Digital silence, or any constant: every cosine is one, also where the norm is zero."""
     out = DynamicChunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
-    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 2e-6
+    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-4
 
 
 def test_floor():
@@ -174,6 +174,8 @@ def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, bias):
     torch.manual_seed(0)
     x, lengths = torch.randn(1, 60, D), torch.tensor([60])
     chunker = DynamicChunker(d_model=D, target_ratio=2, bias=bias)
+    if bias:
+        chunker.bias.data.zero_()
     chunker.key.weight.data *= sign  # cosines of 0 on average; a common part makes all neighbours alike, or opposite
     x = x + 1.0
     before = chunker(x, lengths).boundary_prob.mean()
