@@ -20,7 +20,7 @@ from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
 BIAS_START = 2.5  # with random weights and real speech the logits of our encoders' neighbours have medians of -2.2 to -2.8
-BIAS_LR_MULTIPLIER = 10.0  # b has to travel several units while the weights around it move by hundredths
+BIAS_LR_MULTIPLIER = 50.0  # b has to travel several units while the weights around it move by hundredths
 MIN_DISSIMILARITY = 1e-6  # equal neighbours: the logit stays finite, and no bias below 13 makes a boundary of them
 
 

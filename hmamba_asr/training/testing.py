@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.checkpoints import average_checkpoints
+from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
 from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
@@ -29,24 +29,31 @@ from hmamba_asr.training.stages import stage_figures
 logger = logging.getLogger(__name__)
 
 
-def load_best(brain: ASRBrain) -> list[str]:
-    """Put the average of the best checkpoints (lowest validation WER) into the model; returns their names.
+def best_average(checkpointer: Checkpointer, count: int) -> tuple[dict, list[str]]:
+    """The model's weights averaged over the ``count`` best checkpoints (lowest validation WER; the newest if none has one), and
+    their names.
 
     Raises
     ------
     ValueError
         If there is no checkpoint.
     """
-    newest = brain.checkpointer.recover_if_possible()  # totals and counters of the whole run
+    newest = checkpointer.find_checkpoint()
     if newest is None:
         raise ValueError(
-            f"there is no checkpoint in {brain.checkpointer.checkpoints_dir}; train first (the same command without "
+            f"there is no checkpoint in {checkpointer.checkpoints_dir}; train first (the same command without "
             "--test_only), or give the output_folder of a trained model."
         )
-    best = brain.checkpointer.find_checkpoints(min_key="WER", max_num_checkpoints=brain.hparams.avg_checkpoints) or [newest]
-    model = brain.checkpointer.recoverables["model"]
-    model.load_state_dict(average_checkpoints(best, "model"))
-    return [checkpoint.path.name for checkpoint in best]
+    best = checkpointer.find_checkpoints(min_key="WER", max_num_checkpoints=count) or [newest]
+    return average_checkpoints(best, "model"), [checkpoint.path.name for checkpoint in best]
+
+
+def load_best(brain: ASRBrain) -> list[str]:
+    """Put :func:`best_average` into the model, the newest checkpoint's totals and counters into the rest; returns the names."""
+    weights, names = best_average(brain.checkpointer, brain.hparams.avg_checkpoints)
+    brain.checkpointer.recover_if_possible()
+    brain.checkpointer.recoverables["model"].load_state_dict(weights)
+    return names
 
 
 def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, name: str, hparams_text: str) -> dict | None:
