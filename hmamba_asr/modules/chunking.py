@@ -10,6 +10,7 @@ frames; what lies behind its end changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,10 @@ from hmamba_asr.lengths import valid_mask, zero_padding
 from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
-BIAS_START = 2.5  # with random weights and real speech the logits of our encoders' neighbours have medians of -2.2 to -2.8
-BIAS_LR_MULTIPLIER = 50.0  # b has to travel several units while the weights around it move by hundredths
-MIN_DISSIMILARITY = 1e-6  # equal neighbours: the logit stays finite, and no bias below 13 makes a boundary of them
+MIN_DISSIMILARITY = 1e-6  # of neighbours that differ by more than float32's rounding
+MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
+SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
+BIAS_LR_MULTIPLIER = 10.0  # one number that may have to travel a unit, while the weights around it move by hundredths
 
 
 @dataclass
@@ -79,18 +81,20 @@ def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor,
 
 
 class DynamicChunker(nn.Module):
-    """Learned boundaries: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2, p_t = sigmoid(logit(d_t) + b), a boundary where p_t >= 0.5,
-    and at the first frame.
+    """Learned boundaries: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 says how much a frame differs from the one before it,
+    p_t = sigmoid(s z_t + b) how likely it is to begin a chunk, z being logit(d) standardised over the utterance; a boundary where
+    p_t >= 0.5, and at the first frame. A frame equal to the one before it has p = 0.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. Both projections start as the identity, so that boundaries first fall where neighbours differ.
     ``target_ratio`` is the number of frames a chunk should have on average (:func:`ratio_loss`); at 1 every frame is a chunk.
     The router works in float32 at least, whatever the precision around it.
 
-    H-Net's router has no b: p = d, as here with ``bias`` false. Neighbouring frames of speech are alike, d is small, and the
+    H-Net's router is p = d, as here with ``standardize`` false. Neighbouring frames of speech are alike, d is small, and the
     ratio loss raises it by making the projections orthogonal for all frames alike: every p then stands at 0.5, a step moves all
-    of them across the threshold together, and the kept fraction swings between its extremes. With ``bias`` the number of
-    boundaries and their places are learned apart: the ratio loss moves b alone, and recognition everything else.
+    of them across the threshold together, and the kept fraction swings between its extremes. Standardised, frames are compared
+    with each other, their spread cannot vanish, and the number of boundaries and their places are learned apart: the ratio loss
+    moves b alone, which starts near ``target_ratio``, and recognition moves everything else.
 
     ``lr_multiplier`` scales the learning rate of both projections. That of b is ``BIAS_LR_MULTIPLIER`` times the usual one.
 
@@ -100,7 +104,7 @@ class DynamicChunker(nn.Module):
         For a target_ratio below 1, or an lr_multiplier that is not above 0.
     """
 
-    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0, bias: bool = True):
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0, standardize: bool = True):
         super().__init__()
         if target_ratio < 1:
             raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
@@ -110,8 +114,9 @@ class DynamicChunker(nn.Module):
         self.bias = None
         if target_ratio == 1:
             return  # nothing to learn
-        if bias:
-            self.bias = nn.Parameter(torch.tensor(BIAS_START))
+        if standardize:
+            # Were the logits normally distributed, one frame in target_ratio would be above the threshold.
+            self.bias = nn.Parameter(torch.tensor(SHARPNESS * NormalDist().inv_cdf(1 / target_ratio)))
             self.bias.lr_multiplier = BIAS_LR_MULTIPLIER
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
@@ -123,16 +128,16 @@ class DynamicChunker(nn.Module):
         valid = valid_mask(lengths, x.shape[1])
         if self.target_ratio == 1:
             return gather_chunks(x, valid.float(), valid)
-        prob, rate_prob = (p * valid for p in self.boundary_prob(zero_padding(x, lengths)))
+        prob, rate_prob = (p * valid for p in self.boundary_prob(zero_padding(x, lengths), lengths))
         mask = (prob >= THRESHOLD) & valid
         chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(prob, mask, lengths, min_chunks)
         return gather_chunks(x, prob, mask, chosen=chosen, rate_prob=rate_prob)
 
-    def boundary_prob(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """p (B, T) of every frame of x (B, T, D), 1 at the first, for recognition and for the ratio loss: equal numbers, but with
-        ``bias`` a gradient for all but the bias, and for the bias alone. Two neighbours that are zero (silence) are alike."""
+    def boundary_prob(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """p (B, T) of every frame of x (B, T, D), 1 at the first, for recognition and for the ratio loss: equal numbers, but if
+        standardised with a gradient for all but the bias, and for the bias alone. Neighbours that are both zero are alike."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.double() if x.dtype == torch.float64 else x.float()
             query = F.linear(wide[:, :-1], self.query.weight.to(wide.dtype))
@@ -141,10 +146,18 @@ class DynamicChunker(nn.Module):
             silent = (query == 0).all(-1) & (key == 0).all(-1)
             prob = rate_prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
             if self.bias is not None:
-                logits = prob.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit()
-                prob = (logits + self.bias.detach()).sigmoid()
-                rate_prob = (logits.detach() + self.bias).sigmoid()
+                differs = (prob > MIN_DISSIMILARITY) & valid_mask(lengths - 1, prob.shape[1])
+                scores = SHARPNESS * _standardized(prob.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
+                prob = (scores + self.bias.detach()).sigmoid() * differs
+                rate_prob = (scores.detach() + self.bias).sigmoid() * differs
             return F.pad(prob, (1, 0), value=1.0), F.pad(rate_prob, (1, 0), value=1.0)
+
+
+def _standardized(x: Tensor, where: Tensor) -> Tensor:
+    """x (B, T) with mean 0 and standard deviation 1 over the frames of its row that ``where`` (B, T) marks."""
+    count = where.sum(1, keepdim=True).clamp(min=1)
+    centred = (x - x.masked_fill(~where, 0.0).sum(1, keepdim=True) / count).masked_fill(~where, 0.0)
+    return centred / (centred.square().sum(1, keepdim=True) / count + MIN_SPREAD**2).sqrt()
 
 
 class FixedStrideChunker(nn.Module):

@@ -37,25 +37,37 @@ def test_known_boundaries():
     """Two directions at right angles, then opposite ones: cosines 1, 0, 1, -1 make p = 0, 1/2, 0, 1."""
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     x = torch.stack([a, a, b, b, -b]).unsqueeze(0)
-    out = DynamicChunker(d_model=2, target_ratio=2, bias=False)(x, torch.tensor([5]))
+    out = DynamicChunker(d_model=2, target_ratio=2, standardize=False)(x, torch.tensor([5]))
     assert out.boundary_prob.tolist() == [[1.0, 0.0, 0.5, 0.0, 1.0]]
     assert out.boundary_mask.tolist() == [[True, False, True, False, True]]
     assert out.frame_to_chunk.tolist() == [[0, 0, 1, 1, 2]] and out.chunk_frames.tolist() == [[0, 2, 4]]
     assert torch.equal(out.chunks, torch.stack([a, b, -b]).unsqueeze(0)) and out.chunk_lengths.tolist() == [3]
 
 
-def test_the_bias_moves_the_odds_of_a_boundary():
-    """Unit vectors at 60 degrees: d = 1/4. A bias of log 3 triples the odds of 1 to 3."""
-    x = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5]]], dtype=torch.float64)
-    lengths = torch.tensor([2])
-    chunker = DynamicChunker(d_model=2, target_ratio=2)
-    plain = DynamicChunker(d_model=2, target_ratio=2, bias=False)
-    for bias, prob, kept in ((0.0, 0.25, 1), (math.log(3) + 1e-9, 0.5, 2), (math.log(9), 0.75, 2)):
+def test_standardised_boundaries_by_hand():
+    """Steps of 60 and 90 degrees, d = 1/4 and 1/2, a repetition, and padding: two logits of opposite sign around their mean."""
+    x = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5], [-(0.75**0.5), 0.5], [-(0.75**0.5), 0.5], [7.0, 7.0]]], dtype=torch.float64)
+    lengths = torch.tensor([4])
+    chunker = DynamicChunker(d_model=2, target_ratio=2).double()
+    spread = math.log(3) / 2  # half the way from logit 1/4 to logit 1/2
+    z = spread / (spread**2 + 0.1**2) ** 0.5
+    for bias, kept in ((0.0, [0, 2]), (-3.0, [0]), (3.0, [0, 1, 2])):
         chunker.bias.data.fill_(bias)
-        out = chunker.double()(x, lengths)
-        assert out.boundary_prob[0].tolist() == pytest.approx([1.0, prob], abs=1e-6) and int(out.chunk_lengths) == kept
+        out = chunker(x, lengths)
+        expected = [1.0, *(1 / (1 + math.exp(-(2 * score + bias))) for score in (-z, z)), 0.0, 0.0]
+        assert out.boundary_prob[0].tolist() == pytest.approx(expected, abs=1e-9)
         torch.testing.assert_close(out.rate_prob, out.boundary_prob)
-    torch.testing.assert_close(plain.double()(x, lengths).boundary_prob[0, 1], torch.tensor(0.25, dtype=torch.float64))
+        assert out.chunk_frames[0].tolist() == kept
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0, 6.0])
+def test_a_new_router_keeps_about_what_it_should(ratio):
+    """Whatever the scale of the differences: neighbours that are alike but for a little noise."""
+    torch.manual_seed(0)
+    for noise in (0.01, 1.0):
+        x = torch.randn(1, 1, 64) + noise * torch.randn(1, 4000, 64)
+        out = DynamicChunker(d_model=64, target_ratio=ratio)(x, torch.tensor([4000]))
+        assert int(out.chosen) / 4000 == pytest.approx(1 / ratio, rel=0.2)
 
 
 def test_the_ratio_loss_moves_the_bias_alone_and_recognition_all_else():
@@ -167,15 +179,15 @@ def test_ratio_loss_while_its_target_rises_is_bounded_and_least_there(current):
         assert at[0.9] == loss_at(0.9, 0.9, target_ratio=3.0)
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, bias):
+def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, standardize):
     """Too many boundaries: fewer afterwards; too few: more."""
     torch.manual_seed(0)
     x, lengths = torch.randn(1, 60, D), torch.tensor([60])
-    chunker = DynamicChunker(d_model=D, target_ratio=2, bias=bias)
-    if bias:
-        chunker.bias.data.zero_()
+    chunker = DynamicChunker(d_model=D, target_ratio=2, standardize=standardize)
+    if standardize:
+        chunker.bias.data.fill_(-sign)
     chunker.key.weight.data *= sign  # cosines of 0 on average; a common part makes all neighbours alike, or opposite
     x = x + 1.0
     before = chunker(x, lengths).boundary_prob.mean()
@@ -193,7 +205,7 @@ def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, bias):
 def test_gradients_reach_the_router():
     """Through smoothing and the straight-through estimator, and without a bias through the ratio loss."""
     x = frames().requires_grad_()
-    chunker = DynamicChunker(d_model=D, target_ratio=2.5, bias=False)
+    chunker = DynamicChunker(d_model=D, target_ratio=2.5, standardize=False)
     torch.nn.init.normal_(chunker.query.weight)
     out = chunker(x, LENGTHS)
     for loss in (
@@ -218,7 +230,7 @@ def test_every_frame_a_boundary():
     """Neighbours that point in opposite directions: p = 1 everywhere, all are kept and smoothing changes none."""
     x = torch.randn(1, 1, D).expand(2, 8, D) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1)
     lengths = torch.tensor([8, 5])
-    out = DynamicChunker(d_model=D, target_ratio=2)(x, lengths)
+    out = DynamicChunker(d_model=D, target_ratio=2, standardize=False)(x, lengths)
     assert out.chunk_lengths.tolist() == [8, 5] and out.frame_to_chunk[0].tolist() == list(range(8))
     torch.testing.assert_close(smooth_chunks(out.chunks, out)[1, :5], x[1, :5], rtol=0, atol=1e-3)  # p within 1e-4 of 1
 
