@@ -143,6 +143,19 @@ def test_unmeasured_numbers_are_empty_cells(make_results, make_entry):
     assert row["dev WER greedy"] == "10.00"
 
 
+def test_kept_fractions_have_a_column_where_an_encoder_chunks(make_results, make_entry):
+    def evaluation(*kept: float) -> dict:
+        entry = make_entry(words=10, sentences=2, errors=1, audio=None) | {"stages": [{"kept": value} for value in kept]}
+        return {"dev": {"greedy": entry, "beam": entry}}
+
+    flat, old = make_results("a", evaluation()), make_results("b", evaluation())
+    del old["evaluation"]["dev"]["greedy"]["stages"]  # of an earlier version
+    assert "kept" not in render_table([flat, old])
+    rows = _rows(render_table([flat, old, make_results("c", evaluation(0.517)), make_results("d", evaluation(0.5, 0.3))]))
+    assert [row["dev kept"] for row in rows] == ["", "", "0.52", "0.50 / 0.30"]
+    assert list(rows[0]).index("dev kept") == list(rows[0]).index("dev WER beam") + 1
+
+
 def test_results_that_were_not_evaluated_share_a_table(make_results):
     rows = _rows(render_table([make_results("a", {}), make_results("b", {})]))
     assert [(row["model"], row["WER"], row["train time"]) for row in rows] == [
