@@ -71,6 +71,9 @@ def batch_wavs(fill):
 )
 def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill):
     model, wavs = recogniser(kind, causal), batch_wavs(fill)
+    # A router divides small differences of neighbours by their spread: float32's rounding shows sooner. In float64 it does not
+    # (test_hierarchical.py).
+    atol = 1e-4 if kind.startswith("hmamba") else 1e-5
     output, loss = run(model, wavs, SAMPLES, TARGETS)
     for i, (samples, target) in enumerate(zip(SAMPLES, TARGETS, strict=True)):
         alone, alone_loss = run(model, wavs[i : i + 1, :samples], [samples], [target])
@@ -81,11 +84,11 @@ def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill)
             (output.ctc_logits[i, :n], alone.ctc_logits[0]),
             (output.attention_logits[i, :u], alone.attention_logits[0, :u]),
         ]:
-            torch.testing.assert_close(together, single, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(together, single, rtol=0, atol=atol)
         # Losses are sums of up to tens of terms in float32.
-        torch.testing.assert_close(loss.total[i], alone_loss.total[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss.total[i], alone_loss.total[0], rtol=1e-5, atol=atol)
         for name, part in loss.parts.items():
-            torch.testing.assert_close(part[i], alone_loss.parts[name][0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(part[i], alone_loss.parts[name][0], rtol=1e-5, atol=atol)
         assert loss.infeasible[i] == alone_loss.infeasible[0]
         for stage, own in zip(output.encoded.stages, alone.encoded.stages, strict=True):
             chunks = int(own.chunk_lengths)
