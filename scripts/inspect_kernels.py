@@ -51,7 +51,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 def variants(n: int, exact: bool) -> dict[str, tuple]:
     """What training uses: kernel, constants by name, warps."""
-    scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "EVEN": True}
+    scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "channels": 288}
     n_pad = max(16, 1 << (n - 1).bit_length())
     tile = {"N": n, "N_PAD": n_pad, "HAS_LENGTHS": True}
     walk = {"REVERSE_BITS": 2, "G": 2, "K": 4, "BLOCK_D": 32, "HAS_LENGTHS": True}
@@ -62,7 +62,7 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "scan before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": False}, 1),
         "adjoint before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": True}, 1),
         "pass": (kernels.pass_kernel, {"N": n, "BLOCK": 128, "FROM_END": True, "HAS_INITIAL": True}, 4),
-        "backward": (kernels.backward_kernel, scan | {"N_PAD": n_pad, "ATOMIC": True, "EXACT": exact}, 1),
+        "backward": (kernels.backward_kernel, scan | {"ATOMIC": True, "EXACT": exact}, 1),
         "tile": (kernels.tile_kernel, tile | {"FROM_TILES": False}, 1),
         "tile back": (kernels.tile_kernel, tile | {"FROM_TILES": True}, 1),
         "conv_silu": (mixer_kernels.conv_silu_kernel, walk, 1),
