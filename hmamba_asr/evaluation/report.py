@@ -43,15 +43,20 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """
     seeds = defaultdict(set)
     for result in results:
-        seeds[result["name"]].add(result["seed"])
-    several = {name for name, values in seeds.items() if len(values) > 1}
+        seeds[_model(result)].add(result["seed"])
+    several = {model for model, values in seeds.items() if len(values) > 1}
     sections = [_render_group(scored, group, several) for scored, group in _group_by_corpus(results)]
-    unmeasured = sorted(set(expected) - seeds.keys())
+    unmeasured = sorted(set(expected) - {result["name"] for result in results})
     if unmeasured or not results:
         header = ["model", "train data", "params (M)", "epochs", "WER", *_SPEED_HEADER]
         rows = [[name, *[""] * (len(header) - 1)] for name in unmeasured]
         sections.append("### Not measured yet\n\n" + _markdown(header, rows))
     return "\n\n".join(sections)
+
+
+def _model(row: _Result) -> str:
+    """The YAML, and what the command line changed in it: two variants of a YAML are two models."""
+    return " ".join([row["name"], *(f"--{key} {value}" for key, value in row.get("overrides", {}).items())])
 
 
 def _scored(split: str, entry: Mapping[str, Any]) -> _Scored:
@@ -78,7 +83,7 @@ def _group_by_corpus(results: Sequence[_Result]) -> list[tuple[list[_Scored], li
 
 
 def _row_order(row: _Result) -> tuple[str, int, str]:
-    return row["name"], row["seed"], row["date"]
+    return _model(row), row["seed"], row["date"]
 
 
 def _search_order(search: str) -> tuple[int, str]:
@@ -110,7 +115,7 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
         git = row["environment"]["git"]
         body.append(
             [
-                f"{row['name']} (seed {row['seed']})" if row["name"] in several_seeds else row["name"],
+                _model(row) + (f" (seed {row['seed']})" if _model(row) in several_seeds else ""),
                 " + ".join(map(str, training.get("train_splits", ()))),
                 f"{row['parameters']['total'] / 1e6:.3g}",
                 _cell(training.get("epochs"), "d"),

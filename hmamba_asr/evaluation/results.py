@@ -5,6 +5,7 @@ could not be measured is null, and an empty cell in the table that `report` make
 
     schema          1
     name            name of the YAML file, without its ending
+    overrides       {key: text} of the YAML's keys that the command line changed; not in older files
     seed            int
     date            when the file was written, ISO 8601 in UTC
     environment     what `collect_environment` returns

@@ -56,8 +56,12 @@ def load_best(brain: ASRBrain) -> list[str]:
     return names
 
 
-def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, name: str, hparams_text: str) -> dict | None:
-    """Decode every split with every search of the YAML and write ``results.json`` under the output folder.
+def evaluate(
+    brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, name: str, hparams_text: str,
+    overrides: Mapping[str, str] | None = None,
+) -> dict | None:  # fmt: skip
+    """Decode every split with every search of the YAML and write ``results.json`` under the output folder. ``overrides`` is what
+    the command line changed in the YAML ``name``.
 
     Also writes ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and ref.trn, hyp.trn for sclite. Under
     torchrun each rank decodes its share and the main process writes; returns the results there and None elsewhere.
@@ -88,6 +92,7 @@ def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, nam
     results = {
         "schema": 1,
         "name": name,
+        "overrides": dict(overrides or {}),
         "seed": brain.hparams.seed,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "environment": collect_environment(brain.device),

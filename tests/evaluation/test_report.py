@@ -133,6 +133,18 @@ def test_seeds_are_named_only_where_there_are_several(make_results, make_entry):
     assert [row["model"] for row in _rows(render_table(results))] == ["a (seed 3)", "a (seed 20)", "b"]
 
 
+def test_variants_of_a_yaml_are_models_of_their_own(make_results, make_entry):
+    scored = {"dev": {"greedy": make_entry(words=10, sentences=2, errors=1, audio=None)}}
+    changed = {"overrides": {"chunker": "{target_ratio: 3.0}"}}
+    results = [
+        make_results("a", scored, **changed, seed=1),
+        make_results("a", scored, overrides={}),
+        make_results("a", scored, **changed),
+    ]
+    models = [row["model"] for row in _rows(render_table(results, ["a"]))]
+    assert models == ["a", "a --chunker {target_ratio: 3.0} (seed 1)", "a --chunker {target_ratio: 3.0} (seed 1234)"]
+
+
 def test_unmeasured_numbers_are_empty_cells(make_results, make_entry):
     entry = make_entry(words=10, sentences=2, errors=1, audio=1.0, processing=1.0)
     entry["efficiency"]["processing_seconds"] = None
