@@ -23,6 +23,7 @@ SAMPLE_RATE = 16000
 WORDS = {"DO": 262, "RE": 330, "MI": 392, "FA": 523, "SO": 659, "LA": 784}  # a word is a tone, in Hz
 SPLITS = {"train": 24, "dev-clean": 6, "test-clean": 6, "test-other": 6}
 TINY_RUN = {
+    "valid_wer_every": 1,
     "train_splits": "[train]",
     "valid_splits": "[dev-clean]",
     "test_splits": "[test-clean, test-other]",
