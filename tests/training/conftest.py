@@ -36,7 +36,6 @@ TINY_RUN = {
     "model": "{num_decoder_layers: 1, nhead: 2}",
     "frontend": "{channels: [4, 4]}",
     "number_of_epochs": 2,
-    "valid_wer_every": 1,
     "num_workers": 0,
     "log_every_steps": 1,
     "train_loader": "{max_batch_seconds: 4, num_buckets: 3}",
