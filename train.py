@@ -55,10 +55,13 @@ if __name__ == "__main__":
         logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
-    if dist.is_initialized() and code != EXIT_BAD_INPUT:  # after an error the other ranks may be waiting: torchrun ends them
+    distributed = dist.is_initialized() and code != EXIT_BAD_INPUT  # after an error the others may be waiting: torchrun ends them
+    if distributed:
         # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
         # then stops the others, which may still be writing results.
         dist.barrier()
+    if distributed or code == EXIT_PREEMPTED:
+        # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -30,7 +30,7 @@ from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.losses import HybridLoss, hybrid_loss
 from hmamba_asr.training.progress import TrainingJournal, TrainingTotals, format_duration, merge_sums
-from hmamba_asr.training.stages import CollapseDetector, named_figures, stage_sums
+from hmamba_asr.training.stages import CollapseDetector, named_figures, stage_figures, stage_sums
 
 logger = logging.getLogger(__name__)
 NONFINITE_POLICIES = ("stop", "skip")
@@ -354,9 +354,10 @@ class ASRBrain(sb.Brain):
                 **named_figures(totals.epoch, totals.epoch["utterances"]), **named_figures(valid, valid["utterances"], "valid_"),
             )  # fmt: skip
             logger.info(
-                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f audio s/s | %s left%s",
+                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f audio s/s | %s left%s%s",
                 epoch, counter.limit, totals.epoch_mean("loss"), valid_loss, "" if wer is None else f" | valid WER {wer:.2f}%",
                 self.optimizer.param_groups[0]["lr"], speed, format_duration(per_epoch * (counter.limit - epoch)),
+                "".join(f" | kept {stage['kept']:.2f}" for stage in stage_figures(valid, valid["utterances"])),
                 f" | {totals.epoch['infeasible']:.0f} utterances too short for the CTC" if totals.epoch["infeasible"] else "",
             )  # fmt: skip
         self.totals.epoch.clear()

@@ -24,7 +24,11 @@ from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
-NO_CHANGE = ("seed", "data_folder", "output_folder", "pretrained_source", "num_workers", "log_every_steps")
+# Keys that the table has columns for, or that are no part of what is measured.
+NO_CHANGE = (
+    "seed", "data_folder", "output_folder", "train_splits", "valid_splits", "test_splits", "pretrained_source", "num_workers",
+    "log_every_steps", "ckpt_interval_minutes",
+)  # fmt: skip
 
 
 class Experiment:
@@ -181,7 +185,7 @@ def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Pa
 
 
 def _changes(overrides: str) -> dict[str, str]:
-    """Overrides by key, as they were typed, without those that are no part of what is measured."""
+    """Overrides by key, as they were typed, without ``NO_CHANGE``."""
     given = yaml.compose(overrides)
     return {
         key.value: overrides[value.start_mark.index : value.end_mark.index].strip()
