@@ -10,6 +10,7 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
 from hmamba_asr.modules.chunking import BIAS_LR_MULTIPLIER
+from hmamba_asr.training import stages
 
 H_MAMBA = {
     "yaml": "hmamba_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
@@ -30,7 +31,7 @@ def same_figures(run, reference, rel: float) -> None:
             assert [r[key] for r in records] == pytest.approx([r[key] for r in expected], rel=rel, abs=1e-6), key
 
 
-def one_step(brain, train_set) -> None:
+def three_steps(brain, train_set) -> None:
     brain.make_dataloader(train_set, Stage.TRAIN)
     brain.on_fit_start()
     brain.on_stage_start(Stage.TRAIN, 1)
@@ -43,7 +44,7 @@ def one_step(brain, train_set) -> None:
 def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
     """In every step of the schedule, and on nothing but the router; its bias has another."""
     brain, train_set, *_ = new_brain(**H_MAMBA, chunker=f"{{lr_multiplier: {multiplier}}}")
-    one_step(brain, train_set)
+    three_steps(brain, train_set)
     chunker = brain.raw_model.encoder.chunker
     expected = {chunker.query.weight: multiplier, chunker.key.weight: multiplier, chunker.bias: BIAS_LR_MULTIPLIER}
     usual = 0.001 * 3 / 5  # the third of five warm-up steps
@@ -57,7 +58,7 @@ def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
 
 def test_the_log_of_a_step(new_brain, tmp_path):
     brain, train_set, *_ = new_brain(**H_MAMBA)
-    one_step(brain, train_set)
+    three_steps(brain, train_set)
     records = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
     assert all(set(STEP_FIGURES) <= record.keys() for record in records)
     first, second, _ = records
@@ -68,6 +69,18 @@ def test_the_log_of_a_step(new_brain, tmp_path):
     frames = -(-(1 + len(train_set[2]["sig"]) // 160) // 4)
     assert second["stage0_chunk_ms"] == pytest.approx(40 / second["stage0_kept"], rel=1e-5)
     assert second["stage0_kept"] * frames == pytest.approx(round(second["stage0_kept"] * frames), abs=1e-4)
+
+
+@pytest.mark.parametrize(("bias", "word"), [(-50.0, "no frame"), (50.0, "each frame"), (0.0, None)])
+def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, bias, word):
+    """In spite of the floor, which keeps chunks for the CTC."""
+    found: list[str] = []
+    monkeypatch.setattr(stages.logger, "warning", lambda text, *numbers: found.append(text % numbers))
+    brain, train_set, *_ = new_brain(**H_MAMBA | {"ratio_loss": "{weight: 0.5}"})
+    brain.collapse_detector.patience = 3
+    brain.raw_model.encoder.chunker.bias.data.fill_(bias)
+    three_steps(brain, train_set)
+    assert [word in message and "up to step 3" in message for message in found] == ([True] if word else [])
 
 
 @pytest.fixture(scope="module")
