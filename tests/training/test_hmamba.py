@@ -6,6 +6,7 @@ import json
 import signal
 
 import pytest
+import torch
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
@@ -69,6 +70,21 @@ def test_the_log_of_a_step(new_brain, tmp_path):
     frames = -(-(1 + len(train_set[2]["sig"]) // 160) // 4)
     assert second["stage0_chunk_ms"] == pytest.approx(40 / second["stage0_kept"], rel=1e-5)
     assert second["stage0_kept"] * frames == pytest.approx(round(second["stage0_kept"] * frames), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "variant", [{"chunker": "{target_ratio: 1}"}, {"chunker": "{standardize: false}"}, {"encoder": "{output: frames}"}]
+)
+def test_variants_take_steps(new_brain, tmp_path, variant):
+    brain, train_set, *_ = new_brain(**H_MAMBA | variant)
+    before = {name: parameter.detach().clone() for name, parameter in brain.raw_model.named_parameters()}
+    three_steps(brain, train_set)
+    assert [name for name, parameter in brain.raw_model.named_parameters() if torch.equal(parameter, before[name])] == []
+    last = json.loads((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()[-1])
+    if "target_ratio" in variant.get("chunker", ""):  # the flat encoder, in two parts
+        assert last["stage0_kept"] == last["stage0_prob"] == 1 and last["stage0_ratio_loss"] == last["loss_ratio"] == 0
+    if "output" in variant.get("encoder", ""):
+        assert last["stage0_floored"] == 0  # the CTC has its frames
 
 
 @pytest.mark.parametrize(("bias", "word"), [(-50.0, "no frame"), (50.0, "each frame"), (0.0, None)])
