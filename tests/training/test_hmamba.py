@@ -48,7 +48,7 @@ def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
     three_steps(brain, train_set)
     chunker = brain.raw_model.encoder.chunker
     expected = {chunker.query.weight: multiplier, chunker.key.weight: multiplier, chunker.bias: BIAS_LR_MULTIPLIER}
-    usual = 0.001 * 3 / 5  # the third of five warm-up steps
+    usual = brain.hparams.lr_schedule.lr_initial * 3 / 5  # the third of five warm-up steps
     rates = {p: group["lr"] for group in brain.optimizer.param_groups for p in group["params"]}
     assert len(rates) == len(list(brain.raw_model.parameters()))
     for parameter, rate in rates.items():
