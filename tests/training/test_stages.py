@@ -36,6 +36,16 @@ def stages(lengths=LENGTHS):
     return encoder()(torch.randn(len(lengths), 13, 8), lengths).stages
 
 
+def test_nested_stages_stand_at_their_times_in_a_picture():
+    import plot_boundaries
+
+    with torch.no_grad():
+        outer, inner = plot_boundaries.stages_in_time(stages(torch.tensor([11])), lambda frames: 0.04 * frames)
+    assert outer.times == pytest.approx([0.04 * frame for frame in range(11)])
+    assert inner.times == pytest.approx([0.08 * chunk for chunk in range(6)])  # it is given the outer stage's chunks
+    assert inner.times[inner.mask] == pytest.approx([0.0, 0.24]) and outer.mask.sum() == 6
+
+
 def as_floats(sums):
     return {name: float(value) for name, value in sums.items()}
 
