@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
     except Preempted:
         logger.info("SIGTERM: training is saved in %s; run the same command to go on.", hparams["output_folder"])
         return EXIT_PREEMPTED
-    results = evaluate(brain, test_sets, name=experiment.name, hparams_text=experiment.hparams_text)
+    described = {"name": experiment.name, "overrides": experiment.overrides, "hparams_text": experiment.hparams_text}
+    results = evaluate(brain, test_sets, **described)
     if results is not None:
         print(render_table([results]))
     return 0
@@ -54,10 +55,13 @@ if __name__ == "__main__":
         logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
-    if dist.is_initialized() and code != EXIT_BAD_INPUT:  # after an error the other ranks may be waiting: torchrun ends them
+    distributed = dist.is_initialized() and code != EXIT_BAD_INPUT  # after an error the others may be waiting: torchrun ends them
+    if distributed:
         # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
         # then stops the others, which may still be writing results.
         dist.barrier()
+    if distributed or code == EXIT_PREEMPTED:
+        # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

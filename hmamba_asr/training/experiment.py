@@ -24,10 +24,16 @@ from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
+# Keys that the table has columns for, or that are no part of what is measured.
+NO_CHANGE = (
+    "seed", "data_folder", "output_folder", "train_splits", "valid_splits", "test_splits", "pretrained_source", "num_workers",
+    "log_every_steps", "ckpt_interval_minutes",
+)  # fmt: skip
 
 
 class Experiment:
-    """A parsed command line: ``hparams`` (objects built), ``run_opts``, ``name`` (of the YAML) and ``hparams_text`` (resolved).
+    """A parsed command line: ``hparams`` (objects built), ``run_opts``, ``name`` (of the YAML), ``hparams_text`` (resolved), and
+    ``overrides``, what the command line changes about the experiment: {key: text}.
 
     Joins the other processes when launched by torchrun and creates the output folder with the YAML, the log and the
     description of the environment.
@@ -52,6 +58,7 @@ class Experiment:
         self.name = path.stem
         text = path.read_text(encoding="utf-8")
         overrides = _checked_overrides(text, overrides, run_opts, path)
+        self.overrides = _changes(overrides)
         ddp_init_group(self.run_opts)
         self.hparams_text = resolve_references(text, overrides).read()
         _seed_initial_weights(self.hparams_text)
@@ -175,6 +182,16 @@ def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Pa
             raise ValueError(f"--{key}: {path} has a plain value there, whose parts cannot be overridden; edit a copy of it.")
     shared = {key: getattr(run_opts, key) for key in sorted(run_opts.overridden_args) if key in known}
     return "\n".join([*filter(None, [overrides]), *(f"{key}: {json.dumps(value)}" for key, value in shared.items())])
+
+
+def _changes(overrides: str) -> dict[str, str]:
+    """Overrides by key, as they were typed, without ``NO_CHANGE``."""
+    given = yaml.compose(overrides)
+    return {
+        key.value: overrides[value.start_mark.index : value.end_mark.index].strip()
+        for key, value in (given.value if given else [])
+        if key.value not in NO_CHANGE
+    }
 
 
 def _with_numbers(run_opts: RunOptions) -> RunOptions:
