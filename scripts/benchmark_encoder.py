@@ -5,7 +5,8 @@
 
 The encoders of hparams/conmamba_small_ls100.yaml and hparams/conformer_small_ls100.yaml with random weights, on utterances of
 10 s, 30 s, 2 min and 10 min, as many in a batch as make 10 minutes of audio (on a CPU: one). On a GPU in bfloat16: ConMamba
-eager, compiled (``torch.compile``) and as a CUDA graph, each against the Conformer eager. ``--train`` adds the backward pass.
+eager and compiled (``torch.compile``) against the Conformer eager, and as a CUDA graph against the Conformer's. ``--train`` adds
+the backward pass.
 
 Before anything is timed, the eager and the compiled output are held against the eager float32 one, and a padded utterance against
 itself alone. The graph is a recording of the eager run.
@@ -14,9 +15,19 @@ itself alone. The graph is a recording of the eager run.
 from __future__ import annotations
 
 import argparse
+import copy
 
 import torch
-from benchmarking import compare, graphed, peak_memory_mib, print_table, relative_error, require, write_json
+from benchmarking import (
+    compare,
+    graphed,
+    median_seconds,
+    peak_memory_mib,
+    print_table,
+    relative_error,
+    require,
+    write_json,
+)
 
 from hmamba_asr.evaluation.efficiency import hardware
 from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
@@ -46,42 +57,66 @@ def main() -> None:
         model.train(options.train)
         check_padding(model, device)
 
+    compiled = copy.deepcopy(conmamba)
+    for block in compiled.blocks:
+        block.compile(dynamic=True)  # all blocks share one compilation, for every length
+
     figures, rows = {"hardware": hardware(device), "torch": torch.__version__, "train": options.train, "lengths": {}}, []
     for seconds in options.seconds:
         batch = max(1, BATCH_SECONDS // seconds) if on_gpu else 1
         x = torch.randn(batch, seconds * FRAMES_PER_SECOND, COMMON["d_model"], device=device, requires_grad=options.train)
         lengths = torch.full((batch,), x.shape[1], device=device)
-        theirs = step_of(conformer, x, lengths, train=options.train)
-        runs = {"eager": step_of(conmamba, x, lengths, train=options.train)}
+        eager, theirs = (step_of(model, x, lengths, train=options.train) for model in (conmamba, conformer))
+        sides = {"eager": (eager, theirs)}
         if on_gpu:
-            runs["compiled"] = step_of(torch.compile(conmamba, dynamic=False), x, lengths, train=options.train)
-            runs["CUDA graph"] = graphed(runs["eager"])
+            sides["compiled"] = step_of(compiled, x, lengths, train=options.train), theirs
+            sides["CUDA graph"] = graphed(eager), captured(theirs)
         exact = conmamba(x, lengths).states
-        for name, run in runs.items():
-            output = run()
+        for name, (ours, peer) in sides.items():
+            output = ours()
             if output is not None:  # the replay of a graph returns nothing; what it captured was checked as "eager"
                 require(f"ConMamba {name}, {seconds} s", relative_error(output, exact), 3e-2 if on_gpu else 1e-5)
-            ratio = compare(run, theirs, device, pairs=options.pairs or (15 if on_gpu else 3), warmup=3 if on_gpu else 1)
-            audio = batch * seconds
-            memory = [peak_memory_mib(r, device) for r in (run, theirs)]
-            figures["lengths"][f"{seconds} s, {name}"] = {
-                "batch": batch,
-                "ours_mib": memory[0],
-                "theirs_mib": memory[1],
-                "ours_audio_seconds_per_second": audio / ratio.ours,
-                "theirs_audio_seconds_per_second": audio / ratio.theirs,
-                "ours_frames_per_second": audio * FRAMES_PER_SECOND / ratio.ours,
-                "encoder_vs_conformer": ratio.median,
-            }
-            rows.append(
-                [
-                    f"{batch} x {seconds} s", name, f"{audio / ratio.ours:.0f}", f"{audio / ratio.theirs:.0f}", str(ratio),
-                    *("" if m is None else f"{m:.0f}" for m in memory),
-                ]
-            )  # fmt: skip
+            audio, figure = batch * seconds, {"batch": batch, "ours_mib": peak_memory_mib(ours, device)}
+            pairs, warmup = options.pairs or (15 if on_gpu else 3), 3 if on_gpu else 1
+            try:
+                ratio = compare(ours, peer, device, pairs=pairs, warmup=warmup)
+                taken, figure["theirs_mib"] = ratio.ours, peak_memory_mib(peer, device)
+                figure |= {"theirs_audio_seconds_per_second": audio / ratio.theirs, "encoder_vs_conformer": ratio.median}
+                cells = [f"{audio / ratio.theirs:.0f}", str(ratio)]
+            except (torch.OutOfMemoryError, CaptureFailed) as error:
+                taken = median_seconds(ours, device, repeats=pairs, warmup=warmup)
+                cells = ["out of memory" if isinstance(error, torch.OutOfMemoryError) else "cannot be captured", ""]
+                torch.cuda.empty_cache()
+            figure |= {
+                "ours_audio_seconds_per_second": audio / taken, "ours_frames_per_second": audio * FRAMES_PER_SECOND / taken,
+            }  # fmt: skip
+            figures["lengths"][f"{seconds} s, {name}"] = figure
+            memory = ["" if (m := figure.get(key)) is None else f"{m:.0f}" for key in ("ours_mib", "theirs_mib")]
+            rows.append([f"{batch} x {seconds} s", name, f"{audio / taken:.0f}", *cells, *memory])
+            print(*rows[-1], sep=" | ", flush=True)
+        del sides, eager, theirs
     header = ["audio", "ConMamba", "audio s/s", "Conformer audio s/s", "ratio: median (min to max)", "MiB", "Conformer MiB"]
     print_table(f"Encoders, {'forward and backward' if options.train else 'forward'}", header, rows)
     write_json(options.json, figures)
+
+
+class CaptureFailed(Exception):
+    """A CUDA graph could not be made of it."""
+
+
+def captured(run):
+    """``run`` as a CUDA graph, or what raises when called where it cannot be one."""
+    try:
+        return graphed(run)
+    except torch.OutOfMemoryError as error:
+        reason = error
+    except RuntimeError as error:
+        reason = CaptureFailed(str(error))
+
+    def refuse():
+        raise reason
+
+    return refuse
 
 
 def step_of(model, x: torch.Tensor, lengths: torch.Tensor, *, train: bool):
@@ -100,7 +135,8 @@ def step_of(model, x: torch.Tensor, lengths: torch.Tensor, *, train: bool):
 
 
 def check_padding(model, device: torch.device) -> None:
-    """An utterance gets the same states alone and beside a longer one."""
+    """An utterance gets the same states alone and beside a longer one, in full float32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # SpeechBrain allows it on import
     x = torch.randn(2, 60, COMMON["d_model"], device=device)
     with torch.no_grad():
         padded = model(x, torch.tensor([60, 23], device=device)).states[1, :23]

@@ -27,7 +27,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from hmamba_asr.ops import ema_triton, mixer_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
-from hmamba_asr.ops.selective_scan.triton import BACKWARD_REGISTERS, FORWARD_REGISTERS  # noqa: E402
+from hmamba_asr.ops.selective_scan.triton import BACKWARD, FORWARD  # noqa: E402
 
 ALIKE = {
     "u",
@@ -99,7 +99,7 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
 
 
 def build(function, constants: dict, warps: int, *, capability: int, dtype: str, narrow: tuple[str, ...] = ()):
-    limits = {kernels.scan_kernel: FORWARD_REGISTERS, kernels.backward_kernel: BACKWARD_REGISTERS}
+    limits = {kernels.scan_kernel: FORWARD.registers, kernels.backward_kernel: BACKWARD.registers}
     types = signature(function, constants, dtype) | {name: "*bf16" for name in narrow}
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(function, types, constexprs=places, attrs={})

@@ -21,7 +21,7 @@ from hmamba_asr.ops.selective_scan import triton as scan
 ROWS, COLS = 32, 64  # frames and channels of a program of the gate kernels
 BLOCK_D, WALK_TILES = 32, 4  # channels and tiles of 16 frames of a program of the convolution kernels
 ALIGNMENT = 8  # elements: what the tensor cores' matrix products want of 16-bit rows
-SPLIT_BYTES = 24 * 2**20  # of what all directions of one backward pass would need at once, from which they take turns
+SPLIT_BYTES = 64 * 2**20  # of what all directions of one backward pass would need at once, from which they take turns
 
 
 @dataclass

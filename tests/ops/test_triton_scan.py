@@ -1,5 +1,7 @@
 """The Triton scan against the time loop: outputs, states and every gradient. In Triton's interpreter where there is no GPU."""
 
+import dataclasses
+
 import pytest
 import torch
 from benchmarking import relative_error
@@ -75,15 +77,15 @@ def test_real_widths(length, n, device, poisoned):
 @pytest.mark.parametrize("tiles_each", [1, 2])
 def test_time_in_segments(tiles_each, device, monkeypatch):
     """Several programs share an utterance, and the states between them are found first. Atomic sums, too."""
-    monkeypatch.setattr(backend, "_segments", lambda programs, tiles, slots, prepass: (-(-tiles // tiles_each), tiles_each))
+    monkeypatch.setattr(backend, "_segments", lambda programs, tiles, parts, kind: (-(-tiles // tiles_each), tiles_each))
     assert_equal_to_the_loop(inputs_for(2, 70, 3, 2), torch.tensor([70, 20]), device)
 
 
 def test_programs_that_take_several_items(device, monkeypatch):
     """Fewer programs than work: each takes a segment after the other, and its memory for states again."""
-    monkeypatch.setattr(backend, "BACKWARD_WARPS", 3)
+    monkeypatch.setattr(backend, "BACKWARD", dataclasses.replace(backend.BACKWARD, warps=1))
     monkeypatch.setattr(backend, "_processors", lambda device: 1)
-    monkeypatch.setattr(backend, "_segments", lambda programs, tiles, slots, prepass: (tiles, 1))
+    monkeypatch.setattr(backend, "_segments", lambda programs, tiles, parts, kind: (tiles, 1))
     assert_equal_to_the_loop(inputs_for(2, 40, 2, 2), torch.tensor([40, 17]), device)
 
 
@@ -238,9 +240,15 @@ def test_nothing_to_scan(device):
 def test_segments_cover_the_time_axis():
     for programs in (1, 9, 300, 5000):
         for tiles in (1, 2, 7, 25, 938):
-            for slots in (1, 1056):
-                segments, each = backend._segments(programs, tiles, slots, 0.5)
+            for parts, kind in ((4, backend.FORWARD), (528, backend.BACKWARD)):
+                segments, each = backend._segments(programs, tiles, parts, kind)
                 assert (segments - 1) * each < tiles <= segments * each
+
+
+def test_time_is_cut_where_there_is_little_else_to_do_at_once():
+    assert backend._segments(5000, 25, 528, backend.BACKWARD) == (1, 25)
+    segments, _ = backend._segments(9, 938, 528, backend.BACKWARD)
+    assert 9 * segments >= 528
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,10 +21,24 @@ from torch.autograd.function import once_differentiable
 LOG2_E = 1.4426950408889634
 T = 16  # frames of a tile
 BLOCK_D = 32  # channels of a program, one for each thread of its warp
-# Programs that fit a processor at once by the registers they take (it has 65536, in four parts), and what finding the states
-# between segments costs relative to the passes that need them.
-FORWARD_REGISTERS, FORWARD_WARPS, FORWARD_PREPASS = 128, 16, 0.8
-BACKWARD_REGISTERS, BACKWARD_WARPS, BACKWARD_PREPASS = 168, 12, 0.5
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What decides into how many segments a pass cuts time. ``registers`` of a thread allow ``warps`` in each of a processor's
+    four parts. ``latency`` is how long a warp alone takes for a tile, in units of what each further one adds to it; ``prepass``
+    what finding the states between segments costs, relative to the pass. Fitted to an H100."""
+
+    registers: int
+    warps: int
+    latency: float
+    prepass: float
+
+
+FORWARD = _Pass(registers=128, warps=4, latency=2.3, prepass=0.8)
+BACKWARD = _Pass(registers=168, warps=3, latency=5.7, prepass=0.5)
+PARTS = 4  # of a processor
+PER_SEGMENT, FOR_SEGMENTS = 0.06, 10.0  # passing states on, in the same units: of every segment, and once
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -50,14 +65,18 @@ def _processors(device: torch.device) -> int:
 
 
 @functools.cache
-def _segments(programs: int, tiles: int, slots: int, prepass: float) -> tuple[int, int]:
-    """(number of segments, tiles in each) for the shortest time: waves of programs, against the states between segments."""
+def _segments(programs: int, tiles: int, parts: int, kind: _Pass) -> tuple[int, int]:
+    """(number of segments, tiles in each) for the shortest time: programs that wait for each other, against the states between
+    segments."""
 
     def cost(segments: int) -> float:
-        each = -(-tiles // segments)
-        return -(-programs * segments // slots) * each * (1 + prepass * (segments - 1) / segments)
+        rounds, rest = divmod(programs * segments / parts, kind.warps)
+        a_tile = rounds * (kind.latency + kind.warps) + (kind.latency + rest if rest else 0)
+        between = FOR_SEGMENTS + PER_SEGMENT * segments if segments > 1 else 0
+        return (1 - (-tiles // segments)) * a_tile * (1 + kind.prepass * (segments - 1) / segments) + between
 
-    wanted = min(range(1, min(tiles, 1 + 4 * slots // programs) + 1), key=cost, default=1)
+    most = min(tiles, 1 + 4 * kind.warps * parts // programs)
+    wanted = min(range(1, most + 1), key=cost, default=1)
     each = max(1, -(-tiles // wanted))
     return max(1, -(-tiles // each)), each
 
@@ -65,7 +84,7 @@ def _segments(programs: int, tiles: int, slots: int, prepass: float) -> tuple[in
 class _Scan:
     """One scan's inputs in the kernels' terms, B and C as tiles (G, batch, tile, 2, N, 16) in scan time."""
 
-    def __init__(self, u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits: int, warps: int, prepass: float):
+    def __init__(self, u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits: int, kind: _Pass):
         from hmamba_asr.ops.launch import launch
         from hmamba_asr.ops.selective_scan import kernels
 
@@ -77,8 +96,9 @@ class _Scan:
         self.D, self.delta_bias, self.lengths, self.reverse_bits = D, delta_bias, lengths, reverse_bits
         self.blocks, self.rows = -(-self.channels // BLOCK_D), self.groups * self.batch
         self.tiles = -(-self.length // T)
-        self.slots = warps * _processors(u.device)
-        self.segments, self.segment_tiles = _segments(self.blocks * self.rows, self.tiles, self.slots, prepass)
+        parts = PARTS * _processors(u.device)
+        self.slots = kind.warps * parts
+        self.segments, self.segment_tiles = _segments(self.blocks * self.rows, self.tiles, parts, kind)
         self.BC = self.empty(self.groups, self.batch, self.tiles, 2, self.n, T)
         self.copy_tiles(self.B, self.C, self.BC)
 
@@ -118,7 +138,7 @@ class _Scan:
              0 if gy is None else skipped, self.reverse_bits),
             (self.channels, self.n, BLOCK_D, gy is not None, y is not None, spans is not None,
              self.D is not None and y is not None, self.delta_bias is not None, self.lengths is not None), num_warps=1,
-            max_registers=FORWARD_REGISTERS,
+            max_registers=FORWARD.registers,
         )  # fmt: skip
 
     def find_starts(self, carry: Tensor, initial: Tensor | None, *, gy: Tensor | None = None) -> None:
@@ -153,7 +173,7 @@ def run_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (G, batch, L, D) in u's dtype and the last state (G, batch, N, D) in float32; ``initial`` is shaped like the latter.
     ``A2`` is from :func:`in_base_2`; ``y`` is where the first is written if given, and may be ``u`` itself."""
-    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, FORWARD_WARPS, FORWARD_PREPASS)
+    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, FORWARD)
     (carry,) = scan.zeros(scan.carry_shape)
     scan.find_starts(carry, initial)
     y = torch.empty(u.shape, device=u.device, dtype=u.dtype) if y is None else y
@@ -168,7 +188,7 @@ def run_backward(
     """Gradients by name: of u, delta, B, C, the initial state, and as "sums" (G, batch x segment, N + 2, D) those of A, D and
     delta_bias, still to be added up. gy (G, batch, L, D), also with stride 0 over G; glast (G, batch, N, D) or None.
     ``gu``, ``gdelta``, ``gB`` and ``gC`` are where those are written if given; the first two may be ``u`` and ``delta``."""
-    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, BACKWARD_WARPS, BACKWARD_PREPASS)
+    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, BACKWARD)
     n, copies = scan.n, scan.blocks if deterministic else 1
     gy = with_rows_in_line(gy)
     carry, adjoint, sums, gBC = scan.zeros(
@@ -189,7 +209,7 @@ def run_backward(
         (*scan.u.stride()[:2], *scan.delta.stride()[:2], *gy.stride()[:2], scan.length, scan.batch, scan.tiles,
          scan.segment_tiles, scan.segments, items, scan.blocks, reverse_bits, gBC.stride(0) if deterministic else 0),
         (scan.channels, n, BLOCK_D, D is not None, delta_bias is not None, lengths is not None, not deterministic,
-         u.dtype == torch.float32), num_warps=1, max_registers=BACKWARD_REGISTERS,
+         u.dtype == torch.float32), num_warps=1, max_registers=BACKWARD.registers,
     )  # fmt: skip
     scan.copy_tiles(gB, gC, gBC.sum(0) if deterministic else gBC[0], back=True)
     return {"u": gu, "delta": gdelta, "B": gB, "C": gC, "sums": sums.flatten(1, 2), "initial": adjoint[:, :, 0]}
