@@ -31,7 +31,7 @@ def _recur(decay: Tensor, states: Tensor, carry: Tensor) -> Tensor:
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """Time-major scan over G groups (directions) of ``batch`` rows; see :func:`scan_groups` for the shapes."""
+    """The scan of :func:`scan_groups`, which gives the shapes, on states (G, batch, N, D)."""
 
     @staticmethod
     def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int):
@@ -99,12 +99,12 @@ def _chunk_states(
 def scan_groups(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None, *, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Forward scan of G independent parameter sets (directions) at once.
+    """Forward scan of G independent parameter sets (directions) at once, time first.
 
-    Shapes: u, delta (G, batch, L, D); A (G, D, N); B, C (G, batch, L, N); initial (G, batch, D, N) or None for zeros. Returns
-    y (G, batch, L, D) and the state after the last frame (G, batch, D, N), in float32 or float64.
+    Shapes: u, delta (L, G, batch, D); A (G, D, N); B, C (L, G, batch, N); initial (G, batch, D, N) or None for zeros. Returns
+    y (L, G, batch, D) and the state after the last frame (G, batch, D, N), in float32 or float64.
     """
-    groups, batch, length, channels = u.shape
+    length, groups, batch, channels = u.shape
     n = A.shape[-1]
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     if initial is None:
@@ -115,7 +115,7 @@ def scan_groups(
         return u.new_zeros(u.shape, dtype=dtype), state.transpose(2, 3)
     chunk = chunk or _chunk_length(groups * batch * n * channels, u.device)
     with torch.autocast(u.device.type, enabled=False):
-        time_major = [x.to(dtype).permute(2, 0, 1, 3).contiguous() for x in (u, delta, B, C)]
+        u, delta, B, C = (x.to(dtype).contiguous() for x in (u, delta, B, C))
         A_nd = A.to(dtype).transpose(1, 2).contiguous()
-        y, state = _ChunkedScan.apply(time_major[0], time_major[1], A_nd, time_major[2], time_major[3], state, chunk)
-    return y.permute(1, 2, 0, 3), state.transpose(2, 3)
+        y, state = _ChunkedScan.apply(u, delta, A_nd, B, C, state, chunk)
+    return y, state.transpose(2, 3)

@@ -41,11 +41,11 @@ def scan_groups(
     if initial is not None:
         raise ValueError("the mamba_ssm backend cannot start from a given state; use backend 'auto'.")
     outputs, states = [], []
-    for g in range(u.shape[0]):
-        channels_first = [x[g].float().transpose(1, 2).contiguous() for x in (u, delta, B, C)]
+    for g in range(u.shape[1]):
+        channels_first = [x[:, g].float().permute(1, 2, 0).contiguous() for x in (u, delta, B, C)]
         y, state = selective_scan_fn(
             channels_first[0], channels_first[1], A[g].float(), channels_first[2], channels_first[3], return_last_state=True
         )
-        outputs.append(y.transpose(1, 2))
+        outputs.append(y.permute(2, 0, 1))
         states.append(state.detach())
-    return torch.stack(outputs), torch.stack(states)
+    return torch.stack(outputs, 1), torch.stack(states)
