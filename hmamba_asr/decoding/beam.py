@@ -17,6 +17,7 @@ from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
 from hmamba_asr.decoding.scorers import at_least_float32, read_scorers
 from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
+
 STEPS_BETWEEN_CHECKS = {"cpu": 1}  # elsewhere 4: asking a GPU whether a search is over makes the host wait for it
 
 
@@ -131,7 +132,8 @@ class JointBeamSearcher(nn.Module):
 
         states (B, T, d_model) with lengths (B,) in frames; an utterance without frames has the empty hypothesis.
         """
-        trellis = Trellis([*(["attention"] if self.attention_weight > 0 else []), *(s.name for s in self.scorers)], self.eos_index)
+        names = [*(["attention"] if self.attention_weight > 0 else []), *(scorer.name for scorer in self.scorers)]
+        trellis = Trellis(names, self.eos_index)
         rows = lengths.nonzero().flatten()
         if rows.numel():
             longest = int(lengths.max())
@@ -168,7 +170,8 @@ class JointBeamSearcher(nn.Module):
         batch, frames = len(lengths), lengths.double()
         zeros = torch.zeros(batch, 1, device=states.device)
         return _Beams(
-            tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long), sums=zeros, parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
+            tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long), sums=zeros,
+            parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
             peaks=zeros.long(), first_end=(frames * self.min_decode_ratio).long(),
             limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps),
             finished=zeros[:, 0].long(), best=zeros.new_full((batch, self.topk), -math.inf), done=zeros[:, 0].bool(),

@@ -48,7 +48,7 @@ class KeyValuePool:
         self.slots = own.shape[-1]
 
     def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill the newest slots of ``layer`` from (B, hypotheses, 2 d_model); returns all keys, all values (B, slots, d_model)."""
+        """Fill the newest slots of ``layer`` from (B, hypotheses, 2 d_model); gives its keys and values (B, slots, d_model)."""
         batch, hypotheses, width = keys_values.shape
         if self._buffer is None:
             capacity = max(self.first_capacity, 2 * self.slots)
@@ -268,7 +268,7 @@ class LanguageModelStepper:
 
     def __init__(self, model: nn.Module):
         if not isinstance(model, TransformerLM):
-            raise ValueError(f"a {type(model).__name__} cannot be stepped; the language model must be SpeechBrain's TransformerLM.")
+            raise ValueError(f"{type(model).__name__} cannot be stepped; the language model must be SpeechBrain's TransformerLM.")
         if model.num_decoder_layers or not model.num_encoder_layers or not hasattr(model.positional_encoding, "pe"):
             raise ValueError("the language model needs encoder layers only (num_decoder_layers: 0) and absolute positions.")
         self.model = model

@@ -40,7 +40,8 @@ def scorers(model, *, ctc=0.0, lm=None, length=0.0, partial=(), window=0):
     groups, weights = {True: [], False: []}, {}
     if ctc:
         weights["ctc"] = ctc
-        groups["ctc" in partial].append(CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS, ctc_window_size=window))
+        scorer = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS, ctc_window_size=window)
+        groups["ctc" in partial].append(scorer)
     if lm is not None:
         weights["transformerlm"] = 0.5
         groups["lm" in partial].append(TransformerLMScorer(language_model=lm, temperature=1.15))
@@ -104,7 +105,7 @@ def test_the_rules_are_speechbrains(options, recogniser, reference_searcher):
 
 
 def steady_attention(tokens, step, frames):
-    """Attention (..., frames) that moves on by about two frames a step, more or less with the token: random decoders jump about."""
+    """Attention (..., frames) that moves on by about two frames a step, depending on the token; random decoders jump."""
     peaks = (2 * step + tokens * 7 % 5).clamp(max=frames - 1)
     return torch.nn.functional.one_hot(peaks, frames).float()
 
@@ -120,8 +121,7 @@ def attends_steadily(monkeypatch, reference_searcher):
 
     def step(self, state, tokens, *, with_attention=False):
         hidden, attention = ours(self, state, tokens, with_attention=with_attention)
-        assert with_attention and attention.shape[:2] == tokens.shape
-        return hidden, steady_attention(tokens, state.step - 1, attention.shape[-1])
+        return hidden, steady_attention(tokens, state.step - 1, attention.shape[-1]) if with_attention else None
 
     monkeypatch.setattr(reference_searcher, "forward_step", forward_step)
     monkeypatch.setattr(TransformerStepper, "step", step)
@@ -142,7 +142,7 @@ def test_attention_shifts_block_as_in_speechbrain(ctc, recogniser, reference_sea
     assert blocked
 
 
-@pytest.mark.parametrize("window", [6, 12])
+@pytest.mark.parametrize("window", [4, 6])
 def test_the_ctc_window_is_speechbrains_on_one_utterance(window, recogniser, reference_searcher, attends_steadily):
     """SpeechBrain's window is that of all utterances of the batch."""
     narrowed = 0
@@ -247,7 +247,7 @@ def test_a_beam_of_one_is_greedy_decoding(recogniser, ctc):
 
 
 def test_a_search_ends_when_no_live_hypothesis_can_win(recogniser, monkeypatch):
-    """Scores are sums of log-probabilities: what is behind the best finished hypothesis without length normalisation stays there."""
+    """Scores only fall: without length normalisation, what is behind the best finished hypothesis stays there."""
     model = recogniser(vocab=VOCAB, eos_bias=2.0)
     states, lengths = batch()
     steps = []
@@ -296,10 +296,10 @@ def test_nbest_tensors_have_speechbrains_form(recogniser, reference_searcher):
     for theirs, ours in zip(expected[:3], actual[:3], strict=True):
         assert theirs.shape[:2] == ours.shape[:2] == (2, 3)
     torch.testing.assert_close(actual[2], expected[2], rtol=0, atol=1e-3)
-    counts = [(length * tokens.shape[-1]).round().long().tolist() for tokens, length in ((expected[0], expected[1]), (actual[0], actual[1]))]
-    assert counts[0] == counts[1]
+    counts, ours = ((found[1] * found[0].shape[-1]).round().long().tolist() for found in (expected, actual))
+    assert counts == ours
     for b, k in itertools.product(range(2), range(3)):
-        n = counts[0][b][k]
+        n = counts[b][k]
         assert actual[0][b, k, :n].tolist() == expected[0][b, k, :n].tolist()
         torch.testing.assert_close(actual[3][b, k, : n + 1], expected[3][b, k, : n + 1], rtol=0, atol=1e-3)
 
@@ -329,17 +329,17 @@ class FakeKenLM:
         word = None
 
     class Model:
-        def NullContextWrite(self, state):  # noqa: N802: KenLM's name
+        def NullContextWrite(self, state):
             state.word = "<null>"
 
-        def BaseScore(self, state, word, following):  # noqa: N802
+        def BaseScore(self, state, word, following):
             following.word = word
             return -((len(state.word or "") * 7 + int(word[1:]) * 5) % 11) / 3.0
 
 
 def ngram_scorer(partial):
     scorer = KenLMScorer.__new__(KenLMScorer)  # its constructor wants the package and a file
-    scorer.kenlm, scorer.lm, scorer.id2char, scorer.vocab_size = FakeKenLM, FakeKenLM.Model(), [f"w{i}" for i in range(VOCAB)], VOCAB
+    scorer.kenlm, scorer.lm, scorer.id2char = FakeKenLM, FakeKenLM.Model(), [f"w{i}" for i in range(VOCAB)]
     group = {"partial_scorers" if partial else "full_scorers": [scorer]}
     return ScorerBuilder(**group, weights={"kenlm": 0.3})
 
@@ -347,9 +347,8 @@ def ngram_scorer(partial):
 @pytest.mark.parametrize("partial", [True, False])
 def test_ngram_scores_follow_each_hypothesis(recogniser, partial):
     model = recogniser(vocab=VOCAB, eos_bias=1.0)
-    search = JointBeamSearcher(
-        [model, model.output_head], BOS, EOS, 0.0, 1.0, beam_size=4, topk=3, using_eos_threshold=False, scorer=ngram_scorer(partial)
-    )
+    rules = {"min_decode_ratio": 0.0, "max_decode_ratio": 1.0, "using_eos_threshold": False, "beam_size": 4, "topk": 3}
+    search = JointBeamSearcher([model, model.output_head], BOS, EOS, **rules, scorer=ngram_scorer(partial))
     states, lengths = batch()
     for found in search.search(states, lengths):
         for hypothesis in found:

@@ -120,7 +120,8 @@ def test_language_model_steps_are_the_whole_prefixes(normalize_before, dtype, d_
 
 
 def test_the_references_here_are_speechbrains_own_calls():
-    model, states, lengths = transformer_asr(normalize_before=True, dtype=torch.float32), torch.randn(2, 6, D), torch.tensor([6, 3])
+    model = transformer_asr(normalize_before=True, dtype=torch.float32)
+    states, lengths = torch.randn(2, 6, D), torch.tensor([6, 3])
     tokens = torch.randint(1, VOCAB, (2, 5))
     with torch.no_grad():
         hidden, attention = model.decode(tokens, states, lengths)
