@@ -69,6 +69,9 @@ class ASRBrain(sb.Brain):
         Out of ``fit`` after SIGTERM, once the state is saved.
     """
 
+    measure = "audio_seconds"  # what training speed is counted in
+    best_key = "WER"  # lowest in the checkpoints that are kept and averaged
+
     def __init__(self, *args, tokenizer, **kwargs):
         super().__init__(*args, **kwargs)
         if self.hparams.nonfinite not in NONFINITE_POLICIES:
@@ -184,7 +187,7 @@ class ASRBrain(sb.Brain):
                 **{name: sums[name] / utterances for name in sums if name.startswith(("loss", "kept"))},
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 grad_norm=norm if np.isfinite(norm) else None,
-                audio_seconds_per_second=sums["audio_seconds"] / seconds,
+                **{f"{self.measure}_per_second": sums[self.measure] / seconds},
                 memory_mib=peak_memory_mib(self.device),
             )  # fmt: skip
 
@@ -200,13 +203,12 @@ class ASRBrain(sb.Brain):
         total = losses.total.detach()
         named = {
             "utterances": len(batch.id),
-            "audio_seconds": forward.audio_seconds,
+            **self._amounts(forward),
             "infeasible": losses.infeasible.sum(),
             "nonfinite": (~total.isfinite()).any(),
             "sigterm": self._sigterm,
             "loss": total.sum(),
             **{f"loss_{name}": part.detach().sum() for name, part in losses.parts.items()},
-            **{f"kept_{i}": stage.kept_fraction.detach().sum() for i, stage in enumerate(forward.output.encoded.stages)},
         }
         values = torch.stack([torch.as_tensor(v, device=self.device, dtype=torch.float64) for v in named.values()])
         if self.ranks.world_size > 1:
@@ -214,6 +216,11 @@ class ASRBrain(sb.Brain):
         seen = dict(zip(named, values.tolist(), strict=True))
         self._preempted = self._preempted or seen["sigterm"] > 0
         return seen
+
+    def _amounts(self, forward: Forward) -> dict[str, float | Tensor]:
+        """What else of this rank's batch the log gives: the ``measure``, and sums over utterances of what has a mean."""
+        kept = {f"kept_{i}": stage.kept_fraction.detach().sum() for i, stage in enumerate(forward.output.encoded.stages)}
+        return {"audio_seconds": forward.audio_seconds, **kept}
 
     def _nonfinite(self, what: str, ids: list[str], bad: list[bool]) -> None:
         """Name the utterances behind a non-finite ``what`` on every rank; raise if the YAML says stop. Collective."""
@@ -313,17 +320,18 @@ class ASRBrain(sb.Brain):
         per_epoch = (time.perf_counter() - self._fit_started) / self._epochs_done
         if if_main_process():
             names = [n for n in totals.epoch if n.startswith("loss")]
-            speed = totals.epoch["audio_seconds"] / max(totals.epoch["seconds"], 1e-9)
+            speed = totals.epoch[self.measure] / max(totals.epoch["seconds"], 1e-9)
             self.journal.write(
                 "epoch", epoch=epoch, optimizer_step=self.optimizer_step,
                 **{n: totals.epoch_mean(n) for n in names}, valid_loss=valid_loss, valid_wer=wer,
-                audio_seconds_per_second=speed, seconds=totals.epoch["seconds"],
+                **{f"{self.measure}_per_second": speed}, seconds=totals.epoch["seconds"],
                 infeasible=totals.epoch["infeasible"], skipped=totals.epoch["skipped"],
             )  # fmt: skip
             logger.info(
-                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f audio s/s | %s left%s",
+                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f %s/s | %s left%s",
                 epoch, counter.limit, totals.epoch_mean("loss"), valid_loss, "" if wer is None else f" | valid WER {wer:.2f}%",
-                self.optimizer.param_groups[0]["lr"], speed, format_duration(per_epoch * (counter.limit - epoch)),
+                self.optimizer.param_groups[0]["lr"], speed, self.measure.replace("_", " "),
+                format_duration(per_epoch * (counter.limit - epoch)),
                 f" | {totals.epoch['infeasible']:.0f} utterances too short for the CTC" if totals.epoch["infeasible"] else "",
             )  # fmt: skip
         self.totals.epoch.clear()
@@ -335,7 +343,7 @@ class ASRBrain(sb.Brain):
             if hasattr(counter, "update_metric"):
                 counter.update_metric(wer)
         self.checkpointer.save_checkpoint(meta=meta)
-        self.checkpointer.keep_only(num_to_keep=self.hparams.avg_checkpoints, min_key="WER")
+        self.checkpointer.keep_only(num_to_keep=self.hparams.avg_checkpoints, min_key=self.best_key)
         if self._preempted:
             raise Preempted
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_best(brain: ASRBrain) -> list[str]:
-    """Put the average of the best checkpoints (lowest validation WER) into the model; returns their names.
+    """Put the average of the best checkpoints (lowest validation WER; an LM's: loss) into the model; returns their names.
 
     Raises
     ------
@@ -39,7 +39,8 @@ def load_best(brain: ASRBrain) -> list[str]:
             f"there is no checkpoint in {brain.checkpointer.checkpoints_dir}; train first (the same command without "
             "--test_only), or give the output_folder of a trained model."
         )
-    best = brain.checkpointer.find_checkpoints(min_key="WER", max_num_checkpoints=brain.hparams.avg_checkpoints) or [newest]
+    kept = brain.hparams.avg_checkpoints
+    best = brain.checkpointer.find_checkpoints(min_key=brain.best_key, max_num_checkpoints=kept) or [newest]
     model = brain.checkpointer.recoverables["model"]
     model.load_state_dict(average_checkpoints(best, "model"))
     return [checkpoint.path.name for checkpoint in best]
