@@ -152,7 +152,7 @@ def test_the_baseline_is_the_recipe_and_the_control_its_equal(tmp_path):
     assert len(ours["encoder"].blocks) == 12 and len(ours["model"].decoder.layers) == 4
     searcher = ours["beam_search"].searcher
     assert searcher.beam_size == 66
-    assert {k: v for k, v in searcher.scorer.weights.items() if v} == {"ctc": 0.4, "transformerlm": 0.6}
+    assert {scorer.name: scorer.weight for scorer in searcher.scorers} == {"ctc": 0.4, "transformerlm": 0.6}
 
 
 # ---- two steps --------------------------------------------------------------------------------------------------------

@@ -163,7 +163,8 @@ class LMRecipe(Recipe):
         options = {
             "output_folder": output, "tokenizer_file": self.tokenizer, "train_text": f"[{self.text}]",
             "valid_text": f"[{self.manifest}]", "vocab_size": 20, "train_loader": "{batch_size: 4}", "log_every_steps": 1,
-            "number_of_epochs": 2, "model": "{d_model: 16, nhead: 2, d_ffn: 32}", "lr_schedule": "{n_warmup_steps: 10}", **overrides,
+            "number_of_epochs": 2, "model": "{d_model: 16, nhead: 2, d_ffn: 32}", "lr_schedule": "{n_warmup_steps: 10}",
+            **overrides,
         }  # fmt: skip
         argv = [str(REPO / "hparams" / "lm" / "transformer_lm_demo.yaml"), "--noprogressbar"]
         return argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]
