@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
@@ -21,6 +20,7 @@ from hmamba_asr.evaluation.results import collect_environment, write_results
 from hmamba_asr.evaluation.wer import score_split, write_alignments, write_trn
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.training.brain import ASRBrain
+from hmamba_asr.training.checkpoints import average_of_best
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +33,10 @@ def load_best(brain: ASRBrain) -> list[str]:
     ValueError
         If there is no checkpoint.
     """
-    newest = brain.checkpointer.recover_if_possible()  # totals and counters of the whole run
-    if newest is None:
-        raise ValueError(
-            f"there is no checkpoint in {brain.checkpointer.checkpoints_dir}; train first (the same command without "
-            "--test_only), or give the output_folder of a trained model."
-        )
-    kept = brain.hparams.avg_checkpoints
-    best = brain.checkpointer.find_checkpoints(min_key=brain.best_key, max_num_checkpoints=kept) or [newest]
-    model = brain.checkpointer.recoverables["model"]
-    model.load_state_dict(average_checkpoints(best, "model"))
-    return [checkpoint.path.name for checkpoint in best]
+    brain.checkpointer.recover_if_possible()  # totals and counters of the whole run
+    names, parameters = average_of_best(brain.checkpointer, key=brain.best_key, count=brain.hparams.avg_checkpoints)
+    brain.checkpointer.recoverables["model"].load_state_dict(parameters)
+    return names
 
 
 def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, name: str, hparams_text: str) -> dict | None:
