@@ -37,7 +37,8 @@ def align_tokens(
     ``piece`` gives a token's text. Empty if there are no tokens, or more than the frames can hold: an attention decoder may
     find such.
     """
-    targets = torch.tensor([list(tokens)], dtype=torch.int32)
+    tokens = [token for token in tokens if token != blank]  # SentencePiece's unknown piece, which a decoder may give
+    targets = torch.tensor([tokens], dtype=torch.int32)
     needed = int(ctc_frames_needed(targets, torch.tensor([len(tokens)])))
     if not tokens or needed > len(log_probs):
         return []
