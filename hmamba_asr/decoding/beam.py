@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hmamba_asr.decoding.ctc import ctc_greedy
 from hmamba_asr.decoding.hypotheses import Hypothesis, Step, Trellis
 from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
-from hmamba_asr.decoding.scorers import at_least_float32, read_scorers
+from hmamba_asr.decoding.scorers import Scorer, at_least_float32, load_language_model, read_scorers
 from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
 
@@ -103,6 +103,14 @@ class JointBeamSearcher(nn.Module):
             raise ValueError(f"topk is {topk} and beam_size {beam_size}; topk must be from 1 to beam_size.")
         if length_normalization and any(s.name == "length" and s.weight for s in self.scorers):
             raise ValueError("a length bonus and length_normalization exclude each other; leave one of them out.")
+        self._look_at_scorers()
+
+    def add(self, scorer: Scorer) -> None:
+        """One scorer more, for the full vocabulary."""
+        self.scorers.insert(0, scorer)
+        self._look_at_scorers()
+
+    def _look_at_scorers(self) -> None:
         self.needs_attention = self.max_attn_shift is not None or any(s.needs_attention for s in self.scorers)
         self.max_steps = int(min(self.decoder.max_steps, *[s.max_steps for s in self.scorers], math.inf))
         # The most that one more token can add; infinite (no early end) where a negative weight turns scores around.
@@ -266,11 +274,18 @@ def _refuse_nonfinite(states: Tensor, lengths: Tensor, utterances: list[int]) ->
 class BeamSearch(nn.Module):
     """The search of a recogniser: a :class:`JointBeamSearcher`, or one of SpeechBrain's, which lets batch mates matter.
 
-    ``lm`` names the language model that the scorers hold, so that it follows the search to its device.
+    ``lm`` names the language model that the scorers hold, so that it follows the search to its device. Or ``lm_folder``, what
+    train_lm.py exported, adds one with ``lm_weight``.
     """
 
-    def __init__(self, *, searcher: nn.Module, lm: nn.Module | None = None):
+    def __init__(
+        self, *, searcher: nn.Module, lm: nn.Module | None = None, lm_folder: str | None = None, lm_weight: float = 0.0
+    ):  # fmt: skip
         super().__init__()
+        if lm_folder:
+            scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
+            searcher.add(scorer)
+            lm = scorer.stepper.model
         self.lm = lm
         # Not a submodule: the searcher holds the recogniser itself, whose device and mode are the Brain's business.
         object.__setattr__(self, "searcher", searcher)

@@ -7,8 +7,10 @@ utterances with K hypotheses each. The calls of one step are ``scores`` and then
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.decoders import scorer as speechbrain_scorers
 from torch import Tensor
 
@@ -186,6 +188,29 @@ def read_scorers(builder: speechbrain_scorers.ScorerBuilder | None) -> list[Scor
                 )
             scorers.append(KINDS[type(settings)](settings, builder.weights[name], partial))
     return scorers
+
+
+def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> TransformerLM:
+    """The scorer of a language model that train_lm.py exported: its YAML lm.yaml and its parameters lm.ckpt.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder lacks one of them, or the model has another vocabulary.
+    """
+    yaml, parameters = (Path(folder) / name for name in ("lm.yaml", "lm.ckpt"))
+    for path in (yaml, parameters):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py.")
+    model = load_hyperpyyaml(yaml.read_text(encoding="utf-8"))["model"]
+    model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
+    size = model.custom_src_module.emb.num_embeddings
+    if size != vocab_size:
+        raise ValueError(
+            f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with the recogniser's "
+            "tokenizer."
+        )
+    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

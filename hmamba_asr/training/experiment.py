@@ -83,7 +83,8 @@ class Experiment:
             self.hparams = load_hyperpyyaml(text, overrides)
         except (TypeError, ImportError) as error:  # an argument or a class that does not exist
             raise ValueError(f"{path} cannot be built: {' '.join(str(error).split())}.") from error
-        data_folder = self.hparams.get("data_folder", ".") or ""  # None after --data_folder "$UNSET"
+        # Absent in a language model's YAML; None after --data_folder "$UNSET"
+        data_folder = self.hparams.get("data_folder", ".") or ""
         if not data_folder or not Path(str(data_folder)).is_dir():
             raise FileNotFoundError(f"data_folder '{data_folder}' is not a folder; give --data_folder DIR.")
         sb.create_experiment_directory(

@@ -5,12 +5,14 @@
         --valid_text "[FILE]"
 
 Texts are files with a sentence a line, or manifests. Any top-level key of the YAML can be overridden; run the same command again
-to resume; torchrun trains on several GPUs. Leaves ``export/`` with lm.ckpt and tokenizer.ckpt in the output folder, the form of
-SpeechBrain's published models: what ``train.py`` takes as ``--pretrained_source``.
+to resume; torchrun trains on several GPUs. Leaves ``export/`` in the output folder: lm.ckpt and tokenizer.ckpt, the form of
+SpeechBrain's published models, which ``train.py`` takes as ``--pretrained_source``, and lm.yaml, with which YAMLs that have a
+tokenizer of their own take the folder as ``--lm_folder``.
 """
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -36,7 +38,8 @@ def main(argv: list[str]) -> int:
             f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is {hparams['vocab_size']}; make them equal."
         )
     train_set, valid_set = (
-        TextDataset(hparams[key], tokenizer=tokenizer, max_tokens=hparams["max_tokens"]) for key in ("train_text", "valid_text")
+        TextDataset(files, tokenizer=tokenizer, max_tokens=hparams["max_tokens"])
+        for files in (hparams["train_text"], hparams["valid_text"])
     )
     brain = LMBrain(
         modules=hparams["modules"], opt_class=hparams["opt_class"], hparams=hparams, run_opts=experiment.run_opts,
@@ -53,10 +56,16 @@ def main(argv: list[str]) -> int:
         export = Path(hparams["output_folder"]) / "export"
         export.mkdir(parents=True, exist_ok=True)
         torch.save(brain.raw_model.state_dict(), export / "lm.ckpt")
+        (export / "lm.yaml").write_text(_section(experiment.hparams_text, "model"), encoding="utf-8")
         shutil.copyfile(hparams["tokenizer_file"], export / "tokenizer.ckpt")
         (Path(hparams["output_folder"]) / "perplexity.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         print(f"validation perplexity {found['perplexity']:.2f} over {found['tokens']} tokens; model in {export}")
     return 0
+
+
+def _section(text: str, key: str) -> str:
+    """The block of a resolved YAML under a top-level key; comments of the next one come with it."""
+    return re.search(rf"^{key}:.*?(?=^\w|\Z)", text, flags=re.DOTALL | re.MULTILINE)[0]
 
 
 if __name__ == "__main__":

@@ -85,3 +85,21 @@ def test_the_full_size_yaml_is_the_published_models_size(lm_recipe, tmp_path):
     given = {"output_folder": str(tmp_path), "tokenizer_file": "x", "train_text": [], "valid_text": []}
     hparams = load_hyperpyyaml(path.read_text(encoding="utf-8"), given)
     assert sum(p.numel() for p in hparams["model"].parameters()) == pytest.approx(93.3e6, rel=0.01)
+
+
+def test_an_export_joins_the_beam_search_of_a_recogniser(full_run, new_brain, tmp_path):
+    """By --lm_folder alone; the model is the one that was trained, and another vocabulary is refused."""
+    brain, *_ = new_brain(tmp_path / "a", vocab_size=20, lm_folder=full_run.folder / "export")
+    search = brain.hparams.beam_search
+    scorer = search.searcher.scorers[0]
+    assert scorer.name == "transformerlm" and scorer.weight == 0.3 and search.lm is scorer.stepper.model
+    saved = torch.load(full_run.folder / "export" / "lm.ckpt")
+    assert all(torch.equal(value, saved[name]) for name, value in search.lm.state_dict().items())
+    states = torch.randn(1, 9, 16)
+    with torch.no_grad():
+        (found,) = search.searcher.search(states, torch.tensor([9]))
+    assert found[0].parts["transformerlm"] < 0
+    with pytest.raises(ValueError, match="has 20 tokens and the recogniser 16"):
+        new_brain(tmp_path / "b", lm_folder=full_run.folder / "export")
+    with pytest.raises(FileNotFoundError, match="lm_folder must be the export folder"):
+        new_brain(tmp_path / "c", lm_folder=tmp_path)
