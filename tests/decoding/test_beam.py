@@ -246,6 +246,29 @@ def test_a_beam_of_one_is_greedy_decoding(recogniser, ctc):
         assert found == [tokens[1:-1]]
 
 
+def test_the_ctc_alone_finds_the_most_likely_label_sequence(recogniser):
+    """Of all: a beam that holds every prefix, against the enumeration of all paths. The decoder has no say and is not run."""
+    frames, vocab = 5, 5
+    for seed in range(3):
+        model = recogniser(seed=seed, vocab=vocab)
+        states = torch.randn(1, frames, D, generator=torch.Generator().manual_seed(seed))
+        search = searcher(
+            JointBeamSearcher, model, added={"ctc": 1.0}, beam_size=300, max_decode_ratio=2.0, length_normalization=False
+        )
+        model.decoder = None
+        probs = model.ctc_head(states)[0].softmax(-1)
+        found: dict[tuple, float] = {}
+        for path in itertools.product(range(vocab), repeat=frames):
+            labels = tuple(label for label, _ in itertools.groupby(path) if label != BLANK)
+            if EOS not in labels:  # for the search it is the end
+                weight = math.prod(float(probs[t, label]) for t, label in enumerate(path))
+                found[labels] = found.get(labels, 0.0) + weight
+        expected = max(found, key=found.get)
+        ((best,),) = search.search(states, torch.tensor([frames]))
+        assert tuple(best.tokens) == expected
+        assert best.score == pytest.approx(math.log(found[expected]), abs=1e-4)
+
+
 def test_a_search_ends_when_no_live_hypothesis_can_win(recogniser, monkeypatch):
     """Scores only fall: without length normalisation, what is behind the best finished hypothesis stays there."""
     model = recogniser(vocab=VOCAB, eos_bias=2.0)
