@@ -165,6 +165,15 @@ def test_the_pool_keeps_what_is_attended_to_and_little_else(single_line):
     assert pool._buffer.shape[1] <= (512 if single_line else 2 * steps * beam)
 
 
+def test_a_beam_wider_than_the_pool_makes_it_grow():
+    pool = KeyValuePool(num_layers=1, first_capacity=2)
+    for step, beam in enumerate((1, 50, 3)):
+        pool.append(torch.ones(1, beam, dtype=torch.bool))
+        keys, _ = pool.write(0, torch.full((1, beam, 2), float(step)))
+        pool.reorder(torch.zeros(1, (50, 3, 3)[step], dtype=torch.long))
+    assert keys[0, pool.ancestors[0, 0], 0].tolist() == [0.0, 1.0, 2.0]
+
+
 def test_what_cannot_be_stepped_is_named():
     with pytest.raises(ValueError, match="decoder of Linear cannot be stepped"):
         decoder_stepper(nn.Linear(2, 2))
