@@ -71,7 +71,7 @@ class KeyValuePool:
         used = self.ancestors.any(1)
         count = int(used.sum(1).max())
         if 2 * (count + wanted) > capacity:
-            larger = 2 * max(capacity, self.slots + wanted)
+            larger = max(2 * capacity, self.slots + wanted)
             grown = self._buffer.new_zeros(self._buffer.shape[0], larger, *self._buffer.shape[2:])
             grown[:, :capacity] = self._buffer
             self._buffer = grown
