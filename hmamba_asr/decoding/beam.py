@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hmamba_asr.decoding.ctc import ctc_greedy
 from hmamba_asr.decoding.hypotheses import Hypothesis, Step, Trellis
 from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
-from hmamba_asr.decoding.scorers import Scorer, at_least_float32, load_language_model, read_scorers
+from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, load_language_model, read_scorers
 from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
 
@@ -275,13 +275,16 @@ class BeamSearch(nn.Module):
     """The search of a recogniser: a :class:`JointBeamSearcher`, or one of SpeechBrain's, which lets batch mates matter.
 
     ``lm`` names the language model that the scorers hold, so that it follows the search to its device. Or ``lm_folder``, what
-    train_lm.py exported, adds one with ``lm_weight``.
+    train_lm.py exported, adds one with ``lm_weight``. ``internal_lm_weight`` takes the decoder's own language model off.
     """
 
     def __init__(
-        self, *, searcher: nn.Module, lm: nn.Module | None = None, lm_folder: str | None = None, lm_weight: float = 0.0
+        self, *, searcher: nn.Module, lm: nn.Module | None = None, lm_folder: str | None = None, lm_weight: float = 0.0,
+        internal_lm_weight: float = 0.0,
     ):  # fmt: skip
         super().__init__()
+        if internal_lm_weight:
+            searcher.add(InternalLM(searcher.decoder, searcher.fc, internal_lm_weight))
         if lm_folder:
             scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
             searcher.add(scorer)

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.decoders import scorer as speechbrain_scorers
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
-from hmamba_asr.decoding.incremental import LanguageModelStepper
+from hmamba_asr.decoding.incremental import LanguageModelStepper, TransformerStepper
 
 
 class Scorer:
@@ -99,6 +99,32 @@ class TransformerLM(Scorer):
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         return (at_least_float32(self.stepper.step(self.state, tokens)) / self.temperature).log_softmax(-1)
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> None:
+        self.state.reorder(parents)
+
+    def keep(self, rows: Tensor) -> None:
+        self.state.keep(rows)
+
+
+class InternalLM(Scorer):
+    """What the attention decoder says without hearing anything, to be taken off when a language model joins.
+
+    Its encoder states are zero (Meng et al. 2021, "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech
+    Recognition", https://arxiv.org/abs/2011.01991); ``weight`` is what is taken off, so the scorer's own is negative.
+    """
+
+    name = "internal_lm"
+
+    def __init__(self, decoder: TransformerStepper, head: nn.Module, weight: float):
+        super().__init__(-weight, partial=False)
+        self.decoder, self.head = decoder, head
+
+    def start(self, states: Tensor, lengths: Tensor) -> None:
+        self.state = self.decoder.start(torch.zeros_like(states[:, :1]), torch.ones_like(lengths))
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        return at_least_float32(self.head(self.decoder.step(self.state, tokens)[0])).log_softmax(-1)
 
     def advance(self, parents: Tensor, tokens: Tensor) -> None:
         self.state.reorder(parents)
