@@ -35,7 +35,8 @@ def main(argv: list[str]) -> int:
     except Preempted:
         logger.info("SIGTERM: training is saved in %s; run the same command to go on.", hparams["output_folder"])
         return EXIT_PREEMPTED
-    results = evaluate(brain, test_sets, name=experiment.name, hparams_text=experiment.hparams_text)
+    described = {"name": experiment.name, "overrides": experiment.overrides, "hparams_text": experiment.hparams_text}
+    results = evaluate(brain, test_sets, **described)
     if results is not None:
         print(render_table([results]))
     return 0

@@ -11,7 +11,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 
 from hmamba_asr.decoding.alignment import Span, align_tokens, words_of
-from hmamba_asr.training.checkpoints import average_of_best
+from hmamba_asr.training.testing import best_average
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Recogniser:
 
     def _load(self, folder: Path, hparams: dict) -> None:
         checkpoints = Checkpointer(folder / "save")
-        _, parameters = average_of_best(checkpoints, key="WER", count=hparams["avg_checkpoints"])
+        parameters, _ = best_average(checkpoints, hparams["avg_checkpoints"])
         self.model.load_state_dict(parameters)
         if "pretrainer" in hparams:
             hparams["pretrainer"].collect_files()

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from hmamba_asr.ops import ema_triton, mixer_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
+from hmamba_asr.ops.selective_scan.triton import BACKWARD_REGISTERS, FORWARD_REGISTERS  # noqa: E402
 
 ALIKE = {
     "u",
@@ -51,7 +52,7 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 def variants(n: int, exact: bool) -> dict[str, tuple]:
     """What training uses: kernel, constants by name, warps."""
-    scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "EVEN": True}
+    scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "channels": 288}
     n_pad = max(16, 1 << (n - 1).bit_length())
     tile = {"N": n, "N_PAD": n_pad, "HAS_LENGTHS": True}
     walk = {"REVERSE_BITS": 2, "G": 2, "K": 4, "BLOCK_D": 32, "HAS_LENGTHS": True}
@@ -62,7 +63,7 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "scan before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": False}, 1),
         "adjoint before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": True}, 1),
         "pass": (kernels.pass_kernel, {"N": n, "BLOCK": 128, "FROM_END": True, "HAS_INITIAL": True}, 4),
-        "backward": (kernels.backward_kernel, scan | {"N_PAD": n_pad, "ATOMIC": True, "EXACT": exact}, 1),
+        "backward": (kernels.backward_kernel, scan | {"ATOMIC": True, "EXACT": exact}, 1),
         "tile": (kernels.tile_kernel, tile | {"FROM_TILES": False}, 1),
         "tile back": (kernels.tile_kernel, tile | {"FROM_TILES": True}, 1),
         "conv_silu": (mixer_kernels.conv_silu_kernel, walk, 1),
@@ -98,10 +99,11 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
 
 
 def build(function, constants: dict, warps: int, *, capability: int, dtype: str, narrow: tuple[str, ...] = ()):
+    limits = {kernels.scan_kernel: FORWARD_REGISTERS, kernels.backward_kernel: BACKWARD_REGISTERS}
     types = signature(function, constants, dtype) | {name: "*bf16" for name in narrow}
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(function, types, constexprs=places, attrs={})
-    options = {"num_warps": warps, "num_stages": 1}
+    options = {"num_warps": warps, "num_stages": 1, "maxnreg": limits.get(function)}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -262,6 +262,27 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
         benchmark_decoding.main()
 
 
+def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):
+    import benchmark_chunking
+
+    file = tmp_path / "figures.json"
+    options = ["--device", "cpu", "--seconds", "1", "--splits", "8+4", "--ratios", "2", "--forms", "chunks", "--pairs", "1"]
+    monkeypatch.setattr(benchmark_chunking, "SIZE", {"d_ffn": 32, "vocab_size": 20})
+    monkeypatch.setattr("sys.argv", ["benchmark_chunking.py", *options, "--json", str(file)])
+    benchmark_chunking.main()
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    (case,) = figures["cases"].values()
+    assert case["kept"] == pytest.approx(13 / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
+    assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
+
+    forced = benchmark_chunking.ForcedChunker.boundary_prob
+    monkeypatch.setattr(
+        benchmark_chunking.ForcedChunker, "boundary_prob", lambda self, x, lengths: (forced(self, x, lengths)[0] * 0 + 0.9,) * 2
+    )
+    with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=2, chunks is off by .* not timed"):
+        benchmark_chunking.main()
+
+
 def test_a_result_that_is_nan_is_never_timed():
     import benchmarking
     import torch

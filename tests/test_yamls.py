@@ -24,6 +24,7 @@ from hmamba_asr.training.testing import evaluate
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "hparams").glob("*.yaml"))
 CONMAMBA, CONFORMER = (ROOT / "hparams" / f"{name}_small_ls100.yaml" for name in ("conmamba", "conformer"))
+N2_N3 = ("hmamba_small_ls100", "hmamba_small_ls100_n3")
 VOCABULARY = 30
 WORDS = ["ALPHA", "BRAVO", "CHARLIE", "DELTA", "ECHO", "FOXTROT", "GOLF", "HOTEL", "INDIA", "JULIET", "KILO", "LIMA"]
 TINY_LM = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 16}
@@ -110,12 +111,52 @@ def test_the_control_differs_in_nothing_but_the_encoder():
     assert {key for key in ours if ours[key] != control[key]} == {"output_folder", "encoder"}
 
 
-def test_hmamba_differs_from_conmamba_in_nothing_but_the_encoder_and_its_loss():
-    flat, hierarchical = (
-        _sections((ROOT / "hparams" / f"{name}_demo.yaml").read_text(encoding="utf-8")) for name in ("conmamba", "hmamba")
-    )
-    assert {key for key in flat if flat[key] != hierarchical.get(key)} == {"output_folder", "encoder"}
-    assert hierarchical.keys() - flat.keys() == {"outer", "inner", "chunker", "ratio_loss_weight"}
+def _sections_of(name: str) -> dict[str, str]:
+    return _sections((ROOT / "hparams" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", [p for p in YAMLS if p.stem.startswith(("hmamba", "fixedstride"))], ids=lambda path: path.stem)
+def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_and_its_loss(path, tmp_path):
+    learned = path.stem.startswith("hmamba")
+    sibling = path.stem.replace("hmamba", "conmamba").replace("fixedstride", "conmamba").removesuffix("_n3")
+    flat, chunked = _sections_of(sibling), _sections_of(path.stem)
+    assert {key for key in flat if flat[key] != chunked.get(key)} == {"output_folder", "encoder"}
+    assert chunked.keys() - flat.keys() == {"outer", "inner", "chunker", *(["ratio_loss"] if learned else [])}
+    # The same blocks, only divided: what the two stacks have besides their number is what the flat encoder has.
+    outer, inner, blocks = chunked["outer"], chunked["inner"], flat["encoder"]
+    counts = [int(re.search(r"num_layers: (\d+)", block)[1]) for block in (outer, inner, blocks)]
+    assert counts[0] + counts[1] == counts[2]
+    bare = {re.sub(r"num_layers: \d+", "", block.split("\n", 1)[1]) for block in (outer, inner, blocks)}
+    assert len(bare) == 1
+    # A router, its bias and the EMA are all that may be added.
+    added = _parameters(_load(path, tmp_path / "a")) - _parameters(_load(path.with_stem(sibling), tmp_path / "b"))
+    d_model = int(re.search(r"\d+", chunked["d_model"])[0])
+    assert added == (2 * d_model**2 + 1 if learned else 0)
+
+
+def test_the_learned_chunks_of_three_frames_and_the_control_differ_in_the_chunker_alone():
+    learned, three, fixed = (_sections_of(f"{name}") for name in (*N2_N3, "fixedstride_small_ls100"))
+    assert {key for key in learned if learned[key] != three.get(key)} == {"output_folder", "chunker"}
+    assert {key for key in fixed if fixed[key] != learned.get(key)} == {"output_folder", "chunker"}
+    assert "target_ratio: 2.0" in learned["chunker"] and "target_ratio: 3.0" in three["chunker"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"encoder": {"output": "frames"}},
+        {"chunker": {"target_ratio": 3}},
+        {"outer": {"num_layers": 4}, "inner": {"num_layers": 8}},
+    ],
+    ids=["dechunk", "N=3", "4+8"],
+)
+def test_the_variants_of_the_readme_are_overrides(overrides, tmp_path):
+    hparams = _load(ROOT / "hparams" / "hmamba_mini.yaml", tmp_path, **overrides)
+    encoder = hparams["model"].encoder
+    assert (encoder.output, encoder.chunker.target_ratio, len(encoder.outer.blocks), len(encoder.inner.blocks)) == (
+        overrides.get("encoder", {}).get("output", "chunks"), overrides.get("chunker", {}).get("target_ratio", 2.0),
+        overrides.get("outer", {}).get("num_layers", 8), overrides.get("inner", {}).get("num_layers", 4),
+    )  # fmt: skip
 
 
 # ---- the objects ------------------------------------------------------------------------------------------------------

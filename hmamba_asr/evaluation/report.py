@@ -34,7 +34,8 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """Markdown: one table per corpus, one row per result.
 
     Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a
-    column per search; the RTF is that of all splits together. What was not measured is an empty cell.
+    column per search; the RTF is that of all splits together. The kept fraction of an encoder that chunks has a
+    column per split, where a row of the table has one. What was not measured is an empty cell.
 
     Args:
         results: as `load_results` returns them.
@@ -42,15 +43,20 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """
     seeds = defaultdict(set)
     for result in results:
-        seeds[result["name"]].add(result["seed"])
-    several = {name for name, values in seeds.items() if len(values) > 1}
+        seeds[_model(result)].add(result["seed"])
+    several = {model for model, values in seeds.items() if len(values) > 1}
     sections = [_render_group(scored, group, several) for scored, group in _group_by_corpus(results)]
-    unmeasured = sorted(set(expected) - seeds.keys())
+    unmeasured = sorted(set(expected) - {result["name"] for result in results})
     if unmeasured or not results:
         header = ["model", "train data", "params (M)", "epochs", "WER", *_SPEED_HEADER]
         rows = [[name, *[""] * (len(header) - 1)] for name in unmeasured]
         sections.append("### Not measured yet\n\n" + _markdown(header, rows))
     return "\n\n".join(sections)
+
+
+def _model(row: _Result) -> str:
+    """The YAML, and what the command line changed in it: two variants of a YAML are two models."""
+    return " ".join([row["name"], *(f"--{key} {value}" for key, value in row.get("overrides", {}).items())])
 
 
 def _scored(split: str, entry: Mapping[str, Any]) -> _Scored:
@@ -77,7 +83,7 @@ def _group_by_corpus(results: Sequence[_Result]) -> list[tuple[list[_Scored], li
 
 
 def _row_order(row: _Result) -> tuple[str, int, str]:
-    return row["name"], row["seed"], row["date"]
+    return _model(row), row["seed"], row["date"]
 
 
 def _search_order(search: str) -> tuple[int, str]:
@@ -99,18 +105,22 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
     labels = {item: item.split if item.split in unique else f"{item.split} ({sizes[item]})" for item in scored}
     rtf_header = [f"RTF {search}" for search in all_searches] or ["RTF"]
     wer_header = [f"{labels[item]} WER {search}" for item, search in columns] or ["WER"]
-    header = ["model", "train data", "params (M)", "epochs", *wer_header, *rtf_header, *_SPEED_HEADER[1:]]
+    kept = {item: [_kept_cell(row, item) for row in rows] for item in scored}
+    chunked = [item for item in scored if any(kept[item])]
+    kept_header = [f"{labels[item]} kept" for item in chunked]
+    header = ["model", "train data", "params (M)", "epochs", *wer_header, *kept_header, *rtf_header, *_SPEED_HEADER[1:]]
     body = []
-    for row in rows:
+    for index, row in enumerate(rows):
         training = row["training"] or {}
         git = row["environment"]["git"]
         body.append(
             [
-                f"{row['name']} (seed {row['seed']})" if row["name"] in several_seeds else row["name"],
+                _model(row) + (f" (seed {row['seed']})" if _model(row) in several_seeds else ""),
                 " + ".join(map(str, training.get("train_splits", ()))),
                 f"{row['parameters']['total'] / 1e6:.3g}",
                 _cell(training.get("epochs"), "d"),
                 *([_wer_cell(row, item, search) for item, search in columns] or [""]),
+                *(kept[item][index] for item in chunked),
                 *([_rtf_cell(row, search) for search in all_searches] or [""]),
                 _cell(training.get("audio_seconds_per_second"), ".0f"),
                 _duration(training.get("seconds")),
@@ -128,6 +138,14 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
 def _wer_cell(row: _Result, item: _Scored, search: str) -> str:
     entry = row["evaluation"].get(item.split, {}).get(search)
     return f"{entry['wer']['rate']:.2f}" if entry and _scored(item.split, entry) == item else ""
+
+
+def _kept_cell(row: _Result, item: _Scored) -> str:
+    """Kept fraction of each chunking stage, outermost first; the search makes no difference to it."""
+    for entry in row["evaluation"].get(item.split, {}).values():
+        if _scored(item.split, entry) == item and entry.get("stages"):
+            return " / ".join(f"{stage['kept']:.2f}" for stage in entry["stages"])
+    return ""
 
 
 def _rtf_cell(row: _Result, search: str) -> str:

@@ -5,6 +5,7 @@ could not be measured is null, and an empty cell in the table that `report` make
 
     schema          1
     name            name of the YAML file, without its ending
+    overrides       {key: text} of the YAML's keys that the command line changed; not in older files
     seed            int
     date            when the file was written, ISO 8601 in UTC
     environment     what `collect_environment` returns
@@ -19,6 +20,8 @@ could not be measured is null, and an empty cell in the table that `report` make
     evaluation      {split: {search: entry}}, with searches such as "greedy", "beam", "beam+lm"; an entry has
         wer, cer    `wer.ErrorCounts.to_dict()`
         efficiency  `efficiency.Efficiency.to_dict()`, or null
+        stages      of an encoder that chunks, one each: kept (chunks for each state that the stage was given, mean over
+                    utterances), kept_std, kept_min, kept_max, prob, chunk_ms, chunk_ms_max, ...; not in older files
 """
 
 from __future__ import annotations

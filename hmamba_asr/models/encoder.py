@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
 from speechbrain.nnet.attention import RelPosEncXL
@@ -15,15 +15,36 @@ from hmamba_asr.modules.conmamba import ConMambaBlock
 
 @dataclass
 class StageOutput:
-    """What one chunking stage decided: boundary probabilities and mask (B, T), the frame each chunk begins at (B, M) and their
-    count (B,), the kept fraction (B,) of the frames, and the ratio loss (B,), not yet weighted."""
+    """What one chunking stage decided about the lengths (B,) states it was given.
 
+    boundary_prob and boundary_mask (B, T); rate_prob (B, T): boundary_prob as the ratio loss sees it; chunk_lengths (B,), of
+    which chosen (B,) are the chunker's own and the rest a floor's; chunk_starts (B, M): the frame of the *encoder's* input that
+    each chunk begins at, also where stages are nested; target_ratio: states a chunk should have, None where nothing is learned.
+    """
+
+    lengths: Tensor
     boundary_prob: Tensor
     boundary_mask: Tensor
-    chunk_frames: Tensor
+    rate_prob: Tensor
+    chunk_starts: Tensor
     chunk_lengths: Tensor
-    kept_fraction: Tensor
-    ratio_loss: Tensor
+    chosen: Tensor
+    target_ratio: float | None
+
+    @property
+    def kept_fraction(self) -> Tensor:
+        """Chunks for each state (B,)."""
+        return self.chunk_lengths / self.lengths.clamp(min=1)
+
+    @property
+    def chosen_fraction(self) -> Tensor:
+        """The same without the floor's (B,)."""
+        return self.chosen / self.lengths.clamp(min=1)
+
+    @property
+    def mean_prob(self) -> Tensor:
+        """Mean boundary probability (B,), the first state's 1 included."""
+        return self.rate_prob.sum(1) / self.lengths.clamp(min=1)
 
 
 @dataclass
@@ -99,15 +120,18 @@ class HierarchicalEncoder(nn.Module):
         outer = self.outer(x, lengths)
         chunked = self.chunker(outer.states, lengths, min_chunks)
         floor = (min_chunks,) if self.inner_shortens and min_chunks is not None else ()
-        inner = self.inner(self.widen(chunked.chunks), chunked.chunk_lengths, *floor)
+        # What an inner encoder that shortens returns are other chunks than those with probabilities here: smoothed before it.
+        chunks = smooth_chunks(chunked.chunks, chunked) if self.inner_shortens else chunked.chunks
+        inner = self.inner(self.widen(chunks), chunked.chunk_lengths, *floor)
         stage = StageOutput(
-            boundary_prob=chunked.boundary_prob, boundary_mask=chunked.boundary_mask, chunk_frames=chunked.chunk_frames,
-            chunk_lengths=chunked.chunk_lengths, kept_fraction=chunked.chunk_lengths / lengths.clamp(min=1),
-            ratio_loss=self.chunker.ratio_loss(chunked, lengths),
+            lengths=lengths, boundary_prob=chunked.boundary_prob, boundary_mask=chunked.boundary_mask,
+            chunk_starts=chunked.chunk_frames, chunk_lengths=chunked.chunk_lengths, chosen=chunked.chosen,
+            rate_prob=chunked.rate_prob, target_ratio=self.chunker.target_ratio,
         )  # fmt: skip
-        stages = (*outer.stages, stage, *inner.stages)
+        nested = (replace(s, chunk_starts=chunked.chunk_frames.gather(1, s.chunk_starts)) for s in inner.stages)
+        stages = (*outer.stages, stage, *nested)
         states = self.narrow(inner.states)
-        if self.inner_shortens:  # its chunks are no longer the ones that this stage has probabilities for
+        if self.inner_shortens:
             return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages)
         states = smooth_chunks(states, chunked)
         if self.shortens:

@@ -10,6 +10,7 @@ frames; what lies behind its end changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ from hmamba_asr.lengths import valid_mask, zero_padding
 from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
+MIN_DISSIMILARITY = 1e-6  # of neighbours that differ by more than float32's rounding
+MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
+SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
+BIAS_LR_MULTIPLIER = 10.0  # one number that may have to travel a unit, while the weights around it move by hundredths
 
 
 @dataclass
@@ -27,6 +32,7 @@ class ChunkOutput:
 
     chunks (B, M, D) with chunk_lengths (B,), zero past the end; chunk_frames (B, M): the frame that each chunk begins at;
     frame_to_chunk (B, T): the chunk of each frame; boundary_prob (B, T), zero past the end, and boundary_mask (B, T).
+    chosen (B,) counts the chunks before a floor added any. rate_prob (B, T) is boundary_prob as the ratio loss should see it.
     """
 
     chunks: Tensor
@@ -35,10 +41,15 @@ class ChunkOutput:
     frame_to_chunk: Tensor
     boundary_prob: Tensor
     boundary_mask: Tensor
+    chosen: Tensor
+    rate_prob: Tensor
 
 
-def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor) -> ChunkOutput:
-    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions."""
+def gather_chunks(
+    x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None, rate_prob: Tensor | None = None
+) -> ChunkOutput:
+    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) and
+    rate_prob (B, T) where they are not the number of boundaries and boundary_prob."""
     batch, length = boundary_mask.shape
     counts = boundary_mask.sum(1)
     most = max(1, int(counts.max())) if batch else 1
@@ -49,7 +60,12 @@ def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor) -> Ch
     chunk_frames = slots.scatter(1, torch.where(boundary_mask, index, most), frames)[:, :most]
     chunk_frames = zero_padding(chunk_frames, counts)
     chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
-    return ChunkOutput(chunks, counts, chunk_frames, index.clamp(min=0), boundary_prob, boundary_mask)
+    chosen = counts if chosen is None else chosen
+    return ChunkOutput(
+        chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=index.clamp(min=0),
+        boundary_prob=boundary_prob, boundary_mask=boundary_mask, chosen=chosen,
+        rate_prob=boundary_prob if rate_prob is None else rate_prob,
+    )  # fmt: skip
 
 
 def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
@@ -65,76 +81,98 @@ def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor,
 
 
 class DynamicChunker(nn.Module):
-    """Learned boundaries: p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2, a boundary where p_t >= 0.5, and at the first frame.
+    """Learned boundaries: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 says how much a frame differs from the one before it,
+    p_t = sigmoid(s z_t + b) how likely it is to begin a chunk, z being logit(d) standardised over the utterance; a boundary where
+    p_t >= 0.5, and at the first frame. A frame equal to the one before it has p = 0.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. Both projections start as the identity, so that boundaries first fall where neighbours differ.
-    ``target_ratio`` is the number of frames a chunk should have on average (:meth:`ratio_loss`); at 1 every frame is a chunk.
+    ``target_ratio`` is the number of frames a chunk should have on average (:func:`ratio_loss`); at 1 every frame is a chunk.
     The router works in float32 at least, whatever the precision around it.
+
+    H-Net's router is p = d, as here with ``standardize`` false. Neighbouring frames of speech are alike, d is small, and the
+    ratio loss raises it by making the projections orthogonal for all frames alike: every p then stands at 0.5, a step moves all
+    of them across the threshold together, and the kept fraction swings between its extremes. Standardised, frames are compared
+    with each other, their spread cannot vanish, and the number of boundaries and their places are learned apart: the ratio loss
+    moves b alone, which starts near ``target_ratio``, and recognition moves everything else.
+
+    ``lr_multiplier`` scales the learning rate of both projections. That of b is ``BIAS_LR_MULTIPLIER`` times the usual one.
 
     Raises
     ------
     ValueError
-        For a target_ratio below 1.
+        For a target_ratio below 1, or an lr_multiplier that is not above 0.
     """
 
-    def __init__(self, *, d_model: int, target_ratio: float):
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0, standardize: bool = True):
         super().__init__()
         if target_ratio < 1:
             raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
+        if not lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
         self.target_ratio = target_ratio
+        self.bias = None
+        if target_ratio == 1:
+            return  # nothing to learn
+        if standardize:
+            # Were the logits normally distributed, one frame in target_ratio would be above the threshold.
+            self.bias = nn.Parameter(torch.tensor(SHARPNESS * NormalDist().inv_cdf(1 / target_ratio)))
+            self.bias.lr_multiplier = BIAS_LR_MULTIPLIER
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
         for projection in (self.query, self.key):
             nn.init.eye_(projection.weight)
+            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         valid = valid_mask(lengths, x.shape[1])
         if self.target_ratio == 1:
             return gather_chunks(x, valid.float(), valid)
-        prob = self.boundary_prob(zero_padding(x, lengths)) * valid
+        prob, rate_prob = (p * valid for p in self.boundary_prob(zero_padding(x, lengths), lengths))
         mask = (prob >= THRESHOLD) & valid
+        chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(prob, mask, lengths, min_chunks)
-        return gather_chunks(x, prob, mask)
+        return gather_chunks(x, prob, mask, chosen=chosen, rate_prob=rate_prob)
 
-    def boundary_prob(self, x: Tensor) -> Tensor:
-        """p (B, T) of every frame of x (B, T, D), 1 at the first. Where two neighbours are zero (silence), they are alike."""
+    def boundary_prob(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """p (B, T) of every frame of x (B, T, D), 1 at the first, for recognition and for the ratio loss: equal numbers, but if
+        standardised with a gradient for all but the bias, and for the bias alone. Neighbours that are both zero are alike."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.double() if x.dtype == torch.float64 else x.float()
             query = F.linear(wide[:, :-1], self.query.weight.to(wide.dtype))
             key = F.linear(wide[:, 1:], self.key.weight.to(wide.dtype))
             cosine = F.cosine_similarity(query, key, dim=-1)
             silent = (query == 0).all(-1) & (key == 0).all(-1)
-            prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
-            return F.pad(prob, (1, 0), value=1.0)
+            prob = rate_prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
+            if self.bias is not None:
+                differs = (prob > MIN_DISSIMILARITY) & valid_mask(lengths - 1, prob.shape[1])
+                scores = SHARPNESS * _standardized(prob.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
+                prob = (scores + self.bias.detach()).sigmoid() * differs
+                rate_prob = (scores.detach() + self.bias).sigmoid() * differs
+            return F.pad(prob, (1, 0), value=1.0), F.pad(rate_prob, (1, 0), value=1.0)
 
-    def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
-        """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); where F = G, least at F = G = 1 / N, where it is 1.
 
-        F is the fraction of frames kept, G their mean probability, which alone has a gradient; N = ``target_ratio`` may be
-        any number above 1. Each utterance has its own F and G, so that its loss does not depend on its batch mates and
-        averages over batches, ranks and accumulation steps as the other losses do.
-        """
-        if self.target_ratio == 1:
-            return chunked.boundary_prob.new_zeros(lengths.shape)
-        frames = lengths.clamp(min=1)
-        kept, mean_prob = chunked.chunk_lengths / frames, chunked.boundary_prob.sum(1) / frames
-        n = self.target_ratio
-        loss = n / (n - 1) * ((n - 1) * kept * mean_prob + (1 - kept) * (1 - mean_prob))
-        return torch.where(lengths > 0, loss, torch.zeros_like(loss))
+def _standardized(x: Tensor, where: Tensor) -> Tensor:
+    """x (B, T) with mean 0 and standard deviation 1 over the frames of its row that ``where`` (B, T) marks."""
+    count = where.sum(1, keepdim=True).clamp(min=1)
+    centred = (x - x.masked_fill(~where, 0.0).sum(1, keepdim=True) / count).masked_fill(~where, 0.0)
+    return centred / (centred.square().sum(1, keepdim=True) / count + MIN_SPREAD**2).sqrt()
 
 
 class FixedStrideChunker(nn.Module):
     """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
 
     The same contract as :class:`DynamicChunker`. ``pooling`` is "first" (the boundary frame, as there) or "mean" of the chunk.
+    There is no router to train, and ``target_ratio`` is None.
 
     Raises
     ------
     ValueError
         For a stride below 1 or an unknown pooling.
     """
+
+    target_ratio = None
 
     def __init__(self, *, stride: float, pooling: str = "first"):
         super().__init__()
@@ -149,9 +187,10 @@ class FixedStrideChunker(nn.Module):
         chunk_of = (torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
         begins = F.pad(chunk_of[1:] > chunk_of[:-1], (1, 0), value=True)
         mask = begins.expand_as(valid) & valid
+        chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(mask.float(), mask, lengths, min_chunks)
-        chunked = gather_chunks(x, mask.float(), mask)
+        chunked = gather_chunks(x, mask.float(), mask, chosen=chosen)
         if self.pooling == "mean":
             where = chunked.frame_to_chunk.unsqueeze(-1).expand_as(x)
             sums = torch.zeros_like(chunked.chunks).scatter_add(1, where, zero_padding(x, lengths))
@@ -159,9 +198,22 @@ class FixedStrideChunker(nn.Module):
             chunked.chunks = sums / sizes.clamp(min=1).unsqueeze(-1)
         return chunked
 
-    def ratio_loss(self, chunked: ChunkOutput, lengths: Tensor) -> Tensor:
-        """Nothing to learn: zeros (B,)."""
-        return chunked.boundary_prob.new_zeros(lengths.shape)
+
+def ratio_loss(chosen: Tensor, mean_prob: Tensor, *, target_ratio: float, current_ratio: float | None = None) -> Tensor:
+    """N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) for each utterance (B,); where F = G, least at F = G = 1 / N, where it is 1.
+
+    F, ``chosen`` (B,), is the fraction of frames that the router itself made boundaries, without those that a floor added;
+    G, ``mean_prob`` (B,), is their mean probability, which alone has a gradient. N = ``target_ratio`` may be any number above 1;
+    at 1 there is nothing to learn and the loss is 0. Each utterance has its own F and G, so that its loss does not depend on
+    its batch mates and averages over batches, ranks and accumulation steps as the other losses do.
+
+    While a target is raised, ``current_ratio`` stands for N in the bracket, and the factor in front stays the final one: near
+    N = 1 its own would be without bound.
+    """
+    if target_ratio == 1:
+        return mean_prob.new_zeros(mean_prob.shape)
+    n = target_ratio if current_ratio is None else current_ratio
+    return target_ratio / (target_ratio - 1) * ((n - 1) * chosen * mean_prob + (1 - chosen) * (1 - mean_prob))
 
 
 def smooth_chunks(states: Tensor, chunked: ChunkOutput, *, clamp: float = 1e-4) -> Tensor:

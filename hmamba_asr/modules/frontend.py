@@ -26,6 +26,7 @@ class LogMelFeatures(nn.Module):
     ):
         super().__init__()
         self.hop_samples = sample_rate * hop_length // 1000
+        self.hop_seconds = self.hop_samples / sample_rate
         self.fbank = Fbank(sample_rate=sample_rate, n_fft=n_fft, n_mels=n_mels, win_length=win_length, hop_length=hop_length)
         # Fbank cuts everything 80 dB below the loudest frame of the padded row, and that frame can be the one past the
         # utterance's end: features would depend on the padding.
@@ -68,6 +69,17 @@ class ConvSubsampling(nn.Module):
             self.norms.append(nn.LayerNorm([after, bands]))
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(channels[-1] * bands, d_model)
+
+    @property
+    def stride(self) -> int:
+        """Feature frames for each encoder frame."""
+        return 2 ** len(self.convs)
+
+    def centres(self, frames):
+        """Feature frame, not always a whole one, in the middle of what each of these encoder frames sees; an int or a tensor."""
+        for _ in self.convs:
+            frames = 2 * frames + (self.kernel_size - 1) / 2 - self.time_padding[0]
+        return frames
 
     def _halved(self, lengths):
         # Causal padding is kernel - 1 on the left, symmetric padding half of it on either side: the same length.

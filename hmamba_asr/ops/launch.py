@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from operator import attrgetter, methodcaller
 
 import torch
 import triton
@@ -18,6 +19,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 _compiled: dict[tuple, object] = {}
+_dtype, _address = attrgetter("dtype"), methodcaller("data_ptr")
 
 
 def kernel(function):
@@ -34,8 +36,10 @@ def launch(
     constants: tuple,
     *,
     num_warps: int,
+    max_registers: int | None = None,
 ) -> None:
-    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``."""
+    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``; a thread takes no more than ``max_registers``, so that more
+    programs fit a processor."""
     if not all(grid):
         return
     if isinstance(function, InterpretedFunction):
@@ -44,9 +48,15 @@ def launch(
     device = tensors[0].device
     # Integers are passed in 32 bits, but for those that need 64.
     wide = tuple(i for i, n in enumerate(numbers) if n >= 2**31) if max(numbers, default=0) >= 2**31 else ()
-    key = (function, device.index, constants, wide, num_warps, *[x.dtype for x in tensors])
+    key = (function, device.index, constants, wide, num_warps, *map(_dtype, tensors))
     with torch.cuda.device(device) if device.index != torch.cuda.current_device() else nullcontext():
         if compiled := _compiled.get(key):
-            compiled[grid](*tensors, *numbers, *constants)
+            # Addresses and not tensors: for a tensor the launcher asks the driver whether it lies on the GPU, each time.
+            stream = torch._C._cuda_getCurrentRawStream(device.index)
+            compiled.run(
+                *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
+                *map(_address, tensors), *numbers, *constants,
+            )  # fmt: skip
         else:
-            _compiled[key] = function[grid](*tensors, *numbers, *constants, num_warps=num_warps, num_stages=1)
+            options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": max_registers}
+            _compiled[key] = function[grid](*tensors, *numbers, *constants, **options)

@@ -29,7 +29,8 @@ from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.losses import HybridLoss, hybrid_loss
-from hmamba_asr.training.progress import TrainingJournal, TrainingTotals, format_duration
+from hmamba_asr.training.progress import TrainingJournal, TrainingTotals, format_duration, merge_sums
+from hmamba_asr.training.stages import CollapseDetector, named_figures, stage_figures, stage_sums
 
 logger = logging.getLogger(__name__)
 NONFINITE_POLICIES = ("stop", "skip")
@@ -51,11 +52,13 @@ class Forward:
 
 @dataclass
 class _Window:
-    """What one accumulation window has gathered: good batches, this rank's utterance IDs, sums over all ranks."""
+    """What one accumulation window has gathered: good batches, this rank's utterance IDs, sums over all ranks; and the target
+    ratios of the encoder's chunking stages."""
 
     batches: int = 0
     ids: list[str] = field(default_factory=list)
     sums: Counter = field(default_factory=Counter)
+    target_ratios: list[float | None] = field(default_factory=list)
 
 
 class ASRBrain(sb.Brain):
@@ -70,6 +73,7 @@ class ASRBrain(sb.Brain):
     """
 
     measure = "audio_seconds"  # what training speed is counted in
+    valid_loss_per = "utterances"
     best_key = "WER"  # lowest in the checkpoints that are kept and averaged
 
     def __init__(self, *args, tokenizer, **kwargs):
@@ -82,6 +86,8 @@ class ASRBrain(sb.Brain):
         self.totals = TrainingTotals()
         self.journal = TrainingJournal(self.hparams.output_folder)
         self.checkpointer.add_recoverable("totals", self.totals)
+        self.ratio_loss = self.hparams.ratio_loss if hasattr(self.hparams, "ratio_loss") else None
+        self.collapse_detector = CollapseDetector()
         self._window = _Window()
         self._sigterm = False
         self._preempted = False
@@ -102,6 +108,13 @@ class ASRBrain(sb.Brain):
     def raw_model(self):
         """The model itself, without what DDP wraps around it."""
         return getattr(self.modules.model, "module", self.modules.model)
+
+    def stage_sums(self, output: ASROutput, losses: HybridLoss | None = None) -> dict[str, Tensor]:
+        """Sums over a batch of what its chunking stages did; empty for an encoder without any."""
+        if not output.encoded.stages:
+            return {}
+        frame_ms = 1000 * self.modules.features.hop_seconds * self.raw_model.frontend.stride
+        return stage_sums(output.encoded.stages, frame_ms=frame_ms, ratios=losses.stage_ratios if losses else ())
 
     # ---- model and loss ---------------------------------------------------------------------------------------------
 
@@ -127,7 +140,7 @@ class ASRBrain(sb.Brain):
             predictions.output, predictions.targets, predictions.target_lengths, ctc_weight=self.hparams.ctc_weight,
             label_smoothing=self.hparams.label_smoothing if stage == Stage.TRAIN else 0.0,
             blank=self.hparams.blank_index, eos=self.hparams.eos_index,
-            ratio_loss_weight=self.hparams.ratio_loss_weight if hasattr(self.hparams, "ratio_loss_weight") else 0.0,
+            ratio=self.ratio_loss, step=self.optimizer_step,
         )  # fmt: skip
 
     # ---- one training step ------------------------------------------------------------------------------------------
@@ -152,7 +165,8 @@ class ASRBrain(sb.Brain):
                 # DDP averages gradients over ranks; the sum over all utterances is what the window collects.
                 self.scaler.scale(losses.total.sum() * self.ranks.world_size).backward()
                 window.batches += 1
-                window.sums.update(seen)
+                merge_sums(window.sums, seen)
+                window.target_ratios = self._target_ratios(forward)
         loss = seen["loss"] / seen["utterances"]
         if closes and not seen["nonfinite"]:
             self.optimizers_step()
@@ -162,6 +176,9 @@ class ASRBrain(sb.Brain):
         """Average the window's gradients over its utterances, clip, step, and record."""
         window, utterances = self._window, self._window.sums["utterances"]
         self.hparams.lr_schedule(self.optimizer)
+        rate = self.optimizer.param_groups[0]["lr"]
+        for group, multiplier in zip(self.optimizer.param_groups, self._lr_multipliers, strict=True):
+            group["lr"] = rate * multiplier  # a schedule gives all groups the same
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.modules.parameters() if p.grad is not None]
         torch._foreach_div_(gradients, utterances)
@@ -180,11 +197,16 @@ class ASRBrain(sb.Brain):
         seconds, self._clock = now - self._clock, now
         sums = {name: value for name, value in window.sums.items() if name not in ("nonfinite", "sigterm")}
         self.totals.add(**sums, seconds=seconds)
+        if window.target_ratios and if_main_process():
+            step, ratio = self.optimizer_step, self.ratio_loss
+            targets = [n if ratio is None or n is None else ratio.target_at(step, n) for n in window.target_ratios]
+            self.collapse_detector.update(sums, utterances, step=step, targets=targets)
         self._window = _Window()
         if if_main_process() and self.optimizer_step % self.hparams.log_every_steps == 0:
             self.journal.write(
                 "step", epoch=self.hparams.epoch_counter.current, optimizer_step=self.optimizer_step,
-                **{name: sums[name] / utterances for name in sums if name.startswith(("loss", "kept"))},
+                **{name: sums[name] / utterances for name in sums if name.startswith("loss")},
+                **named_figures(sums, utterances),
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 grad_norm=norm if np.isfinite(norm) else None,
                 **{f"{self.measure}_per_second": sums[self.measure] / seconds},
@@ -203,24 +225,33 @@ class ASRBrain(sb.Brain):
         total = losses.total.detach()
         named = {
             "utterances": len(batch.id),
-            **self._amounts(forward),
             "infeasible": losses.infeasible.sum(),
             "nonfinite": (~total.isfinite()).any(),
             "sigterm": self._sigterm,
             "loss": total.sum(),
             **{f"loss_{name}": part.detach().sum() for name, part in losses.parts.items()},
+            **self._amounts(forward, losses),
         }
         values = torch.stack([torch.as_tensor(v, device=self.device, dtype=torch.float64) for v in named.values()])
+        everywhere = [values]
         if self.ranks.world_size > 1:
-            dist.all_reduce(values)
-        seen = dict(zip(named, values.tolist(), strict=True))
+            everywhere = [torch.empty_like(values) for _ in range(self.ranks.world_size)]
+            dist.all_gather(everywhere, values)
+        seen: Counter = Counter()
+        for part in everywhere:
+            merge_sums(seen, dict(zip(named, part.tolist(), strict=True)))
         self._preempted = self._preempted or seen["sigterm"] > 0
         return seen
 
-    def _amounts(self, forward: Forward) -> dict[str, float | Tensor]:
+    def _amounts(self, forward: Forward, losses: HybridLoss) -> dict[str, float | Tensor]:
         """What else of this rank's batch the log gives: the ``measure``, and sums over utterances of what has a mean."""
-        kept = {f"kept_{i}": stage.kept_fraction.detach().sum() for i, stage in enumerate(forward.output.encoded.stages)}
-        return {"audio_seconds": forward.audio_seconds, **kept}
+        stages = forward.output.encoded.stages
+        floored = {f"stage{i}_floored": (stage.chunk_lengths > stage.chosen).sum() for i, stage in enumerate(stages)}
+        return {"audio_seconds": forward.audio_seconds, **self.stage_sums(forward.output, losses), **floored}
+
+    def _target_ratios(self, forward: Forward) -> list[float | None]:
+        """The target of each chunking stage."""
+        return [stage.target_ratio for stage in forward.output.encoded.stages]
 
     def _nonfinite(self, what: str, ids: list[str], bad: list[bool]) -> None:
         """Name the utterances behind a non-finite ``what`` on every rank; raise if the YAML says stop. Collective."""
@@ -245,13 +276,17 @@ class ASRBrain(sb.Brain):
             logger.warning("Skipped: %s.", message)
 
     def init_optimizers(self) -> None:
-        """Weight decay for matrices only, not for biases, norms, or the scan's A, D and dt bias."""
-        decayed, exempt = [], []
+        """Weight decay for matrices only, not for biases, norms, or the scan's A, D and dt bias. Parameters with an
+        ``lr_multiplier`` (routers) have a group of their own."""
+        groups: dict[tuple[float, bool], dict] = {(1.0, False): {"params": []}, (1.0, True): {"params": [], "weight_decay": 0.0}}
         for parameter in self.modules.parameters():
             if parameter.requires_grad:
                 plain = parameter.dim() < 2 or getattr(parameter, "no_weight_decay", False)
-                (exempt if plain else decayed).append(parameter)
-        self.optimizer = self.opt_class([{"params": decayed}, {"params": exempt, "weight_decay": 0.0}])
+                key = getattr(parameter, "lr_multiplier", 1.0), plain
+                group = groups.setdefault(key, {"params": [], **({"weight_decay": 0.0} if plain else {})})
+                group["params"].append(parameter)
+        self.optimizer = self.opt_class(list(groups.values()))
+        self._lr_multipliers = [multiplier for multiplier, _ in groups]
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
@@ -286,7 +321,7 @@ class ASRBrain(sb.Brain):
         if stage == Stage.TRAIN:
             self._clock = time.perf_counter()  # training speed counts reading the data and saving, not validation
         elif stage == Stage.VALID:
-            self._valid_sums, self._hypotheses, self._references = torch.zeros(2, dtype=torch.float64), {}, {}
+            self._valid_sums, self._hypotheses, self._references = Counter(), {}, {}
             self._measure_wer = epoch % self.hparams.valid_wer_every == 0 or epoch == self.hparams.epoch_counter.limit
 
     def evaluate_batch(self, batch, stage) -> Tensor:
@@ -294,7 +329,8 @@ class ASRBrain(sb.Brain):
         with self.evaluation_ctx:
             forward = self.compute_forward(batch, stage)
             losses = self.compute_objectives(forward, batch, stage)
-        self._valid_sums += torch.tensor([float(losses.total.sum()), len(batch.id)], dtype=torch.float64)
+        named = {"loss": losses.total.sum(), "infeasible": losses.infeasible.sum(), **self.stage_sums(forward.output, losses)}
+        merge_sums(self._valid_sums, {"utterances": len(batch.id), **{name: float(value) for name, value in named.items()}})
         if self._measure_wer:
             tokens = self.hparams.valid_search(forward.output)
             self._hypotheses.update(zip(batch.id, self.tokenizer.decode(tokens), strict=True))
@@ -314,7 +350,8 @@ class ASRBrain(sb.Brain):
             self._end_of_epoch(epoch)
 
     def _end_of_epoch(self, epoch: int) -> None:
-        valid_loss, wer = self._gather_validation()
+        valid, wer = self._gather_validation()
+        valid_loss = valid["loss"] / valid[self.valid_loss_per]
         totals, counter = self.totals, self.hparams.epoch_counter
         self._epochs_done += 1
         per_epoch = (time.perf_counter() - self._fit_started) / self._epochs_done
@@ -325,13 +362,15 @@ class ASRBrain(sb.Brain):
                 "epoch", epoch=epoch, optimizer_step=self.optimizer_step,
                 **{n: totals.epoch_mean(n) for n in names}, valid_loss=valid_loss, valid_wer=wer,
                 **{f"{self.measure}_per_second": speed}, seconds=totals.epoch["seconds"],
-                infeasible=totals.epoch["infeasible"], skipped=totals.epoch["skipped"],
+                infeasible=totals.epoch["infeasible"], skipped=totals.epoch["skipped"], valid_infeasible=valid["infeasible"],
+                **named_figures(totals.epoch, totals.epoch["utterances"]), **named_figures(valid, valid["utterances"], "valid_"),
             )  # fmt: skip
             logger.info(
-                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f %s/s | %s left%s",
+                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f %s/s | %s left%s%s",
                 epoch, counter.limit, totals.epoch_mean("loss"), valid_loss, "" if wer is None else f" | valid WER {wer:.2f}%",
                 self.optimizer.param_groups[0]["lr"], speed, self.measure.replace("_", " "),
                 format_duration(per_epoch * (counter.limit - epoch)),
+                "".join(f" | kept {stage['kept']:.2f}" for stage in stage_figures(valid, valid["utterances"])),
                 f" | {totals.epoch['infeasible']:.0f} utterances too short for the CTC" if totals.epoch["infeasible"] else "",
             )  # fmt: skip
         self.totals.epoch.clear()
@@ -347,18 +386,20 @@ class ASRBrain(sb.Brain):
         if self._preempted:
             raise Preempted
 
-    def _gather_validation(self) -> tuple[float, float | None]:
+    def _gather_validation(self) -> tuple[Counter, float | None]:
         sums, hypotheses, references = self._valid_sums, self._hypotheses, self._references
         self._preempted = self._sigterm
         if self.ranks.world_size > 1:
             parts: list = [None] * self.ranks.world_size
             dist.all_gather_object(parts, (sums, hypotheses, references, self._sigterm))
             self._preempted = any(part[3] for part in parts)
-            sums = sum(part[0] for part in parts)
+            sums = Counter()
+            for part in parts:
+                merge_sums(sums, part[0])
             hypotheses = {i: text for part in parts for i, text in part[1].items()}
             references = {i: text for part in parts for i, text in part[2].items()}
         wer = score_split(references, hypotheses).wer.rate if self._measure_wer else None
-        return float(sums[0] / sums[1]), wer
+        return sums, wer
 
     # ---- checkpoints within an epoch --------------------------------------------------------------------------------
 

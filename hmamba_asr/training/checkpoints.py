@@ -8,9 +8,8 @@ import shutil
 from pathlib import Path
 
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.utils.checkpoints import Checkpoint, Checkpointer, average_checkpoints
+from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
-from torch import Tensor
 
 logger = logging.getLogger(__name__)
 PARTIAL_PREFIX = ".partial-"
@@ -100,25 +99,6 @@ class AtomicCheckpointer(Checkpointer):
                 os.replace(checkpoint.path, doomed)
                 shutil.rmtree(doomed)
         ddp_barrier()
-
-
-def average_of_best(checkpointer: Checkpointer, *, key: str, count: int) -> tuple[list[str], dict[str, Tensor]]:
-    """Names of the ``count`` checkpoints with the lowest ``key`` (the newest one if none has it) and the average of their model.
-
-    Raises
-    ------
-    ValueError
-        If there is no checkpoint.
-    """
-    best = checkpointer.find_checkpoints(min_key=key, max_num_checkpoints=count) or checkpointer.find_checkpoints(
-        max_num_checkpoints=1
-    )
-    if not best:
-        raise ValueError(
-            f"there is no checkpoint in {checkpointer.checkpoints_dir}; train first (the same command without --test_only), or "
-            "give the output_folder of a trained model."
-        )
-    return [checkpoint.path.name for checkpoint in best], average_checkpoints(best, "model")
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:

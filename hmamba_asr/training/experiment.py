@@ -31,6 +31,11 @@ from hmamba_asr.data.tokenizer import train_tokenizer
 logger = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
+# Keys that the table has columns for, or that are no part of what is measured.
+NO_CHANGE = (
+    "seed", "data_folder", "output_folder", "train_splits", "valid_splits", "test_splits", "pretrained_source", "num_workers",
+    "log_every_steps", "ckpt_interval_minutes",
+)  # fmt: skip
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
@@ -41,17 +46,21 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
         print(f"error: {error}", file=sys.stderr)
         code = EXIT_BAD_INPUT
-    if dist.is_initialized() and code != EXIT_BAD_INPUT:  # after an error the other ranks may be waiting: torchrun ends them
+    distributed = dist.is_initialized() and code != EXIT_BAD_INPUT  # after an error the others may be waiting: torchrun ends them
+    if distributed:
         # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
         # then stops the others, which may still be writing results.
         dist.barrier()
+    if distributed or code == EXIT_PREEMPTED:
+        # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 
 
 class Experiment:
-    """A parsed command line: ``hparams`` (objects built), ``run_opts``, ``name`` (of the YAML) and ``hparams_text`` (resolved).
+    """A parsed command line: ``hparams`` (objects built), ``run_opts``, ``name`` (of the YAML), ``hparams_text`` (resolved), and
+    ``overrides``, what the command line changes about the experiment: {key: text}.
 
     Joins the other processes when launched by torchrun and creates the output folder with the YAML, the log and the
     description of the environment.
@@ -76,6 +85,7 @@ class Experiment:
         self.name = path.stem
         text = path.read_text(encoding="utf-8")
         overrides = _checked_overrides(text, overrides, run_opts, path)
+        self.overrides = _changes(overrides)
         ddp_init_group(self.run_opts)
         self.hparams_text = resolve_references(text, overrides).read()
         _seed_initial_weights(self.hparams_text)
@@ -200,6 +210,16 @@ def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Pa
             raise ValueError(f"--{key}: {path} has a plain value there, whose parts cannot be overridden; edit a copy of it.")
     shared = {key: getattr(run_opts, key) for key in sorted(run_opts.overridden_args) if key in known}
     return "\n".join([*filter(None, [overrides]), *(f"{key}: {json.dumps(value)}" for key, value in shared.items())])
+
+
+def _changes(overrides: str) -> dict[str, str]:
+    """Overrides by key, as they were typed, without ``NO_CHANGE``."""
+    given = yaml.compose(overrides)
+    return {
+        key.value: overrides[value.start_mark.index : value.end_mark.index].strip()
+        for key, value in (given.value if given else [])
+        if key.value not in NO_CHANGE
+    }
 
 
 def _with_numbers(run_opts: RunOptions) -> RunOptions:

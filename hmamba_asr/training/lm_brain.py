@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from speechbrain import Stage
 from speechbrain.utils.distributed import if_main_process
@@ -37,7 +37,7 @@ class LMBrain(ASRBrain):
     utterance; its loss is the sum over its tokens, so that with batches of equally many sentences every token weighs the same.
     """
 
-    measure = "tokens"
+    measure = valid_loss_per = "tokens"
     best_key = "valid_loss"
 
     def compute_forward(self, batch, stage) -> LMForward:
@@ -56,46 +56,44 @@ class LMBrain(ASRBrain):
         ).sum(1)
         return HybridLoss(losses, {}, torch.zeros_like(losses, dtype=torch.bool))
 
-    def _amounts(self, forward: LMForward) -> dict[str, Tensor]:
+    def _amounts(self, forward: LMForward, losses: HybridLoss) -> dict[str, Tensor]:
         return {"tokens": forward.lengths.sum()}
+
+    def _target_ratios(self, forward: LMForward) -> list:
+        return []
 
     def on_stage_start(self, stage, epoch=None) -> None:
         if stage == Stage.TRAIN:
             super().on_stage_start(stage, epoch)
         else:
-            self._valid_sums = torch.zeros(2, dtype=torch.float64)
+            self._valid_sums, self._hypotheses, self._references = Counter(), {}, {}
+            self._measure_wer = False
 
     def evaluate_batch(self, batch, stage) -> Tensor:
         sums = self._sums(batch)
-        self._valid_sums += sums
+        self._valid_sums.update(sums)
         if self._sigterm and self.ranks.world_size == 1:
             raise Preempted  # the end of the epoch's training is saved
-        return sums[0] / sums[1]
+        return torch.tensor(sums["loss"] / sums["tokens"])
 
-    def _sums(self, batch) -> Tensor:
+    def _sums(self, batch) -> dict[str, float]:
         """Negative log-likelihood of a batch in nats, and its tokens with the ends of sentences."""
         with torch.no_grad(), self.evaluation_ctx:
             forward = self.compute_forward(batch, Stage.VALID)
             losses = self.compute_objectives(forward, batch, Stage.VALID)
-        return torch.stack([losses.total.double().sum(), forward.lengths.double().sum()]).cpu()
+        return {"loss": float(losses.total.double().sum()), "tokens": int(forward.lengths.sum()), "utterances": len(batch.id)}
 
-    def _gather_validation(self) -> tuple[float, None]:
-        sums, self._preempted = self._over_ranks(self._valid_sums)
+    def _gather_validation(self) -> tuple[Counter, None]:
+        sums, _ = super()._gather_validation()
         if if_main_process():
-            logger.info("validation perplexity %.2f", math.exp(sums[0] / sums[1]))
-        return float(sums[0] / sums[1]), None
-
-    def _over_ranks(self, sums: Tensor) -> tuple[Tensor, bool]:
-        """Sums over all ranks, and whether any of them was told to stop."""
-        if self.ranks.world_size == 1:
-            return sums, self._sigterm
-        parts: list = [None] * self.ranks.world_size
-        dist.all_gather_object(parts, (sums, self._sigterm))
-        return sum(part[0] for part in parts), any(part[1] for part in parts)
+            logger.info("validation perplexity %.2f", math.exp(sums["loss"] / sums["tokens"]))
+        return sums, None
 
     def perplexity(self, dataset: Dataset) -> dict[str, float]:
         """Perplexity of a text for each token, ends of sentences among them, and the number of these tokens."""
         self.modules.eval()
-        sums = sum((self._sums(batch) for batch in self.hparams.eval_loader(dataset, self.ranks)), torch.zeros(2).double())
-        sums, _ = self._over_ranks(sums)
-        return {"perplexity": math.exp(sums[0] / sums[1]), "tokens": int(sums[1])}
+        self.on_stage_start(Stage.VALID)
+        for batch in self.hparams.eval_loader(dataset, self.ranks):
+            self._valid_sums.update(self._sums(batch))
+        sums, _ = super()._gather_validation()
+        return {"perplexity": math.exp(sums["loss"] / sums["tokens"]), "tokens": int(sums["tokens"])}

@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 from torch.utils.tensorboard import SummaryWriter
+
+
+def merge_sums(into: Counter, more: Mapping[str, float]) -> None:
+    """Add ``more`` to ``into``; of names that end in _min or _max the smaller or larger value stays."""
+    for name, value in more.items():
+        if name.endswith(("_min", "_max")):
+            smaller_or_larger = min if name.endswith("_min") else max
+            into[name] = smaller_or_larger(into.get(name, value), value)
+        else:
+            into[name] += value
 
 
 @register_checkpoint_hooks
@@ -18,16 +29,16 @@ class TrainingTotals:
     """Running sums, saved with every checkpoint so that a resumed run reports what an uninterrupted one would.
 
     ``run`` counts from the first step of training on, ``epoch`` from the first step of the current epoch. Keys: utterances,
-    audio_seconds, seconds, infeasible (labels longer than the CTC can emit), skipped (utterances in non-finite batches), and
-    the summed loss parts.
+    audio_seconds, seconds, infeasible (labels longer than the CTC can emit), skipped (utterances in non-finite batches), the
+    summed loss parts, and what ``stages.stage_sums`` has of chunking stages.
     """
 
     run: Counter = field(default_factory=Counter)
     epoch: Counter = field(default_factory=Counter)
 
     def add(self, **amounts: float) -> None:
-        self.run.update(amounts)
-        self.epoch.update(amounts)
+        merge_sums(self.run, amounts)
+        merge_sums(self.epoch, amounts)
 
     def epoch_mean(self, key: str) -> float:
         """Average over the epoch's utterances; NaN before the first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
 from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
@@ -19,28 +21,47 @@ from hmamba_asr.evaluation.efficiency import Efficiency, StageTimer, hardware, m
 from hmamba_asr.evaluation.results import collect_environment, write_results
 from hmamba_asr.evaluation.wer import score_split, write_alignments, write_trn
 from hmamba_asr.lengths import to_absolute
+from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.brain import ASRBrain
-from hmamba_asr.training.checkpoints import average_of_best
+from hmamba_asr.training.progress import merge_sums
+from hmamba_asr.training.stages import stage_figures
 
 logger = logging.getLogger(__name__)
 
 
-def load_best(brain: ASRBrain) -> list[str]:
-    """Put the average of the best checkpoints (lowest validation WER; an LM's: loss) into the model; returns their names.
+def best_average(checkpointer: Checkpointer, count: int, *, key: str = "WER") -> tuple[dict, list[str]]:
+    """The model's weights averaged over the ``count`` checkpoints with the lowest ``key`` (the newest one if none has it), and
+    their names.
 
     Raises
     ------
     ValueError
         If there is no checkpoint.
     """
-    brain.checkpointer.recover_if_possible()  # totals and counters of the whole run
-    names, parameters = average_of_best(brain.checkpointer, key=brain.best_key, count=brain.hparams.avg_checkpoints)
-    brain.checkpointer.recoverables["model"].load_state_dict(parameters)
+    newest = checkpointer.find_checkpoint()
+    if newest is None:
+        raise ValueError(
+            f"there is no checkpoint in {checkpointer.checkpoints_dir}; train first (the same command without "
+            "--test_only), or give the output_folder of a trained model."
+        )
+    best = checkpointer.find_checkpoints(min_key=key, max_num_checkpoints=count) or [newest]
+    return average_checkpoints(best, "model"), [checkpoint.path.name for checkpoint in best]
+
+
+def load_best(brain: ASRBrain) -> list[str]:
+    """Put :func:`best_average` into the model, the newest checkpoint's totals and counters into the rest; returns the names."""
+    weights, names = best_average(brain.checkpointer, brain.hparams.avg_checkpoints, key=brain.best_key)
+    brain.checkpointer.recover_if_possible()
+    brain.checkpointer.recoverables["model"].load_state_dict(weights)
     return names
 
 
-def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, name: str, hparams_text: str) -> dict | None:
-    """Decode every split with every search of the YAML and write ``results.json`` under the output folder.
+def evaluate(
+    brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, name: str, hparams_text: str,
+    overrides: Mapping[str, str] | None = None,
+) -> dict | None:  # fmt: skip
+    """Decode every split with every search of the YAML and write ``results.json`` under the output folder. ``overrides`` is what
+    the command line changed in the YAML ``name``.
 
     Also writes ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and ref.trn, hyp.trn for sclite. Under
     torchrun each rank decodes its share and the main process writes; returns the results there and None elsewhere.
@@ -50,7 +71,7 @@ def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, nam
     for split, dataset in datasets.items():
         evaluation[split] = {}
         for search_name, search in brain.hparams.test_searches.items():
-            texts, efficiency = _decode(brain, dataset, search, f"{split}, {search_name}")
+            texts, efficiency, stages = _decode(brain, dataset, search, f"{split}, {search_name}")
             if not if_main_process():
                 continue
             references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
@@ -59,7 +80,7 @@ def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, nam
             write_alignments(folder / "wer.txt", references, texts)
             write_trn(folder, references, texts)
             evaluation[split][search_name] = {
-                "wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": efficiency.to_dict()
+                "wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": efficiency.to_dict(), "stages": stages
             }  # fmt: skip
             logger.info(
                 "%s, %s: WER %.2f%% (%d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
@@ -71,6 +92,7 @@ def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, nam
     results = {
         "schema": 1,
         "name": name,
+        "overrides": dict(overrides or {}),
         "seed": brain.hparams.seed,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "environment": collect_environment(brain.device),
@@ -85,8 +107,10 @@ def evaluate(brain: ASRBrain, datasets: Mapping[str, DynamicItemDataset], *, nam
 
 
 @torch.no_grad()
-def _decode(brain: ASRBrain, dataset: DynamicItemDataset, search, title: str) -> tuple[dict[str, str], Efficiency]:
-    """Hypotheses of all ranks by utterance ID, and the time they took, warm."""
+def _decode(
+    brain: ASRBrain, dataset: DynamicItemDataset, search, title: str
+) -> tuple[dict[str, str], Efficiency, list[dict[str, float]]]:
+    """Hypotheses of all ranks by utterance ID, the time they took, warm, and what each chunking stage did."""
     brain.modules.eval()
     search.to(brain.device)
     shortest = min(dataset.data_ids, key=lambda i: dataset.data[i]["duration"])
@@ -95,25 +119,32 @@ def _decode(brain: ASRBrain, dataset: DynamicItemDataset, search, title: str) ->
     loader = brain.hparams.eval_loader(dataset, brain.ranks)
     timer = StageTimer(brain.device)
     texts: dict[str, str] = {}
+    sums: Counter = Counter()
     audio_seconds, started = 0.0, time.perf_counter()
     batches = iter(loader)
     for _ in tqdm(range(len(loader)), desc=title, disable=not if_main_process() or brain.noprogressbar):
         with timer.stage("read"):
             batch = next(batches)
-        texts.update(_decode_batch(brain, batch, search, timer))
+        found, output = _decode_batch(brain, batch, search, timer)
+        texts.update(found)
+        merge_sums(sums, {name: float(value) for name, value in brain.stage_sums(output).items()})
         audio_seconds += float(sum(batch.duration))
     efficiency = Efficiency(
         audio_seconds=audio_seconds, stage_seconds=dict(timer.seconds), wall_seconds=time.perf_counter() - started,
         batch=brain.hparams.eval_batching, hardware=hardware(brain.device),
     )  # fmt: skip
     if brain.ranks.world_size == 1:
-        return texts, efficiency
+        return texts, efficiency, stage_figures(sums, len(texts))
     parts: list = [None] * brain.ranks.world_size
-    dist.all_gather_object(parts, (texts, efficiency))
-    return {i: text for part, _ in parts for i, text in part.items()}, merge([part for _, part in parts])
+    dist.all_gather_object(parts, (texts, efficiency, sums))
+    texts = {i: text for part in parts for i, text in part[0].items()}
+    sums = Counter()
+    for part in parts:
+        merge_sums(sums, part[2])
+    return texts, merge([part[1] for part in parts]), stage_figures(sums, len(texts))
 
 
-def _decode_batch(brain: ASRBrain, batch: PaddedBatch, search, timer: StageTimer) -> dict[str, str]:
+def _decode_batch(brain: ASRBrain, batch: PaddedBatch, search, timer: StageTimer) -> tuple[dict[str, str], ASROutput]:
     with brain.evaluation_ctx:
         with timer.stage("features"):
             batch = batch.to(brain.device)
@@ -123,7 +154,7 @@ def _decode_batch(brain: ASRBrain, batch: PaddedBatch, search, timer: StageTimer
             output = brain.raw_model(features, lengths)
         with timer.stage("decoding"):
             texts = brain.tokenizer.decode(search(output))
-    return dict(zip(batch.id, texts, strict=True))
+    return dict(zip(batch.id, texts, strict=True)), output
 
 
 def _parameters(brain: ASRBrain) -> dict:

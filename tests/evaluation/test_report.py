@@ -133,6 +133,18 @@ def test_seeds_are_named_only_where_there_are_several(make_results, make_entry):
     assert [row["model"] for row in _rows(render_table(results))] == ["a (seed 3)", "a (seed 20)", "b"]
 
 
+def test_variants_of_a_yaml_are_models_of_their_own(make_results, make_entry):
+    scored = {"dev": {"greedy": make_entry(words=10, sentences=2, errors=1, audio=None)}}
+    changed = {"overrides": {"chunker": "{target_ratio: 3.0}"}}
+    results = [
+        make_results("a", scored, **changed, seed=1),
+        make_results("a", scored, overrides={}),
+        make_results("a", scored, **changed),
+    ]
+    models = [row["model"] for row in _rows(render_table(results, ["a"]))]
+    assert models == ["a", "a --chunker {target_ratio: 3.0} (seed 1)", "a --chunker {target_ratio: 3.0} (seed 1234)"]
+
+
 def test_unmeasured_numbers_are_empty_cells(make_results, make_entry):
     entry = make_entry(words=10, sentences=2, errors=1, audio=1.0, processing=1.0)
     entry["efficiency"]["processing_seconds"] = None
@@ -141,6 +153,19 @@ def test_unmeasured_numbers_are_empty_cells(make_results, make_entry):
     (row,) = _rows(render_table([result]))
     assert [row[key] for key in ("epochs", "train time", "training audio-s/s", "RTF greedy")] == [""] * 4
     assert row["dev WER greedy"] == "10.00"
+
+
+def test_kept_fractions_have_a_column_where_an_encoder_chunks(make_results, make_entry):
+    def evaluation(*kept: float) -> dict:
+        entry = make_entry(words=10, sentences=2, errors=1, audio=None) | {"stages": [{"kept": value} for value in kept]}
+        return {"dev": {"greedy": entry, "beam": entry}}
+
+    flat, old = make_results("a", evaluation()), make_results("b", evaluation())
+    del old["evaluation"]["dev"]["greedy"]["stages"]  # of an earlier version
+    assert "kept" not in render_table([flat, old])
+    rows = _rows(render_table([flat, old, make_results("c", evaluation(0.517)), make_results("d", evaluation(0.5, 0.3))]))
+    assert [row["dev kept"] for row in rows] == ["", "", "0.52", "0.50 / 0.30"]
+    assert list(rows[0]).index("dev kept") == list(rows[0]).index("dev WER beam") + 1
 
 
 def test_results_that_were_not_evaluated_share_a_table(make_results):

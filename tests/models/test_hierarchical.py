@@ -67,14 +67,16 @@ def test_batch_equals_utterances_alone(encoder):
             frames = own.boundary_mask.shape[1]
             assert torch.equal(together.boundary_mask[b, :frames], own.boundary_mask[0])
             assert not together.boundary_mask[b, frames:].any()
-            torch.testing.assert_close(together.ratio_loss[b], own.ratio_loss[0])
-            torch.testing.assert_close(together.kept_fraction[b], own.kept_fraction[0])
+            for name in ("kept_fraction", "chosen_fraction", "mean_prob"):
+                torch.testing.assert_close(getattr(together, name)[b], getattr(own, name)[0])
+            chunks = int(own.chunk_lengths)
+            assert torch.equal(together.chunk_starts[b, :chunks], own.chunk_starts[0])
 
 
 def test_every_parameter_gets_a_gradient(encoder):
     out = encoder(padded(torch.float32), LENGTHS)
     assert all(stage.chunk_lengths.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn
-    (out.states.pow(3).sum() + sum(stage.ratio_loss.sum() for stage in out.stages)).backward()
+    (out.states.pow(3).sum() + sum(stage.mean_prob.sum() for stage in out.stages)).backward()
     without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert without == []
 
@@ -108,6 +110,9 @@ def test_nested_stages_come_outside_in():
     ).eval()
     out = model(padded(torch.float32)[:1], LENGTHS[:1])
     assert [stage.chunk_lengths.tolist() for stage in out.stages] == [[16], [6]] and out.lengths.tolist() == [6]
+    # 31 frames; every second one, and of those every third: the frames of the input, not of the chunks in between.
+    assert out.stages[0].chunk_starts[0].tolist() == list(range(0, 31, 2))
+    assert out.stages[1].chunk_starts[0].tolist() == [0, 6, 12, 18, 24, 30]
 
 
 def test_smoothing_does_not_depend_on_batch_mates():

@@ -1,5 +1,7 @@
 """Chunking: known boundaries, round trips, independence of padding and batch mates, the ratio loss, odd input."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from hmamba_asr.modules.chunking import (
     FixedStrideChunker,
     dechunk,
     gather_chunks,
+    ratio_loss,
     smooth_chunks,
     with_at_least,
 )
@@ -34,11 +37,50 @@ def test_known_boundaries():
     """Two directions at right angles, then opposite ones: cosines 1, 0, 1, -1 make p = 0, 1/2, 0, 1."""
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     x = torch.stack([a, a, b, b, -b]).unsqueeze(0)
-    out = DynamicChunker(d_model=2, target_ratio=2)(x, torch.tensor([5]))
+    out = DynamicChunker(d_model=2, target_ratio=2, standardize=False)(x, torch.tensor([5]))
     assert out.boundary_prob.tolist() == [[1.0, 0.0, 0.5, 0.0, 1.0]]
     assert out.boundary_mask.tolist() == [[True, False, True, False, True]]
     assert out.frame_to_chunk.tolist() == [[0, 0, 1, 1, 2]] and out.chunk_frames.tolist() == [[0, 2, 4]]
     assert torch.equal(out.chunks, torch.stack([a, b, -b]).unsqueeze(0)) and out.chunk_lengths.tolist() == [3]
+
+
+def test_standardised_boundaries_by_hand():
+    """Steps of 60 and 90 degrees, d = 1/4 and 1/2, a repetition, and padding: two logits of opposite sign around their mean."""
+    x = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5], [-(0.75**0.5), 0.5], [-(0.75**0.5), 0.5], [7.0, 7.0]]], dtype=torch.float64)
+    lengths = torch.tensor([4])
+    chunker = DynamicChunker(d_model=2, target_ratio=2).double()
+    spread = math.log(3) / 2  # half the way from logit 1/4 to logit 1/2
+    z = spread / (spread**2 + 0.1**2) ** 0.5
+    for bias, kept in ((0.0, [0, 2]), (-3.0, [0]), (3.0, [0, 1, 2])):
+        chunker.bias.data.fill_(bias)
+        out = chunker(x, lengths)
+        expected = [1.0, *(1 / (1 + math.exp(-(2 * score + bias))) for score in (-z, z)), 0.0, 0.0]
+        assert out.boundary_prob[0].tolist() == pytest.approx(expected, abs=1e-9)
+        torch.testing.assert_close(out.rate_prob, out.boundary_prob)
+        assert out.chunk_frames[0].tolist() == kept
+
+
+@pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0, 6.0])
+def test_a_new_router_keeps_about_what_it_should(ratio):
+    """Whatever the scale of the differences: neighbours that are alike but for a little noise."""
+    torch.manual_seed(0)
+    for noise in (0.01, 1.0):
+        x = torch.randn(1, 1, 64) + noise * torch.randn(1, 4000, 64)
+        out = DynamicChunker(d_model=64, target_ratio=ratio)(x, torch.tensor([4000]))
+        assert int(out.chosen) / 4000 == pytest.approx(1 / ratio, rel=0.2)
+
+
+def test_the_ratio_loss_moves_the_bias_alone_and_recognition_all_else():
+    x = frames().requires_grad_()
+    chunker = chunkers()[0]
+    out = chunker(x, LENGTHS)
+    others = [x, chunker.query.weight, chunker.key.weight]
+    ratio = ratio_loss(out.chosen / LENGTHS.clamp(min=1), out.rate_prob.mean(1), target_ratio=2.5).sum()
+    bias, *rest = torch.autograd.grad(ratio, [chunker.bias, *others], retain_graph=True, allow_unused=True)
+    assert bias != 0 and rest == [None] * 3
+    recognition = smooth_chunks(out.chunks, out).pow(2).sum()
+    bias, *rest = torch.autograd.grad(recognition, [chunker.bias, *others], allow_unused=True)
+    assert bias is None and all(grad.isfinite().all() and grad.any() for grad in rest)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
@@ -47,7 +89,6 @@ def test_batch_equals_utterances_alone(index):
     for row, n in enumerate(LENGTHS.tolist()):
         x[row, n:] = float("nan")
     batch = chunker(x, LENGTHS)
-    loss = chunker.ratio_loss(batch, LENGTHS)
     for row, n in enumerate(LENGTHS.tolist()):
         alone = chunker(x[row : row + 1, : max(n, 1)], LENGTHS[row : row + 1])
         count = int(alone.chunk_lengths)
@@ -55,7 +96,7 @@ def test_batch_equals_utterances_alone(index):
         torch.testing.assert_close(batch.chunks[row, :count], alone.chunks[0, :count])
         assert not batch.chunks[row, count:].any() and not batch.boundary_prob[row, n:].any()
         torch.testing.assert_close(batch.boundary_prob[row, :n], alone.boundary_prob[0, :n])
-        torch.testing.assert_close(loss[row : row + 1], chunker.ratio_loss(alone, LENGTHS[row : row + 1]))
+        assert int(batch.chosen[row]) == int(alone.chosen)
         again = dechunk(smooth_chunks(batch.chunks, batch), batch, LENGTHS)[row]
         torch.testing.assert_close(again[:n], dechunk(smooth_chunks(alone.chunks, alone), alone, LENGTHS[row : row + 1])[0, :n])
         assert not again[n:].any()
@@ -76,7 +117,7 @@ def test_all_boundaries_and_back_is_the_identity():
     x = frames()
     for chunker in (DynamicChunker(d_model=D, target_ratio=1), FixedStrideChunker(stride=1)):
         out = chunker(x, LENGTHS)
-        assert torch.equal(out.chunk_lengths, LENGTHS) and not chunker.ratio_loss(out, LENGTHS).any()
+        assert torch.equal(out.chunk_lengths, LENGTHS) and torch.equal(out.chosen, LENGTHS)
         back = dechunk(smooth_chunks(out.chunks, out), out, LENGTHS)
         for row, n in enumerate(LENGTHS.tolist()):
             assert torch.equal(back[row, :n], x[row, :n]) and not back[row, n:].any()
@@ -98,7 +139,7 @@ def test_mean_pooling():
 def test_constant_input_is_one_chunk(value):
     """Digital silence, or any constant: every cosine is one, also where the norm is zero."""
     out = DynamicChunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
-    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-6
+    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-4
 
 
 def test_floor():
@@ -118,31 +159,59 @@ def test_floor_does_not_depend_on_padding():
     assert torch.equal(short.chunk_frames, padded.chunk_frames) and short.chunk_lengths.tolist() == [5]
 
 
+def loss_at(chosen, mean_prob, **ratios):
+    return ratio_loss(torch.tensor([chosen]), torch.tensor([mean_prob], dtype=torch.float64), **ratios).item()
+
+
 @pytest.mark.parametrize("ratio", [2.0, 2.5, 4.0])
 def test_ratio_loss_is_one_at_its_target_and_larger_elsewhere(ratio):
-    chunker = DynamicChunker(d_model=1, target_ratio=ratio)
-    length = 100
-    lengths = torch.tensor([length])
-
-    def loss(kept, mean_prob):
-        mask = torch.arange(length).unsqueeze(0) < round(kept * length)
-        out = gather_chunks(torch.zeros(1, length, 1), torch.full((1, length), mean_prob), mask)
-        return chunker.ratio_loss(out, lengths).item()
-
-    assert loss(1 / ratio, 1 / ratio) == pytest.approx(1.0, abs=1e-6)
+    assert loss_at(1 / ratio, 1 / ratio, target_ratio=ratio) == pytest.approx(1.0, abs=1e-6)
     for both in (0.02, 0.9):
-        assert loss(both, both) > 1.0
+        assert loss_at(both, both, target_ratio=ratio) > 1.0
+    assert loss_at(0.3, 0.3, target_ratio=1) == 0.0
+
+
+@pytest.mark.parametrize("current", [1.0, 1.01, 1.7, 3.0])
+def test_ratio_loss_while_its_target_rises_is_bounded_and_least_there(current):
+    at = {both: loss_at(both, both, target_ratio=3.0, current_ratio=current) for both in (0.1, 1 / current, 0.9)}
+    assert min(at, key=at.get) == 1 / current and max(at.values()) < 3
+    if current == 3.0:
+        assert at[0.9] == loss_at(0.9, 0.9, target_ratio=3.0)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, standardize):
+    """Too many boundaries: fewer afterwards; too few: more."""
+    torch.manual_seed(0)
+    x, lengths = torch.randn(1, 60, D), torch.tensor([60])
+    chunker = DynamicChunker(d_model=D, target_ratio=2, standardize=standardize)
+    if standardize:
+        chunker.bias.data.fill_(-sign)
+    chunker.key.weight.data *= sign  # cosines of 0 on average; a common part makes all neighbours alike, or opposite
+    x = x + 1.0
+    before = chunker(x, lengths).boundary_prob.mean()
+    assert (before < 0.45) if sign == 1 else (before > 0.55)
+    optimizer = torch.optim.SGD(chunker.parameters(), lr=0.05)
+    for _ in range(30):
+        out = chunker(x, lengths)
+        optimizer.zero_grad()
+        ratio_loss(out.chosen / 60, out.rate_prob.mean(1), target_ratio=2).sum().backward()
+        optimizer.step()
+    after = chunker(x, lengths).boundary_prob.mean()
+    assert sign * (after - before) > 0.01
 
 
 def test_gradients_reach_the_router():
-    """Through smoothing and the straight-through estimator, and through the ratio loss."""
+    """Through smoothing and the straight-through estimator, and without a bias through the ratio loss."""
     x = frames().requires_grad_()
-    chunker = chunkers()[0]
+    chunker = DynamicChunker(d_model=D, target_ratio=2.5, standardize=False)
+    torch.nn.init.normal_(chunker.query.weight)
     out = chunker(x, LENGTHS)
     for loss in (
         dechunk(smooth_chunks(out.chunks.detach(), out), out, LENGTHS).pow(2).sum(),
         smooth_chunks(out.chunks.detach(), out).pow(2).sum(),
-        chunker.ratio_loss(out, LENGTHS).sum(),
+        ratio_loss(out.chosen / LENGTHS.clamp(min=1), out.boundary_prob.mean(1), target_ratio=2.5).sum(),
     ):
         for grad in torch.autograd.grad(loss, [chunker.query.weight, chunker.key.weight], retain_graph=True):
             assert grad.isfinite().all() and grad.abs().max() > 0
@@ -157,9 +226,38 @@ def test_half_precision_decides_in_float32(dtype):
     assert torch.equal(out.boundary_mask, exact.boundary_mask)
 
 
+def test_every_frame_a_boundary():
+    """Neighbours that point in opposite directions: p = 1 everywhere, all are kept and smoothing changes none."""
+    x = torch.randn(1, 1, D).expand(2, 8, D) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1)
+    lengths = torch.tensor([8, 5])
+    out = DynamicChunker(d_model=D, target_ratio=2, standardize=False)(x, lengths)
+    assert out.chunk_lengths.tolist() == [8, 5] and out.frame_to_chunk[0].tolist() == list(range(8))
+    torch.testing.assert_close(smooth_chunks(out.chunks, out)[1, :5], x[1, :5], rtol=0, atol=1e-3)  # p within 1e-4 of 1
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 7, D), torch.ones(2, 7, D)], ids=["silence", "constant"])
+def test_input_without_any_difference_has_finite_gradients(x):
+    """Where all cosines are one or undefined, in an utterance of seven frames and one of a single frame."""
+    x = x.clone().requires_grad_()
+    chunker, lengths = DynamicChunker(d_model=D, target_ratio=2), torch.tensor([7, 1])
+    out = chunker(x, lengths)
+    assert out.chunk_lengths.tolist() == [1, 1]
+    loss = dechunk(smooth_chunks(out.chunks, out), out, lengths).sum() + out.boundary_prob.sum()
+    for grad in torch.autograd.grad(loss, [x, chunker.query.weight, chunker.key.weight]):
+        assert grad.isfinite().all()
+
+
+def test_a_floor_is_not_the_routers_choice():
+    x, lengths = torch.ones(2, 9, D), torch.tensor([9, 4])
+    out = DynamicChunker(d_model=D, target_ratio=2)(x, lengths, torch.tensor([6, 9]))
+    assert out.chunk_lengths.tolist() == [6, 4] and out.chosen.tolist() == [1, 1]
+
+
 def test_bad_settings():
     with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
         DynamicChunker(d_model=2, target_ratio=0.5)
+    with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
+        DynamicChunker(d_model=2, target_ratio=2, lr_multiplier=0)
     with pytest.raises(ValueError, match="stride must be 1 frame or more, not 0"):
         FixedStrideChunker(stride=0)
     with pytest.raises(ValueError, match="pooling 'max' is unknown; choose first or mean"):

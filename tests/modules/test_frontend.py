@@ -144,3 +144,35 @@ def test_features_are_normalised_over_the_utterance(features):
     for row, n in zip(out, frames.tolist(), strict=True):
         torch.testing.assert_close(row[:n].mean(0), torch.zeros(N_MELS), rtol=0, atol=1e-4)
         torch.testing.assert_close(row[:n].std(0), torch.ones(N_MELS), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_centres_are_the_middle_of_what_a_frame_sees(causal, kernel_size):
+    """Probed: the feature frames that an encoder frame has a gradient for, away from the edges."""
+    torch.manual_seed(0)
+    frontend = ConvSubsampling(
+        n_mels=20, channels=[3, 2], kernel_size=kernel_size, d_model=8, dropout=0.0, causal=causal
+    ).double()
+    x = torch.randn(1, 120, 20, dtype=torch.float64, requires_grad=True)
+    out, _ = frontend(x, torch.tensor([120]))
+    for frame in (9, 15):
+        (grad,) = torch.autograd.grad(out[0, frame].sum(), x, retain_graph=True)
+        seen = grad[0].abs().sum(1).nonzero().flatten()
+        assert frontend.centres(frame) == (int(seen[0]) + int(seen[-1])) / 2
+        assert torch.equal(frontend.centres(torch.tensor([frame])), torch.tensor([frontend.centres(frame)]))
+    assert frontend.centres(10) - frontend.centres(9) == frontend.stride == 4
+
+
+def test_the_time_of_an_encoder_frame_is_when_a_click_moves_it_most():
+    """From samples on: a click at 0.6 s in noise; at 40 ms an encoder frame that is frame 15."""
+    torch.manual_seed(0)
+    features = LogMelFeatures(n_mels=20)
+    frontend = ConvSubsampling(n_mels=20, channels=[6, 4], d_model=16, dropout=0.0)
+    noise = 0.01 * torch.randn(1, 19200)
+    click = noise.clone()
+    click[0, 9600] += 3.0
+    with torch.no_grad():
+        without, with_click = (frontend(*features(wav, torch.tensor([19200])))[0][0] for wav in (noise, click))
+    frame = int((with_click - without).norm(dim=1).argmax())
+    assert frontend.centres(frame) * features.hop_seconds == pytest.approx(0.6)

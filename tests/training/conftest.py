@@ -25,6 +25,7 @@ SAMPLE_RATE = 16000
 WORDS = {"DO": 262, "RE": 330, "MI": 392, "FA": 523, "SO": 659, "LA": 784}  # a word is a tone, in Hz
 SPLITS = {"train": 24, "dev-clean": 6, "test-clean": 6, "test-other": 6}
 TINY_RUN = {
+    "valid_wer_every": 1,
     "train_splits": "[train]",
     "valid_splits": "[dev-clean]",
     "test_splits": "[test-clean, test-other]",
@@ -97,13 +98,14 @@ class Recipe:
     def __init__(self, corpus: Path):
         self.corpus = corpus
 
-    def arguments(self, output: Path, *, randomness: bool = True, **overrides: object) -> list[str]:
-        """With dropout and augmentation unless ``randomness`` is off; an override of True is a flag."""
+    def arguments(self, output: Path, *, yaml: str = "conmamba_mini", randomness: bool = True, **overrides: object) -> list[str]:
+        """Dropout and augmentation unless ``randomness`` is off; an override of True is a flag, of None leaves an option out."""
         quiet = {} if randomness else NO_RANDOMNESS
         options = {"data_folder": self.corpus, "output_folder": output, **TINY_RUN, **quiet, **overrides}
-        argv = [str(REPO / "hparams" / "conmamba_mini.yaml"), "--noprogressbar"]
+        argv = [str(REPO / "hparams" / f"{yaml}.yaml"), "--noprogressbar"]
         for name, value in options.items():
-            argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            if value is not None:
+                argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         return argv
 
     def start(self, argv: list[str], folder: Path, *, processes: int = 1) -> subprocess.Popen:

@@ -89,6 +89,14 @@ def test_resolved_yaml_says_what_is_run(train_script, recipe, tmp_path):
     assert experiment.run_opts.precision == experiment.hparams["precision"] == "bf16"
 
 
+def test_overrides_are_what_changes_the_experiment(train_script, recipe, tmp_path):
+    argv = recipe.arguments(tmp_path, precision="bf16", seed=7)
+    changed = train_script.Experiment(argv).overrides
+    assert changed["encoder"] == "{num_layers: 1, d_state: 4}" and changed["number_of_epochs"] == "2"
+    assert changed["precision"] == '"bf16"'  # SpeechBrain takes it for itself; it is a change all the same
+    assert not {"seed", "data_folder", "output_folder", "num_workers"} & changed.keys()
+
+
 def test_initial_weights_are_a_function_of_the_seed(train_script, recipe, tmp_path):
     def weights(seed):
         torch.rand(3)  # whatever was drawn before must not matter
@@ -163,7 +171,8 @@ def test_results_and_transcripts(full_run):
             assert alignments.startswith(f"%WER {entry['wer']['rate']:.2f} ")
             assert alignments.count(f"{number}-1-") == 6
     assert list((full_run.folder / "tensorboard").glob("events.out.tfevents.*"))
-    assert "| conmamba_mini |" in full_run.output
+    (row,) = [line for line in full_run.output.splitlines() if line.startswith("| conmamba_mini ")]
+    assert " --d_model 16 " in row.split("|")[1] and "split" not in row.split("|")[1]
     for epoch in full_run.records("epoch"):
         assert epoch["audio_seconds_per_second"] > 0 and epoch["skipped"] == 0
     assert full_run.records()[0]["memory_mib"] > 0

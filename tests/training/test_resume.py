@@ -51,9 +51,11 @@ def test_kill_9_then_the_same_command(recipe, full_run, tmp_path):
     same_training(resumed, full_run)
 
 
-def test_sigterm_saves_and_exits_then_the_same_command(recipe, full_run, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_sigterm_saves_and_exits_then_the_same_command(recipe, full_run, tmp_path, num_workers):
+    """Also while a worker reads audio, which must not keep the process from ending."""
     folder = tmp_path / "preempted"
-    argv = recipe.arguments(folder)
+    argv = recipe.arguments(folder, num_workers=num_workers)
     preempted = recipe.interrupt(argv, folder, at_step=3, with_signal=signal.SIGTERM)
     assert preempted.code == 143
     assert f"SIGTERM: training is saved in {folder}" in preempted.output

@@ -20,10 +20,10 @@ from torch.autograd.function import once_differentiable
 LOG2_E = 1.4426950408889634
 T = 16  # frames of a tile
 BLOCK_D = 32  # channels of a program, one for each thread of its warp
-# Programs that fit a processor at once, by the registers they take, and what finding the states between segments costs
-# relative to the passes that need them.
-FORWARD_WARPS, FORWARD_PREPASS = 12, 0.8
-BACKWARD_WARPS, BACKWARD_PREPASS = 8, 0.5
+# Programs that fit a processor at once by the registers they take (it has 65536, in four parts), and what finding the states
+# between segments costs relative to the passes that need them.
+FORWARD_REGISTERS, FORWARD_WARPS, FORWARD_PREPASS = 128, 16, 0.8
+BACKWARD_REGISTERS, BACKWARD_WARPS, BACKWARD_PREPASS = 168, 12, 0.5
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -70,7 +70,8 @@ class _Scan:
         from hmamba_asr.ops.selective_scan import kernels
 
         self.kernels, self.launch = kernels, launch
-        self.u, self.delta, self.B, self.C = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C))
+        self.u, self.delta = with_rows_in_line(u), with_rows_in_line(delta)
+        self.B, self.C = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C))
         self.groups, self.batch, self.length, self.channels = u.shape
         self.A2, self.n = A2, A2.shape[1]
         self.D, self.delta_bias, self.lengths, self.reverse_bits = D, delta_bias, lengths, reverse_bits
@@ -113,10 +114,11 @@ class _Scan:
             self.kernels.scan_kernel, (self.blocks, self.rows, self.segments - skipped),
             (u, self.delta, *self.optional(self.delta_bias), self.A2, self.BC, *self.optional(self.D, y), carry,
              *self.optional(spans, self.lengths)),
-            (*u.stride()[:3], *self.delta.stride()[:3], self.length, self.batch, self.channels, self.tiles, self.segment_tiles,
-             self.segments, 0 if gy is None else skipped, self.reverse_bits),
-            (self.n, BLOCK_D, gy is not None, y is not None, spans is not None, self.D is not None and y is not None,
-             self.delta_bias is not None, self.lengths is not None, self.channels % BLOCK_D == 0), num_warps=1,
+            (*u.stride()[:2], *self.delta.stride()[:2], self.length, self.batch, self.tiles, self.segment_tiles, self.segments,
+             0 if gy is None else skipped, self.reverse_bits),
+            (self.channels, self.n, BLOCK_D, gy is not None, y is not None, spans is not None,
+             self.D is not None and y is not None, self.delta_bias is not None, self.lengths is not None), num_warps=1,
+            max_registers=FORWARD_REGISTERS,
         )  # fmt: skip
 
     def find_starts(self, carry: Tensor, initial: Tensor | None, *, gy: Tensor | None = None) -> None:
@@ -134,6 +136,11 @@ class _Scan:
             (carry, spans, self.A2, self.u if initial is None else initial.contiguous()),
             (self.batch, self.channels, self.segments), (self.n, block, gy is not None, initial is not None), num_warps=4,
         )  # fmt: skip
+
+
+def with_rows_in_line(x: Tensor) -> Tensor:
+    """x (G, batch, L, D), copied if the frames of an utterance do not follow each other in memory."""
+    return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
 def in_base_2(A: Tensor) -> Tensor:
@@ -163,7 +170,7 @@ def run_backward(
     ``gu``, ``gdelta``, ``gB`` and ``gC`` are where those are written if given; the first two may be ``u`` and ``delta``."""
     scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, BACKWARD_WARPS, BACKWARD_PREPASS)
     n, copies = scan.n, scan.blocks if deterministic else 1
-    gy = gy if gy.stride(-1) == 1 else gy.contiguous()
+    gy = with_rows_in_line(gy)
     carry, adjoint, sums, gBC = scan.zeros(
         scan.carry_shape, scan.carry_shape, (*scan.carry_shape[:3], n + 2, scan.channels), (copies, *scan.BC.shape)
     )
@@ -179,10 +186,10 @@ def run_backward(
         scan.kernels.backward_kernel, (programs, 1, 1),
         (scan.u, scan.delta, *scan.optional(delta_bias), scan.A2, scan.BC, *scan.optional(D), gy, carry, adjoint,
          scan.empty(programs, scan.segment_tiles, n, BLOCK_D), *scan.optional(lengths), gu, gdelta, gBC, sums),
-        (*scan.u.stride()[:3], *scan.delta.stride()[:3], *gy.stride()[:3], scan.length, scan.batch, scan.channels, scan.tiles,
+        (*scan.u.stride()[:2], *scan.delta.stride()[:2], *gy.stride()[:2], scan.length, scan.batch, scan.tiles,
          scan.segment_tiles, scan.segments, items, scan.blocks, reverse_bits, gBC.stride(0) if deterministic else 0),
-        (n, max(16, 1 << (n - 1).bit_length()), BLOCK_D, D is not None, delta_bias is not None, lengths is not None,
-         not deterministic, u.dtype == torch.float32, scan.channels % BLOCK_D == 0), num_warps=1,
+        (scan.channels, n, BLOCK_D, D is not None, delta_bias is not None, lengths is not None, not deterministic,
+         u.dtype == torch.float32), num_warps=1, max_registers=BACKWARD_REGISTERS,
     )  # fmt: skip
     scan.copy_tiles(gB, gC, gBC.sum(0) if deterministic else gBC[0], back=True)
     return {"u": gu, "delta": gdelta, "B": gB, "C": gC, "sums": sums.flatten(1, 2), "initial": adjoint[:, :, 0]}

@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+"""How much time does chunking save, in the encoder alone and with decoding, if so many frames are kept?
+
+    python scripts/benchmark_chunking.py [--device cuda] [--seconds 5 15 30] [--splits 8+4 4+8] [--ratios 2 3] [--json FILE]
+
+The model of hparams/hmamba_mini.yaml with d_ffn 1024 and 5000 units (the size of conmamba_small) and random weights, beside the
+flat one of hparams/conmamba_mini.yaml in the same run. A router that does all of its work is overruled: every N-th frame begins a
+chunk. "chunks": CTC and decoder read the chunks; "frames": back to the frame rate. Times are of the front-end and the encoder
+("encoder"), and of these with greedy CTC decoding and with the YAML's beam search; both sides emit the same number of tokens.
+
+Before anything is timed: with every frame a chunk the states are the flat encoder's, a padded utterance has the states it has
+alone, the kept fraction is what was asked for, and both sides' hypotheses are equally long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from benchmarking import compare, print_table, relative_error, require, write_json
+from hyperpyyaml import load_hyperpyyaml
+
+from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.modules.chunking import DynamicChunker
+
+HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
+SIZE = {"d_ffn": 1024, "vocab_size": 5000}
+TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
+FRAMES_PER_SECOND = 100  # of features
+LAYERS = 12
+
+
+class ForcedChunker(DynamicChunker):
+    """A router whose probabilities are computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
+
+    def boundary_prob(self, x, lengths):
+        computed, _ = super().boundary_prob(x, lengths)
+        begins = torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0
+        forced = torch.where(begins, 0.9, 0.1) + 0.0 * computed
+        return forced, forced
+
+
+def build(folder: str, device: torch.device, *, split: tuple[int, int] | None, ratio: int, form: str, frames: int, tokens: int):
+    """The YAML's objects: flat without a split; the beam search emits ``tokens`` tokens for ``frames`` encoder states."""
+    torch.manual_seed(0)
+    limits = dict.fromkeys(("min_decode_ratio", "max_decode_ratio"), (tokens + 0.5) / frames)
+    overrides = {"data_folder": folder, "output_folder": folder, **SIZE, "beam_search": {"searcher": limits}}
+    if split is None:
+        hparams = load_hyperpyyaml((HPARAMS / "conmamba_mini.yaml").read_text(encoding="utf-8"), overrides)
+    else:
+        overrides |= {"outer": {"num_layers": split[0]}, "inner": {"num_layers": split[1]}, "encoder": {"output": form}}
+        hparams = load_hyperpyyaml((HPARAMS / "hmamba_mini.yaml").read_text(encoding="utf-8"), overrides)
+        hparams["encoder"].chunker = ForcedChunker(d_model=hparams["d_model"], target_ratio=ratio)
+    for module in (hparams["model"], hparams["valid_search"], hparams["beam_search"]):
+        module.eval().to(device)
+    return hparams
+
+
+def check(flat: dict, folder: str, device: torch.device) -> None:
+    """Every frame a chunk is the flat encoder; and batch mates do not matter."""
+    frames = torch.randn(2, 200, flat["n_mels"], device=device)
+    lengths = torch.tensor([200, 120], device=device)
+    same = build(folder, device, split=(8, 4), ratio=1, form="chunks", frames=50, tokens=1)["model"]
+    weights = {name: value for name, value in flat["model"].state_dict().items() if not name.startswith("encoder.")}
+    for name, value in flat["encoder"].blocks.state_dict().items():
+        layer, rest = name.split(".", 1)
+        place = f"outer.blocks.{layer}" if int(layer) < 8 else f"inner.blocks.{int(layer) - 8}"
+        weights[f"encoder.{place}.{rest}"] = value
+    same.load_state_dict(weights)
+    expected = flat["model"].encode(frames, lengths).states
+    require("H-Mamba with every frame a chunk", relative_error(same.encode(frames, lengths).states, expected), 1e-4)
+    chunked = build(folder, device, split=(8, 4), ratio=2, form="chunks", frames=50, tokens=1)["model"]
+    padded, alone = chunked.encode(frames, lengths), chunked.encode(frames[1:, :120], lengths[1:])
+    require("a padded utterance", relative_error(padded.states[1, : int(padded.lengths[1])], alone.states[0]), 1e-4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--seconds", type=int, nargs="+", default=[5, 15, 30], help="lengths of the utterances")
+    parser.add_argument("--splits", nargs="+", default=["8+4", "6+6", "4+8"], help="blocks at the frame rate + at the chunk rate")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[2, 3, 4], help="frames in a chunk")
+    parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
+    parser.add_argument("--batch", type=int, help="utterances in a batch (default: 1 on a CPU, 16 on a GPU)")
+    parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 10 on a GPU)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    options = parser.parse_args()
+    splits = {name: tuple(int(part) for part in name.split("+")) for name in options.splits}
+    if any(len(split) != 2 or sum(split) != LAYERS for split in splits.values()):
+        parser.error(f"--splits takes two numbers that sum to {LAYERS}, such as 8+4.")
+    device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    batch = options.batch or (16 if on_gpu else 1)
+    pairs = options.pairs or (10 if on_gpu else 3)
+    print(f"{hardware(device)}, torch {torch.__version__}, float32, batches of {batch}, {TOKENS_PER_SECOND} tokens a second")
+    figures = {"hardware": hardware(device), "torch": torch.__version__, "batch": batch, "cases": {}}
+    rows: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for seconds in options.seconds:
+            features = torch.randn(batch, 1 + FRAMES_PER_SECOND * seconds, 80, device=device)
+            lengths = torch.full((batch,), features.shape[1], device=device)
+            tokens = TOKENS_PER_SECOND * seconds
+            frames = -(-features.shape[1] // 4)
+            flat = build(folder, device, split=None, ratio=1, form="", frames=frames, tokens=tokens)
+            if seconds == options.seconds[0]:
+                check(flat, folder, device)
+            theirs = runs_of(flat, features, lengths)
+            for name, split in splits.items():
+                for ratio in options.ratios:
+                    for form in options.forms:
+                        states = -(-frames // ratio) if form == "chunks" else frames
+                        ours = build(folder, device, split=split, ratio=ratio, form=form, frames=states, tokens=tokens)
+                        case = f"{seconds} s, {name}, N={ratio}, {form}"
+                        kept = ours["model"].encode(features, lengths).stages[0].kept_fraction.mean().item()
+                        require(f"the kept fraction of {case}", abs(kept - -(-frames // ratio) / frames), 1e-6)
+                        mine = runs_of(ours, features, lengths)
+                        longer = {len(hypothesis) for run in (mine, theirs) for hypothesis in run["beam"]()}
+                        require(f"the hypotheses' length in {case}", max(longer) - min(longer), 0)
+                        ratios = {
+                            part: compare(mine[part], theirs[part], device, pairs=pairs, warmup=3 if on_gpu else 1)
+                            for part in mine
+                        }
+                        figures["cases"][case] = {"kept": kept, **{part: vars(value) for part, value in ratios.items()}}
+                        rows.append([case, f"{kept:.2f}", *map(str, ratios.values()), f"{ratios['beam'].ours:.3f}"])
+    figures["speedup_n2_chunk_rate"] = figures["cases"].get("15 s, 8+4, N=2, chunks", {}).get("beam", {}).get("median")
+    header = ["case", "kept", "encoder", "encoder + greedy", "encoder + beam", "beam: s a batch"]
+    print_table("Flat encoder's time over H-Mamba's: median (min to max)", header, rows)
+    write_json(options.json, figures)
+
+
+def runs_of(hparams: dict, features: torch.Tensor, lengths: torch.Tensor) -> dict:
+    """What is timed, by name."""
+    model = hparams["model"]
+    return {
+        "encoder": lambda: model.encode(features, lengths),
+        "greedy": lambda: hparams["valid_search"](model(features, lengths)),
+        "beam": lambda: hparams["beam_search"](model(features, lengths)),
+    }
+
+
+if __name__ == "__main__":
+    main()

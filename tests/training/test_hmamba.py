@@ -1,0 +1,175 @@
+"""Training an H-Mamba: the router's learning rate, schedules that survive a kill, and the same numbers on several processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+
+from hmamba_asr.modules.chunking import BIAS_LR_MULTIPLIER
+from hmamba_asr.training import stages
+
+H_MAMBA = {
+    "yaml": "hmamba_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
+    "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}",
+}  # fmt: skip
+STEP_FIGURES = (
+    "loss", "loss_ratio", "learning_rate", "grad_norm", "stage0_kept", "stage0_kept_std", "stage0_kept_min", "stage0_kept_max",
+    "stage0_prob", "stage0_chunk_ms", "stage0_ratio_loss", "stage0_floored",
+)  # fmt: skip
+EPOCH_FIGURES = ("loss", "valid_loss", "valid_infeasible", "stage0_kept_min", "valid_stage0_kept", "valid_stage0_chunk_ms_max")
+
+
+def same_figures(run, reference, rel: float) -> None:
+    for kind, keys in (("step", STEP_FIGURES), ("epoch", EPOCH_FIGURES)):
+        records, expected = run.records(kind), reference.records(kind)
+        assert [r["optimizer_step"] for r in records] == [r["optimizer_step"] for r in expected]
+        for key in keys:
+            assert [r[key] for r in records] == pytest.approx([r[key] for r in expected], rel=rel, abs=1e-6), key
+
+
+def three_steps(brain, train_set) -> None:
+    brain.make_dataloader(train_set, Stage.TRAIN)
+    brain.on_fit_start()
+    brain.on_stage_start(Stage.TRAIN, 1)
+    brain.modules.train()
+    for brain.step in (1, 2, 3):
+        brain.fit_batch(PaddedBatch([train_set[brain.step]]))
+
+
+@pytest.mark.parametrize("multiplier", [0.5, 1.0])
+def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
+    """In every step of the schedule, and on nothing but the router; its bias has another."""
+    brain, train_set, *_ = new_brain(**H_MAMBA, chunker=f"{{lr_multiplier: {multiplier}}}")
+    three_steps(brain, train_set)
+    chunker = brain.raw_model.encoder.chunker
+    expected = {chunker.query.weight: multiplier, chunker.key.weight: multiplier, chunker.bias: BIAS_LR_MULTIPLIER}
+    usual = brain.hparams.lr_schedule.lr_initial * 3 / 5  # the third of five warm-up steps
+    rates = {p: group["lr"] for group in brain.optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(brain.raw_model.parameters()))
+    for parameter, rate in rates.items():
+        assert rate == pytest.approx(usual * expected.get(parameter, 1.0))
+    decay = {p: group["weight_decay"] for group in brain.optimizer.param_groups for p in group["params"]}
+    assert decay[chunker.key.weight] == 0.01 and decay[chunker.bias] == 0
+
+
+def test_the_log_of_a_step(new_brain, tmp_path):
+    brain, train_set, *_ = new_brain(**H_MAMBA)
+    three_steps(brain, train_set)
+    records = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
+    assert all(set(STEP_FIGURES) <= record.keys() for record in records)
+    first, second, _ = records
+    assert first["loss_ratio"] == 0 and second["loss_ratio"] > 0  # the weight rises from the first step on
+    labels = len(train_set[2]["tokens"]) + 1
+    assert second["loss_ratio"] == pytest.approx(0.5 / 16 * labels * second["stage0_ratio_loss"], rel=1e-5)
+    # 40 ms an encoder frame: the utterance's frames over its chunks.
+    frames = -(-(1 + len(train_set[2]["sig"]) // 160) // 4)
+    assert second["stage0_chunk_ms"] == pytest.approx(40 / second["stage0_kept"], rel=1e-5)
+    assert second["stage0_kept"] * frames == pytest.approx(round(second["stage0_kept"] * frames), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "variant", [{"chunker": "{target_ratio: 1}"}, {"chunker": "{standardize: false}"}, {"encoder": "{output: frames}"}]
+)
+def test_variants_take_steps(new_brain, tmp_path, variant):
+    brain, train_set, *_ = new_brain(**H_MAMBA | variant)
+    before = {name: parameter.detach().clone() for name, parameter in brain.raw_model.named_parameters()}
+    three_steps(brain, train_set)
+    assert [name for name, parameter in brain.raw_model.named_parameters() if torch.equal(parameter, before[name])] == []
+    last = json.loads((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()[-1])
+    if "target_ratio" in variant.get("chunker", ""):  # the flat encoder, in two parts
+        assert last["stage0_kept"] == last["stage0_prob"] == 1 and last["stage0_ratio_loss"] == last["loss_ratio"] == 0
+    if "output" in variant.get("encoder", ""):
+        assert last["stage0_floored"] == 0  # the CTC has its frames
+
+
+@pytest.mark.parametrize(("bias", "word"), [(-50.0, "no frame"), (50.0, "each frame"), (0.0, None)])
+def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, bias, word):
+    """In spite of the floor, which keeps chunks for the CTC."""
+    found: list[str] = []
+    monkeypatch.setattr(stages.logger, "warning", lambda text, *numbers: found.append(text % numbers))
+    brain, train_set, *_ = new_brain(**H_MAMBA | {"ratio_loss": "{weight: 0.5}"})
+    brain.collapse_detector.patience = 3
+    brain.raw_model.encoder.chunker.bias.data.fill_(bias)
+    three_steps(brain, train_set)
+    assert [word in message and "up to step 3" in message for message in found] == ([True] if word else [])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hmamba") / "run"
+    run = recipe.train(recipe.arguments(folder, **H_MAMBA), folder)
+    assert run.code == 0, run.errors
+    return run
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(uninterrupted):
+    for searches in uninterrupted.results["evaluation"].values():
+        (stage,) = searches["greedy"]["stages"]
+        assert 0 < stage["kept_min"] <= stage["kept"] <= stage["kept_max"] <= 1 and stage["chunk_ms"] >= 40
+        assert stage == searches["beam"]["stages"][0]
+    assert "test-clean kept" in uninterrupted.output
+
+
+@pytest.mark.slow
+def test_pictures_of_boundaries(uninterrupted, recipe, tmp_path, monkeypatch, capsys):
+    """Of a run's recordings: a PNG each, with what the model decided at the times of the encoder's frames."""
+    import plot_boundaries
+
+    drawn = {}
+    draw = plot_boundaries.draw_boundaries
+    monkeypatch.setattr(plot_boundaries, "draw_boundaries", lambda path, **what: (drawn.update({path: what}), draw(path, **what)))
+    audio = sorted((recipe.corpus / "test-clean").rglob("*.flac"))[-2:]
+    assert plot_boundaries.main([str(uninterrupted.folder), *map(str, audio), "--output", str(tmp_path / "p")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "p" / f"{path.stem}.png") for path in audio]
+    for path, what in drawn.items():
+        assert path.read_bytes().startswith(b"\x89PNG")
+        (stage,) = what["stages"]
+        frames = -(-len(what["spectrogram"]) // 4)
+        assert stage.times == pytest.approx([0.04 * frame for frame in range(frames)])
+        assert stage.mask[0] and (stage.mask == (stage.prob >= 0.5)).all() and len(stage.prob) == frames
+
+    assert plot_boundaries.main([str(tmp_path), str(audio[0])]) == 2
+    assert "hyperparams.yaml; give the output folder of a training run" in capsys.readouterr().err
+    assert plot_boundaries.main([str(uninterrupted.folder), str(recipe.corpus)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_flat_encoder_has_no_boundaries_to_draw(full_run, recipe, capsys):
+    import plot_boundaries
+
+    audio = next((recipe.corpus / "test-clean").rglob("*.flac"))
+    assert plot_boundaries.main([str(full_run.folder), str(audio)]) == 2
+    assert f"nothing to draw for {audio.stem}: the encoder of this run has no chunking stage" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_the_schedules(recipe, uninterrupted, tmp_path):
+    folder = tmp_path / "killed"
+    argv = recipe.arguments(folder, **H_MAMBA, ckpt_interval_minutes=0, ckpt_interval_steps=2)
+    killed = recipe.interrupt(argv, folder, at_step=5, with_signal=signal.SIGKILL)
+    assert killed.code == -signal.SIGKILL and killed.records()[-1]["optimizer_step"] < 16
+    resumed = recipe.train(argv, folder)
+    assert resumed.code == 0, resumed.errors
+    assert "Resuming after optimizer step" in resumed.output
+    same_figures(resumed, uninterrupted, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = {**H_MAMBA, "randomness": False}
+    assert train_script.main(recipe.arguments(one, **options, grad_accumulation_factor=2)) == 0
+    double = recipe.train(recipe.arguments(two, **options), two, processes=2)
+    assert double.code == 0, double.errors
+    same_figures(double, recipe.look(one), rel=1e-4)
+    for split, searches in double.results["evaluation"].items():
+        assert searches["greedy"]["stages"][0] == pytest.approx(
+            recipe.look(one).results["evaluation"][split]["greedy"]["stages"][0], rel=1e-4
+        )
