@@ -88,14 +88,9 @@ class Recogniser:
         text = self.tokenizer.decode(tokens)
         if not timestamps:
             return Transcription(text)
-        if output.encoded.stages:
+        if getattr(self.model.encoder, "shortens", False):
             raise ValueError("times are not to be had from this encoder: its states are chunks of different lengths.")
         log_probs = output.ctc_logits[0, : int(output.encoded.lengths[0])].log_softmax(-1)
-        spans = align_tokens(
-            log_probs, tokens, blank=self.blank, frame_seconds=self._frame_seconds(), piece=self.tokenizer.id_to_piece
-        )
+        seconds = self.features.hop_seconds * self.model.frontend.stride
+        spans = align_tokens(log_probs, tokens, blank=self.blank, frame_seconds=seconds, piece=self.tokenizer.id_to_piece)
         return Transcription(text, words_of(spans))
-
-    def _frame_seconds(self) -> float:
-        many = 1 << 12  # frames of features, to see by how much the front-end subsamples
-        return self.features.hop_samples / self.sample_rate * (many // int(self.model.frontend.output_lengths(many)))
