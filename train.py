@@ -9,19 +9,13 @@ same command again to resume after an interruption.
 """
 
 import logging
-import os
-import sys
-
-import torch.distributed as dist
 
 from hmamba_asr.evaluation.report import render_table
 from hmamba_asr.training.brain import ASRBrain, Preempted
-from hmamba_asr.training.experiment import Experiment
+from hmamba_asr.training.experiment import EXIT_PREEMPTED, Experiment, run_script
 from hmamba_asr.training.testing import evaluate
 
 logger = logging.getLogger("train")
-EXIT_BAD_INPUT = 2
-EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
 
 
 def main(argv: list[str]) -> int:
@@ -49,19 +43,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
-        print(f"error: {error}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
-    distributed = dist.is_initialized() and code != EXIT_BAD_INPUT  # after an error the others may be waiting: torchrun ends them
-    if distributed:
-        # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
-        # then stops the others, which may still be writing results.
-        dist.barrier()
-    if distributed or code == EXIT_PREEMPTED:
-        # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    run_script(main)

@@ -7,6 +7,8 @@ exit status. Errors that the user can mend are one message on stderr and status 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0 done, 2 a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="hmamba-asr", description="Speech recognition with Mamba encoders.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_download, _add_prepare, _add_demo):
+    for add in (_add_download, _add_prepare, _add_demo, _add_transcribe):
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -127,6 +129,31 @@ def _run_demo(args: argparse.Namespace) -> int:
 
     chosen = {} if args.seed is None else {"seed": args.seed}
     print(build_demo_corpus(dest=args.dest, **chosen))
+    return 0
+
+
+def _add_transcribe(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="transcribe",
+        run=_run_transcribe,
+        text="write down what recordings say",
+        details="A line for each: the file, a tab, the words. With --json an object for each, with the words' times.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of a training run")
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="recordings, mono, at the model's sample rate")
+    parser.add_argument("--search", metavar="NAME", help="one of the YAML's test_searches (default: its last)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--json", action="store_true", help="with start, end and confidence of each word, by the CTC")
+
+
+def _run_transcribe(args: argparse.Namespace) -> int:
+    from hmamba_asr.inference import Recogniser
+
+    recogniser = Recogniser(args.folder, search=args.search, device=args.device)
+    for path in args.audio:
+        result = recogniser.transcribe(path, timestamps=args.json)
+        print(json.dumps({"audio": path, **dataclasses.asdict(result)}) if args.json else f"{path}\t{result.text}")
     return 0
 
 

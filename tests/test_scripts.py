@@ -70,6 +70,7 @@ def test_commands_in_the_documents_are_accepted(monkeypatch):
     monkeypatch.setattr(cli, "download", lambda **options: called.append(options["splits"]) or {})
     monkeypatch.setattr(cli, "prepare_manifests", lambda **options: called.append(options["splits"]) or {})
     monkeypatch.setattr(cli, "_run_demo", lambda args: called.append([]) or 0)
+    monkeypatch.setattr(cli, "_run_transcribe", lambda args: 0)
     for path in DOCUMENTS:
         for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
@@ -236,6 +237,29 @@ def test_encoder_benchmark_runs_and_writes_its_figures(monkeypatch, tmp_path):
     benchmark_encoder.main()
     (figure,) = json.loads(file.read_text(encoding="utf-8"))["lengths"].values()
     assert figure["batch"] == 1 and figure["encoder_vs_conformer"] > 0 and figure["ours_frames_per_second"] > 0
+
+
+def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tmp_path):
+    import benchmark_decoding
+
+    small = {"VOCAB": 60, "TOKENS": 6, "SECONDS": 2}
+    lm = {**benchmark_decoding.LM, "d_model": 16, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 32}
+    for name, value in {**small, "LM": lm}.items():
+        monkeypatch.setattr(benchmark_decoding, name, value)
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["", "--device", "cpu", "--pairs", "1", "--batch", "2", "--json", str(file)])
+    benchmark_decoding.main()
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert figures["identical_fraction"] == 1.0
+    assert figures["speedup_beam10"] > 0 and figures["speedup_beam10_lm"] > 0
+    assert min(figures["searches"]["beam10_lm"]["seconds"].values()) > 0
+
+    ours = benchmark_decoding.JointBeamSearcher.forward
+    monkeypatch.setattr(
+        benchmark_decoding.JointBeamSearcher, "forward", lambda self, *x: [*ours(self, *x)[:2], ours(self, *x)[2] + 0.01, None]
+    )
+    with pytest.raises(SystemExit, match="scores are off by .* not timed"):
+        benchmark_decoding.main()
 
 
 def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):

@@ -40,7 +40,8 @@ def _top_level_keys(text: str) -> list[str]:
 
 
 def _code() -> str:
-    return "\n".join(p.read_text(encoding="utf-8") for p in [*(ROOT / "hmamba_asr").rglob("*.py"), ROOT / "train.py"])
+    files = [*(ROOT / "hmamba_asr").rglob("*.py"), *(ROOT / "recipes").rglob("*.py"), ROOT / "train.py"]
+    return "\n".join(p.read_text(encoding="utf-8") for p in files)
 
 
 def _unused_keys(text: str, code: str) -> list[str]:
@@ -76,6 +77,15 @@ def test_every_key_is_used_and_given_once(path):
     assert _unused_keys(text + "\nforgotten: 1  # <forgotten>\n", code) == ["forgotten"]
     assert _doubled_keys(yaml.compose(text + "\nseed: 2\n")) == ["seed"]
     assert "dropout" in _doubled_keys(yaml.compose(text.replace("    kernel_size:", "    dropout: 0.3\n    kernel_size:", 1)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "lm").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_of_a_language_model_is_used_and_given_once(path):
+    text = path.read_text(encoding="utf-8")
+    assert _unused_keys(text, _code()) == []
+    assert _doubled_keys(yaml.compose(text)) == []
+    assert path.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert path.stem in _default_output_folder(path)
 
 
 @each_yaml
@@ -193,7 +203,7 @@ def test_the_baseline_is_the_recipe_and_the_control_its_equal(tmp_path):
     assert len(ours["encoder"].blocks) == 12 and len(ours["model"].decoder.layers) == 4
     searcher = ours["beam_search"].searcher
     assert searcher.beam_size == 66
-    assert {k: v for k, v in searcher.scorer.weights.items() if v} == {"ctc": 0.4, "transformerlm": 0.6}
+    assert {scorer.name: scorer.weight for scorer in searcher.scorers} == {"ctc": 0.4, "transformerlm": 0.6}
 
 
 # ---- two steps --------------------------------------------------------------------------------------------------------

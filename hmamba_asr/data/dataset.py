@@ -21,7 +21,7 @@ from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler, ReproducibleRandomSampler
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Ranks:
 class ShuffledBatches(BatchSampler):
     """Batches of a fixed number of utterances in an order that depends on (seed, epoch) alone."""
 
-    def __init__(self, dataset: DynamicItemDataset, *, batch_size: int, seed: int):
+    def __init__(self, dataset: Dataset, *, batch_size: int, seed: int):
         super().__init__(ReproducibleRandomSampler(dataset, seed=seed), batch_size, drop_last=False)
 
     def set_epoch(self, epoch: int) -> None:
@@ -110,10 +110,8 @@ class RankShare(Sampler):
         return iter(filled[self.ranks.rank :: self.ranks.world_size])
 
 
-def train_loader(
-    dataset: DynamicItemDataset, ranks: Ranks, *, batch_size: int, seed: int, num_workers: int
-) -> SaveableDataLoader:
-    """Batches of ``batch_size`` random utterances per rank."""
+def train_loader(dataset: Dataset, ranks: Ranks, *, batch_size: int, seed: int, num_workers: int) -> SaveableDataLoader:
+    """Batches of ``batch_size`` random utterances (or sentences) per rank."""
     return _train_loader(dataset, ShuffledBatches(dataset, batch_size=batch_size, seed=seed), ranks, num_workers)
 
 
@@ -135,11 +133,11 @@ def dynamic_train_loader(
     return _train_loader(dataset, sampler, ranks, num_workers)
 
 
-def _train_loader(dataset: DynamicItemDataset, batches: Sampler, ranks: Ranks, num_workers: int) -> SaveableDataLoader:
+def _train_loader(dataset: Dataset, batches: Sampler, ranks: Ranks, num_workers: int) -> SaveableDataLoader:
     return _loader(dataset, RankShare(batches, ranks), num_workers)
 
 
-def _loader(dataset: DynamicItemDataset, batches: Iterable[list[int]], num_workers: int) -> SaveableDataLoader:
+def _loader(dataset: Dataset, batches: Iterable[list[int]], num_workers: int) -> SaveableDataLoader:
     pin = torch.cuda.is_available()
     # A scheduler's SIGTERM reaches the workers too; without them the main process could not finish its step and save.
     return SaveableDataLoader(
@@ -154,6 +152,12 @@ def _loader(dataset: DynamicItemDataset, batches: Iterable[list[int]], num_worke
 
 def _ignore_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def ordered_loader(dataset: Dataset, ranks: Ranks, *, batch_size: int, num_workers: int) -> SaveableDataLoader:
+    """This rank's share of the items in their order, in batches of ``batch_size``."""
+    order = range(ranks.rank, len(dataset), ranks.world_size)
+    return _loader(dataset, [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)], num_workers)
 
 
 def eval_loader(

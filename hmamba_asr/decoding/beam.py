@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, fields
+
 import torch
-from speechbrain.decoders import S2STransformerBeamSearcher
+import torch.nn.functional as F
+from speechbrain.decoders.scorer import ScorerBuilder
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hmamba_asr.decoding.ctc import ctc_greedy
-from hmamba_asr.lengths import to_relative
+from hmamba_asr.decoding.hypotheses import Hypothesis, Step, Trellis
+from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
+from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, load_language_model, read_scorers
+from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
+
+STEPS_BETWEEN_CHECKS = {"cpu": 1}  # elsewhere 4: asking a GPU whether a search is over makes the host wait for it
+
+
+@dataclass
+class _Beams:
+    """Where a search stands: B utterances, K hypotheses each."""
+
+    tokens: Tensor  # (B, K) the newest token
+    sums: Tensor  # (B, K) weighted scores so far, -inf of what is finished or ruled out
+    parts: Tensor  # (B, K, scorers) each scorer's own share
+    peaks: Tensor  # (B, K) frame that the last token attended to most
+    first_end: Tensor  # (B,) tokens in front of the earliest end of sentence
+    limit: Tensor  # (B,) tokens with the end of sentence
+    finished: Tensor  # (B,) number of finished hypotheses
+    best: Tensor  # (B, topk) scores of the best finished ones
+    done: Tensor  # (B,) whether the utterance takes no more
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the given utterances."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[rows])
 
 
 class GreedySearch(nn.Module):
@@ -23,49 +53,242 @@ class GreedySearch(nn.Module):
         return ctc_greedy(output.ctc_logits, output.encoded.lengths, blank=self.blank)
 
 
-class BeamSearcher(S2STransformerBeamSearcher):
-    """SpeechBrain's beam searcher with every utterance's step limits taken from its own length.
+class JointBeamSearcher(nn.Module):
+    """Beam search of an attention decoder joined by CTC, language models and a length bonus.
 
-    SpeechBrain derives them from the longest utterance of the batch, so that a shorter one goes on where it would have been
-    closed alone, and its hypothesis depends on its batch mates. Here its open beams are closed at its own limit, as
-    SpeechBrain closes them at the batch's; a full utterance takes no further hypotheses. The limit is also kept within the
-    decoder's ``max_target_length``. Same arguments as the parent.
+    Takes the arguments of SpeechBrain's ``S2STransformerBeamSearcher``, scorers in a ``ScorerBuilder`` among them, and finds
+    its hypotheses (Kim et al. 2017, "Joint CTC-Attention based End-to-End Speech Recognition"; rules about the end of sentence
+    and attention shifts of Hannun et al. 2019, https://arxiv.org/abs/1904.02619). Where it differs:
+
+    - Decoder and language model go on from what they computed for the prefix, CTC scores are a matrix product.
+    - Step limits are each utterance's own and within the positions that the models have; SpeechBrain takes those of the longest
+      utterance of a batch, whose results then depend on batch mates.
+    - An utterance is also done when no live hypothesis can beat its best ``topk`` finished ones any more: scores of further
+      tokens are at most 0 (or a positive length bonus).
+    - ``max_attn_shift`` and the CTC window follow the newest token's attention. A shift blocks hypotheses, unless it would block
+      all of an utterance.
+
+    Results hold on to two of SpeechBrain's rules: ``beam_size`` finished hypotheses end an utterance, and one that is open at
+    the step limit gives its last token up for the end of sentence.
+
+    Raises
+    ------
+    ValueError
+        For models or scorers that it cannot run, a length bonus with length normalisation, equal special tokens, a bad topk.
     """
 
-    def change_max_decoding_length(self, min_decode_steps: int, max_decode_steps: int) -> tuple[int, int]:
-        return min_decode_steps, max(1, min(max_decode_steps, self.model.max_target_length))
+    def __init__(
+        self, modules: list[nn.Module], bos_index: int, eos_index: int, min_decode_ratio: float, max_decode_ratio: float,
+        beam_size: int, scorer: ScorerBuilder | None = None, temperature: float = 1.0, return_topk: bool = False,
+        topk: int = 1, using_eos_threshold: bool = True, eos_threshold: float = 1.5, length_normalization: bool = True,
+        using_max_attn_shift: bool = False, max_attn_shift: int = 60, minus_inf: float = -1e20,
+    ):  # fmt: skip
+        """``minus_inf`` is SpeechBrain's and not used: what is ruled out is -inf here."""
+        super().__init__()
+        self.model, self.fc = modules
+        self.bos_index, self.eos_index, self.beam_size, self.topk = bos_index, eos_index, beam_size, topk
+        self.min_decode_ratio, self.max_decode_ratio = min_decode_ratio, max_decode_ratio
+        self.temperature, self.return_topk, self.length_normalization = temperature, return_topk, length_normalization
+        self.eos_threshold = eos_threshold if using_eos_threshold else None
+        self.max_attn_shift = max_attn_shift if using_max_attn_shift else None
+        self.decoder = decoder_stepper(self.model)
+        self.scorers = read_scorers(scorer)
+        self.candidates = int(beam_size * scorer.scorer_beam_scale) if scorer is not None else 0
+        ctc = next((s for s in self.scorers if s.name == "ctc"), None)
+        self.attention_weight = 1.0 - ctc.weight if ctc else 1.0
+        self.blocked = ctc.blank if ctc else None
+        if ctc and len({bos_index, eos_index, ctc.blank}) < 3:
+            raise ValueError(f"blank ({ctc.blank}), bos ({bos_index}) and eos ({eos_index}) must be three different tokens.")
+        if not 1 <= topk <= beam_size:
+            raise ValueError(f"topk is {topk} and beam_size {beam_size}; topk must be from 1 to beam_size.")
+        if length_normalization and any(s.name == "length" and s.weight for s in self.scorers):
+            raise ValueError("a length bonus and length_normalization exclude each other; leave one of them out.")
+        self._look_at_scorers()
 
-    def init_beam_search_data(self, enc_states: Tensor, wav_len: Tensor):
-        data = super().init_beam_search_data(enc_states, wav_len)
-        frames = data[-1].double()  # of each beam, (B x beam,)
-        self.min_steps = (frames * self.min_decode_ratio).long()
-        self.max_steps = (frames * self.max_decode_ratio).long().clamp(1, self.max_decode_steps)
-        return data
+    def add(self, scorer: Scorer) -> None:
+        """One scorer more, for the full vocabulary."""
+        self.scorers.insert(0, scorer)
+        self._look_at_scorers()
 
-    def _set_eos_minus_inf_step(self, log_probs: Tensor, step: int, min_decode_steps: int) -> Tensor:
-        log_probs[step < self.min_steps, self.eos_index] = self.minus_inf
+    def _look_at_scorers(self) -> None:
+        self.needs_attention = self.max_attn_shift is not None or any(s.needs_attention for s in self.scorers)
+        self.max_steps = int(min(self.decoder.max_steps, *[s.max_steps for s in self.scorers], math.inf))
+        # The most that one more token can add; infinite (no early end) where a negative weight turns scores around.
+        self.highest = sum(s.weight * s.highest if s.weight >= 0 else math.inf for s in self.scorers)
+
+    @torch.no_grad()
+    def forward(self, enc_states: Tensor, wav_len: Tensor):
+        """SpeechBrain's call: states (B, T, d_model) and relative lengths (B,) -> hypotheses, lengths, scores, log-probabilities.
+
+        The best of each utterance, hypotheses as lists; with ``return_topk`` the ``topk`` best in padded tensors (B, topk, ...).
+        """
+        found = self.search(enc_states, to_absolute(wav_len, enc_states.shape[1]))
+        nbest = [h for hs in found for h in [*hs, *[Hypothesis([], -math.inf, log_probs=[0.0])] * (self.topk - len(hs))]]
+        device = enc_states.device
+        tokens = pad_sequence([torch.tensor([*h.tokens, self.eos_index], device=device) for h in nbest], batch_first=True)
+        log_probs = pad_sequence([torch.tensor(h.log_probs, device=device) for h in nbest], batch_first=True)
+        lengths = torch.tensor([len(h.tokens) / tokens.shape[1] for h in nbest], device=device)
+        scores = torch.tensor([h.score for h in nbest], device=device)
+        tokens, log_probs, lengths, scores = (x.unflatten(0, (-1, self.topk)) for x in (tokens, log_probs, lengths, scores))
+        if self.return_topk:
+            return tokens, lengths, scores, log_probs
+        return [hs[0].tokens for hs in found], lengths[:, 0], scores[:, 0], log_probs[:, 0]
+
+    @torch.no_grad()
+    def search(self, states: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
+        """The ``topk`` best hypotheses of each utterance, best first, fewer if there are fewer.
+
+        states (B, T, d_model) with lengths (B,) in frames; an utterance without frames has the empty hypothesis.
+        """
+        names = [*(["attention"] if self.attention_weight > 0 else []), *(scorer.name for scorer in self.scorers)]
+        trellis = Trellis(names, self.eos_index)
+        rows = lengths.nonzero().flatten()
+        if rows.numel():
+            longest = int(lengths.max())
+            self._search(states[rows, :longest], lengths[rows], rows.tolist(), trellis)
+        best = trellis.best(self.topk)
+        return [best.get(row, [Hypothesis([], 0.0, log_probs=[0.0])]) for row in range(len(lengths))]
+
+    def _search(self, states: Tensor, lengths: Tensor, utterances: list[int], trellis: Trellis) -> None:
+        """Fill the trellis; every length is 1 or more."""
+        _refuse_nonfinite(states, lengths, utterances)
+        beams = self._start(states, lengths, len(trellis.part_names))
+        memory = self.decoder.start(states, lengths) if self.attention_weight > 0 else None
+        for scorer in self.scorers:
+            scorer.start(states, lengths)
+        trellis.utterances(utterances)
+        steps, every = int(beams.limit.max()), STEPS_BETWEEN_CHECKS.get(states.device.type, 4)
+        for step in range(steps):
+            trellis.add(self._step(beams, memory, step))
+            if (step + 1) % every or step + 1 == steps:
+                continue
+            done = beams.done.tolist()
+            if all(done):
+                return
+            if 4 * sum(done) >= len(done):  # worth the copy of what the others need
+                kept = [row for row, over in enumerate(done) if not over]
+                rows = torch.tensor(kept, device=states.device)
+                for part in (beams, memory, *self.scorers):
+                    if part is not None:
+                        part.keep(rows)
+                utterances = [utterances[row] for row in kept]
+                trellis.utterances(utterances)
+
+    def _start(self, states: Tensor, lengths: Tensor, num_parts: int) -> _Beams:
+        batch, frames = len(lengths), lengths.double()
+        zeros = torch.zeros(batch, 1, device=states.device)
+        return _Beams(
+            tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long), sums=zeros,
+            parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
+            peaks=zeros.long(), first_end=(frames * self.min_decode_ratio).long(),
+            limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps),
+            finished=zeros[:, 0].long(), best=zeros.new_full((batch, self.topk), -math.inf), done=zeros[:, 0].bool(),
+        )  # fmt: skip
+
+    def _step(self, beams: _Beams, memory: StepperState | None, step: int) -> Step:
+        """One more token for every hypothesis."""
+        combined, attention, each, weights = None, None, [], []
+        if memory is not None:
+            hidden, attention = self.decoder.step(memory, beams.tokens, with_attention=self.needs_attention)
+            each, weights = [(at_least_float32(self.fc(hidden)) / self.temperature).log_softmax(-1)], [self.attention_weight]
+            combined = self._rule_out(each[0] * self.attention_weight, beams, attention)
+        candidates = None
+        for scorer in self.scorers:
+            if scorer.partial and candidates is None:
+                candidates = combined.topk(max(1, min(self.candidates, combined.shape[-1])), -1).indices
+            each.append(scorer.scores(beams.tokens, attention, candidates if scorer.partial else None))
+            weights.append(scorer.weight)
+            combined = each[-1] * scorer.weight if combined is None else combined.add_(each[-1], alpha=scorer.weight)
+        combined[..., self.eos_index].masked_fill_((beams.first_end > step).unsqueeze(1), -math.inf)
+        if self.blocked is not None:
+            combined[..., self.blocked] = -math.inf
+
+        vocab = combined.shape[-1]
+        values, index = self._top((beams.sums.unsqueeze(-1) + combined).flatten(1))
+        parents, tokens = index // vocab, index % vocab
+        shares = [scores.flatten(1).gather(1, index) for scores in each]
+        if memory is not None:
+            memory.reorder(parents)
+        for place, scorer in enumerate(self.scorers, start=len(each) - len(self.scorers)):
+            exact = scorer.advance(parents, tokens)
+            shares[place] = shares[place] if exact is None else exact.to(shares[place].dtype)
+        gained = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+        sums = (beams.sums.gather(1, parents) + gained).masked_fill(values == -math.inf, -math.inf)
+        at = parents.unsqueeze(-1).expand(-1, -1, beams.parts.shape[-1])
+        beams.parts = beams.parts.gather(1, at) + torch.stack(shares, -1)
+        beams.peaks = beams.peaks.gather(1, parents)
+        beams.tokens, beams.sums = tokens, sums
+        scores = sums / (step + 1) if self.length_normalization else sums
+        accepted = self._finish(beams, scores, step)
+        log_probs = shares[0] * weights[0] if memory is not None else torch.zeros_like(scores)
+        return Step(tokens, parents, scores, log_probs, beams.parts, accepted)
+
+    def _rule_out(self, log_probs: Tensor, beams: _Beams, attention: Tensor | None) -> Tensor:
+        """-inf where the attention jumps too far, and for an end of sentence that is not likely enough."""
+        if self.max_attn_shift is not None:
+            peaks = attention.argmax(-1)
+            far = (peaks > beams.peaks + self.max_attn_shift) | (peaks <= beams.peaks - self.max_attn_shift)
+            far &= (~far & beams.sums.isfinite()).any(1, keepdim=True)
+            log_probs = log_probs.masked_fill(far.unsqueeze(-1), -math.inf)
+            beams.peaks = peaks
+        if self.eos_threshold is not None:
+            unlikely = log_probs[..., self.eos_index] <= self.eos_threshold * log_probs.amax(-1)
+            log_probs[..., self.eos_index].masked_fill_(unlikely, -math.inf)
         return log_probs
 
-    def search_step(self, *state):
-        """Arguments and results as the parent's; closes the utterances whose last step this is."""
-        result = super().search_step(*state)
-        alived, finished, step, scores = result[0], result[3], state[-1], result[-1]
-        last = self.max_steps == step + 1
-        if last.any():
-            tokens = torch.full_like(self.max_steps, -1).masked_fill(last, self.eos_index)
-            self._update_hyps_and_scores_if_eos_token(tokens, alived, finished, scores)
-        return result
+    def _top(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """The ``beam_size`` best of (B, K x vocab), filled up with -inf if there are fewer."""
+        if missing := max(0, self.beam_size - totals.shape[1]):
+            values, index = totals.sort(-1, descending=True)
+            return F.pad(values, (0, missing), value=-math.inf), F.pad(index, (0, missing))
+        return totals.topk(self.beam_size, -1)
+
+    def _finish(self, beams: _Beams, scores: Tensor, step: int) -> Tensor:
+        """Which hypotheses (B, K) are results now; updates what is finished, open and done."""
+        live = beams.sums.isfinite() & ~beams.done.unsqueeze(1)
+        ends = live & (beams.tokens == self.eos_index)
+        cut = live & ~ends & (beams.limit == step + 1).unsqueeze(1)
+        rank = beams.finished.unsqueeze(1) + ends.cumsum(1)
+        accepted = ends & (rank <= self.beam_size) | cut & (rank[:, -1:] + cut.cumsum(1) <= self.beam_size)
+        beams.finished = beams.finished + accepted.sum(1)
+        beams.best = torch.cat([beams.best, scores.masked_fill(~accepted, -math.inf)], 1).topk(self.topk, -1).values
+        beams.sums = beams.sums.masked_fill(beams.tokens == self.eos_index, -math.inf)
+        beams.done = beams.done | (beams.finished >= self.beam_size) | (beams.limit <= step + 1)
+        if math.isfinite(self.highest):
+            reachable = beams.sums.amax(1)
+            if self.length_normalization:
+                reachable = reachable / beams.limit  # at most: nothing lost on the longest way there is
+            else:
+                reachable = reachable + self.highest * (beams.limit - step - 1)
+            beams.done = beams.done | (beams.best[:, -1] >= reachable)
+        return accepted
+
+
+def _refuse_nonfinite(states: Tensor, lengths: Tensor, utterances: list[int]) -> None:
+    bad = (~states.isfinite().all(-1) & valid_mask(lengths, states.shape[1])).any(1)
+    if bad.any():
+        named = ", ".join(str(utterances[row]) for row in bad.nonzero().flatten().tolist())
+        raise ValueError(f"the encoder states of utterance {named} of the batch are not finite: there is nothing to decode.")
 
 
 class BeamSearch(nn.Module):
-    """Joint beam search over the attention decoder and whatever its scorers add (CTC, language model).
+    """The search of a recogniser: a :class:`JointBeamSearcher`, or one of SpeechBrain's, which lets batch mates matter.
 
-    ``searcher`` is a :class:`BeamSearcher`; any other of SpeechBrain's runs too, but lets batch mates matter.
-    ``lm`` names the language model that the scorers hold, so that it follows the search to its device.
+    ``lm`` names the language model that the scorers hold, so that it follows the search to its device. Or ``lm_folder``, what
+    train_lm.py exported, adds one with ``lm_weight``. ``internal_lm_weight`` takes the decoder's own language model off.
     """
 
-    def __init__(self, *, searcher: nn.Module, lm: nn.Module | None = None):
+    def __init__(
+        self, *, searcher: nn.Module, lm: nn.Module | None = None, lm_folder: str | None = None, lm_weight: float = 0.0,
+        internal_lm_weight: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
+        if internal_lm_weight:
+            searcher.add(InternalLM(searcher.decoder, searcher.fc, internal_lm_weight))
+        if lm_folder:
+            scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
+            searcher.add(scorer)
+            lm = scorer.stepper.model
         self.lm = lm
         # Not a submodule: the searcher holds the recogniser itself, whose device and mode are the Brain's business.
         object.__setattr__(self, "searcher", searcher)

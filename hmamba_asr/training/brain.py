@@ -72,6 +72,10 @@ class ASRBrain(sb.Brain):
         Out of ``fit`` after SIGTERM, once the state is saved.
     """
 
+    measure = "audio_seconds"  # what training speed is counted in
+    valid_loss_per = "utterances"
+    best_key = "WER"  # lowest in the checkpoints that are kept and averaged
+
     def __init__(self, *args, tokenizer, **kwargs):
         super().__init__(*args, **kwargs)
         if self.hparams.nonfinite not in NONFINITE_POLICIES:
@@ -162,7 +166,7 @@ class ASRBrain(sb.Brain):
                 self.scaler.scale(losses.total.sum() * self.ranks.world_size).backward()
                 window.batches += 1
                 merge_sums(window.sums, seen)
-                window.target_ratios = [stage.target_ratio for stage in forward.output.encoded.stages]
+                window.target_ratios = self._target_ratios(forward)
         loss = seen["loss"] / seen["utterances"]
         if closes and not seen["nonfinite"]:
             self.optimizers_step()
@@ -205,7 +209,7 @@ class ASRBrain(sb.Brain):
                 **named_figures(sums, utterances),
                 learning_rate=self.optimizer.param_groups[0]["lr"],
                 grad_norm=norm if np.isfinite(norm) else None,
-                audio_seconds_per_second=sums["audio_seconds"] / seconds,
+                **{f"{self.measure}_per_second": sums[self.measure] / seconds},
                 memory_mib=peak_memory_mib(self.device),
             )  # fmt: skip
 
@@ -221,14 +225,12 @@ class ASRBrain(sb.Brain):
         total = losses.total.detach()
         named = {
             "utterances": len(batch.id),
-            "audio_seconds": forward.audio_seconds,
             "infeasible": losses.infeasible.sum(),
             "nonfinite": (~total.isfinite()).any(),
             "sigterm": self._sigterm,
             "loss": total.sum(),
             **{f"loss_{name}": part.detach().sum() for name, part in losses.parts.items()},
-            **self.stage_sums(forward.output, losses),
-            **{f"stage{i}_floored": (s.chunk_lengths > s.chosen).sum() for i, s in enumerate(forward.output.encoded.stages)},
+            **self._amounts(forward, losses),
         }
         values = torch.stack([torch.as_tensor(v, device=self.device, dtype=torch.float64) for v in named.values()])
         everywhere = [values]
@@ -240,6 +242,16 @@ class ASRBrain(sb.Brain):
             merge_sums(seen, dict(zip(named, part.tolist(), strict=True)))
         self._preempted = self._preempted or seen["sigterm"] > 0
         return seen
+
+    def _amounts(self, forward: Forward, losses: HybridLoss) -> dict[str, float | Tensor]:
+        """What else of this rank's batch the log gives: the ``measure``, and sums over utterances of what has a mean."""
+        stages = forward.output.encoded.stages
+        floored = {f"stage{i}_floored": (stage.chunk_lengths > stage.chosen).sum() for i, stage in enumerate(stages)}
+        return {"audio_seconds": forward.audio_seconds, **self.stage_sums(forward.output, losses), **floored}
+
+    def _target_ratios(self, forward: Forward) -> list[float | None]:
+        """The target of each chunking stage."""
+        return [stage.target_ratio for stage in forward.output.encoded.stages]
 
     def _nonfinite(self, what: str, ids: list[str], bad: list[bool]) -> None:
         """Name the utterances behind a non-finite ``what`` on every rank; raise if the YAML says stop. Collective."""
@@ -339,24 +351,25 @@ class ASRBrain(sb.Brain):
 
     def _end_of_epoch(self, epoch: int) -> None:
         valid, wer = self._gather_validation()
-        valid_loss = valid["loss"] / valid["utterances"]
+        valid_loss = valid["loss"] / valid[self.valid_loss_per]
         totals, counter = self.totals, self.hparams.epoch_counter
         self._epochs_done += 1
         per_epoch = (time.perf_counter() - self._fit_started) / self._epochs_done
         if if_main_process():
             names = [n for n in totals.epoch if n.startswith("loss")]
-            speed = totals.epoch["audio_seconds"] / max(totals.epoch["seconds"], 1e-9)
+            speed = totals.epoch[self.measure] / max(totals.epoch["seconds"], 1e-9)
             self.journal.write(
                 "epoch", epoch=epoch, optimizer_step=self.optimizer_step,
                 **{n: totals.epoch_mean(n) for n in names}, valid_loss=valid_loss, valid_wer=wer,
-                audio_seconds_per_second=speed, seconds=totals.epoch["seconds"],
+                **{f"{self.measure}_per_second": speed}, seconds=totals.epoch["seconds"],
                 infeasible=totals.epoch["infeasible"], skipped=totals.epoch["skipped"], valid_infeasible=valid["infeasible"],
                 **named_figures(totals.epoch, totals.epoch["utterances"]), **named_figures(valid, valid["utterances"], "valid_"),
             )  # fmt: skip
             logger.info(
-                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f audio s/s | %s left%s%s",
+                "epoch %d/%d | loss %.3f | valid loss %.3f%s | lr %.2e | %.0f %s/s | %s left%s%s",
                 epoch, counter.limit, totals.epoch_mean("loss"), valid_loss, "" if wer is None else f" | valid WER {wer:.2f}%",
-                self.optimizer.param_groups[0]["lr"], speed, format_duration(per_epoch * (counter.limit - epoch)),
+                self.optimizer.param_groups[0]["lr"], speed, self.measure.replace("_", " "),
+                format_duration(per_epoch * (counter.limit - epoch)),
                 "".join(f" | kept {stage['kept']:.2f}" for stage in stage_figures(valid, valid["utterances"])),
                 f" | {totals.epoch['infeasible']:.0f} utterances too short for the CTC" if totals.epoch["infeasible"] else "",
             )  # fmt: skip
@@ -369,7 +382,7 @@ class ASRBrain(sb.Brain):
             if hasattr(counter, "update_metric"):
                 counter.update_metric(wer)
         self.checkpointer.save_checkpoint(meta=meta)
-        self.checkpointer.keep_only(num_to_keep=self.hparams.avg_checkpoints, min_key="WER")
+        self.checkpointer.keep_only(num_to_keep=self.hparams.avg_checkpoints, min_key=self.best_key)
         if self._preempted:
             raise Preempted
 

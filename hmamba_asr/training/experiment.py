@@ -7,12 +7,17 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import speechbrain as sb
 import torch
+import torch.distributed as dist
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -24,11 +29,33 @@ from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
 # Keys that the table has columns for, or that are no part of what is measured.
 NO_CHANGE = (
     "seed", "data_folder", "output_folder", "train_splits", "valid_splits", "test_splits", "pretrained_source", "num_workers",
     "log_every_steps", "ckpt_interval_minutes",
 )  # fmt: skip
+
+
+def run_script(main: Callable[[list[str]], int]) -> NoReturn:
+    """End the process with what ``main`` makes of the command line; an error that a user can mend is one line on stderr."""
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
+        print(f"error: {error}", file=sys.stderr)
+        code = EXIT_BAD_INPUT
+    distributed = dist.is_initialized() and code != EXIT_BAD_INPUT  # after an error the others may be waiting: torchrun ends them
+    if distributed:
+        # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
+        # then stops the others, which may still be writing results.
+        dist.barrier()
+    if distributed or code == EXIT_PREEMPTED:
+        # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class Experiment:
@@ -66,7 +93,8 @@ class Experiment:
             self.hparams = load_hyperpyyaml(text, overrides)
         except (TypeError, ImportError) as error:  # an argument or a class that does not exist
             raise ValueError(f"{path} cannot be built: {' '.join(str(error).split())}.") from error
-        data_folder = self.hparams["data_folder"] or ""  # None after --data_folder "$UNSET"
+        # Absent in a language model's YAML; None after --data_folder "$UNSET"
+        data_folder = self.hparams.get("data_folder", ".") or ""
         if not data_folder or not Path(str(data_folder)).is_dir():
             raise FileNotFoundError(f"data_folder '{data_folder}' is not a folder; give --data_folder DIR.")
         sb.create_experiment_directory(

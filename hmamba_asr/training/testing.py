@@ -29,8 +29,8 @@ from hmamba_asr.training.stages import stage_figures
 logger = logging.getLogger(__name__)
 
 
-def best_average(checkpointer: Checkpointer, count: int) -> tuple[dict, list[str]]:
-    """The model's weights averaged over the ``count`` best checkpoints (lowest validation WER; the newest if none has one), and
+def best_average(checkpointer: Checkpointer, count: int, *, key: str = "WER") -> tuple[dict, list[str]]:
+    """The model's weights averaged over the ``count`` checkpoints with the lowest ``key`` (the newest one if none has it), and
     their names.
 
     Raises
@@ -44,13 +44,13 @@ def best_average(checkpointer: Checkpointer, count: int) -> tuple[dict, list[str
             f"there is no checkpoint in {checkpointer.checkpoints_dir}; train first (the same command without "
             "--test_only), or give the output_folder of a trained model."
         )
-    best = checkpointer.find_checkpoints(min_key="WER", max_num_checkpoints=count) or [newest]
+    best = checkpointer.find_checkpoints(min_key=key, max_num_checkpoints=count) or [newest]
     return average_checkpoints(best, "model"), [checkpoint.path.name for checkpoint in best]
 
 
 def load_best(brain: ASRBrain) -> list[str]:
     """Put :func:`best_average` into the model, the newest checkpoint's totals and counters into the rest; returns the names."""
-    weights, names = best_average(brain.checkpointer, brain.hparams.avg_checkpoints)
+    weights, names = best_average(brain.checkpointer, brain.hparams.avg_checkpoints, key=brain.best_key)
     brain.checkpointer.recover_if_possible()
     brain.checkpointer.recoverables["model"].load_state_dict(weights)
     return names

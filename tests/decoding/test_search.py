@@ -1,72 +1,24 @@
-"""Greedy and beam search: known answers, and hypotheses that do not depend on batch mates."""
+"""Greedy and beam search of a whole recogniser: hypotheses that do not depend on batch mates."""
 
 import pytest
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
-from speechbrain.nnet.linear import Linear
 
-from hmamba_asr.decoding.beam import BeamSearch, BeamSearcher, GreedySearch
-from hmamba_asr.decoding.ctc import ctc_greedy
-from hmamba_asr.models.asr import ASRModel, ASROutput
-from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder, EncoderOutput
-from hmamba_asr.modules.frontend import ConvSubsampling
+from hmamba_asr.decoding.beam import BeamSearch, GreedySearch, JointBeamSearcher
 
-BLANK, BOS, EOS, VOCAB, N_MELS = 0, 1, 2, 12, 20
+BLANK, BOS, EOS, N_MELS = 0, 1, 2, 20
 FRAMES = [60, 23, 4, 1, 41]
 
 
-def logits_of(*paths):
-    """Logits whose best token at each frame is the given one; paths padded with token 9."""
-    longest = max(len(path) for path in paths)
-    padded = torch.tensor([[*path, *[9] * (longest - len(path))] for path in paths]).view(len(paths), longest)
-    return torch.nn.functional.one_hot(padded, VOCAB).float(), torch.tensor([len(path) for path in paths])
-
-
-def test_ctc_greedy_known_answers():
-    paths = {
-        (0, 3, 3, 0, 3, 4): [3, 3, 4],
-        (3, 3, 3): [3],
-        (3, 4, 3): [3, 4, 3],
-        (0, 0, 0, 0): [],
-        (5,): [5],
-        (0,): [],
-        (): [],
-        (4, 0, 0, 4, 4, 0): [4, 4],
-    }
-    assert ctc_greedy(*logits_of(*paths), blank=BLANK) == list(paths.values())
-    assert ctc_greedy(torch.zeros(2, 0, VOCAB), torch.tensor([0, 0]), blank=BLANK) == [[], []]
-
-
-def test_ctc_greedy_other_blank():
-    assert ctc_greedy(*logits_of((0, 0, 3, 3, 0)), blank=3) == [[0, 0]]
-
-
-def recogniser(kind="conmamba", seed=0, eos_bias=0.0):
-    """Random, with sharp heads; a higher ``eos_bias`` ends hypotheses earlier."""
-    torch.manual_seed(seed)
-    sizes = {"num_layers": 1, "d_model": 16, "d_ffn": 32, "kernel_size": 3, "dropout": 0.1}
-    model = ASRModel(
-        frontend=ConvSubsampling(n_mels=N_MELS, channels=[4, 4], d_model=16, dropout=0.1),
-        encoder=ConMambaEncoder(**sizes, d_state=4) if kind == "conmamba" else ConformerControl(**sizes, nhead=2),
-        ctc_head=Linear(input_size=16, n_neurons=VOCAB), output_head=Linear(input_size=16, n_neurons=VOCAB),
-        d_model=16, num_decoder_layers=1, nhead=2, d_ffn=32, dropout=0.1, max_target_length=40,
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        for head in (model.ctc_head, model.output_head):
-            head.w.weight.mul_(2)
-        model.output_head.w.bias[EOS] += eos_bias
-    return model
-
-
-def beam_search(model, searcher=BeamSearcher, ctc_weight=0.4, beam_size=4, max_decode_ratio=1.0, min_decode_ratio=0.0):
+def beam_search(model, searcher=JointBeamSearcher, ctc_weight=0.4, min_decode_ratio=0.0, max_decode_ratio=1.0):
     scorer = None
     if ctc_weight:
         ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
         scorer = ScorerBuilder(full_scorers=[ctc], weights={"ctc": ctc_weight})
     return BeamSearch(
         searcher=searcher(
-            modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, beam_size=beam_size, scorer=scorer,
+            modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, beam_size=4, scorer=scorer,
             min_decode_ratio=min_decode_ratio, max_decode_ratio=max_decode_ratio, using_eos_threshold=False,
         )
     )  # fmt: skip
@@ -85,7 +37,7 @@ def together_and_alone(model, search, features):
 
 
 @pytest.mark.parametrize("kind", ["conmamba", "conformer"])
-def test_greedy_hypotheses_do_not_depend_on_the_batch(kind):
+def test_greedy_hypotheses_do_not_depend_on_the_batch(recogniser, kind):
     for seed in range(5):
         together, alone = together_and_alone(recogniser(kind, seed), GreedySearch(blank=BLANK), batch_of_features(seed))
         assert together == alone
@@ -94,7 +46,7 @@ def test_greedy_hypotheses_do_not_depend_on_the_batch(kind):
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 0.4])
 @pytest.mark.parametrize("eos_bias", [-4.0, 0.0, 3.0])  # never ends by itself; sometimes; early
-def test_beam_hypotheses_do_not_depend_on_the_batch(ctc_weight, eos_bias):
+def test_beam_hypotheses_do_not_depend_on_the_batch(recogniser, ctc_weight, eos_bias):
     found = []
     for seed in range(3):
         model = recogniser(seed=seed, eos_bias=eos_bias)
@@ -105,7 +57,7 @@ def test_beam_hypotheses_do_not_depend_on_the_batch(ctc_weight, eos_bias):
 
 
 @pytest.mark.parametrize(("ratios", "eos_bias"), [((0.0, 0.5), -4.0), ((0.3, 1.0), 8.0), ((0.0, 0.01), -4.0)])
-def test_beam_step_limits_are_each_utterances_own(ratios, eos_bias):
+def test_beam_step_limits_are_each_utterances_own(recogniser, ratios, eos_bias):
     """The models want to go on past the upper limit, or to end before the lower one."""
     model = recogniser(eos_bias=eos_bias)
     search = beam_search(model, ctc_weight=0.0, min_decode_ratio=ratios[0], max_decode_ratio=ratios[1])
@@ -115,7 +67,7 @@ def test_beam_step_limits_are_each_utterances_own(ratios, eos_bias):
         assert int(frames * ratios[0]) - 1 <= len(hypothesis) <= max(1, int(frames * ratios[1]))
 
 
-def test_beam_is_speechbrains_on_one_utterance():
+def test_beam_is_speechbrains_on_one_utterance(recogniser):
     for seed in range(3):
         model, features = recogniser(seed=seed), batch_of_features(seed)
         for x, n in zip(features, FRAMES, strict=True):
@@ -124,29 +76,27 @@ def test_beam_is_speechbrains_on_one_utterance():
             assert beam_search(model)(output) == beam_search(model, searcher=S2STransformerBeamSearcher)(output)
 
 
-def test_beam_of_one_is_greedy_decoding_of_the_decoder():
-    model = recogniser(eos_bias=2.0)
-    encoded = model.encode(batch_of_features()[:1], torch.tensor([60]))
-    tokens = [BOS]
-    with torch.no_grad():
-        while tokens[-1] != EOS and len(tokens) <= encoded.states.shape[1]:
-            hidden, _ = model.decode(torch.tensor([tokens]), encoded.states, encoded.lengths)
-            tokens.append(int(model.output_head(hidden)[0, -1].argmax()))
-        assert tokens[-1] == EOS  # ended by itself
-        hypotheses = beam_search(model, ctc_weight=0.0, beam_size=1)(ASROutput(encoded, encoded.states, None))
-    assert hypotheses == [tokens[1:-1]]
+def test_the_internal_language_model_is_the_decoder_without_sound_and_taken_off(recogniser):
+    model = recogniser(eos_bias=1.0)
+    plain, off = beam_search(model).searcher, beam_search(model)
+    off = BeamSearch(searcher=off.searcher, internal_lm_weight=0.25).searcher
+    states, lengths = torch.randn(2, 20, 16), torch.tensor([20, 11])
+    differ = 0
+    for found, without in zip(off.search(states, lengths), plain.search(states, lengths), strict=True):
+        (best,) = found
+        given = torch.tensor([[BOS, *best.tokens]])
+        with torch.no_grad():
+            hidden, _ = model.decode(given, torch.zeros(1, 1, 16), torch.tensor([1]))
+            log_probs = model.output_head(hidden)[0].log_softmax(-1)
+        expected = log_probs.gather(-1, torch.tensor([*best.tokens, EOS]).unsqueeze(1)).sum()
+        assert best.ended and best.parts["internal_lm"] == pytest.approx(float(expected), abs=1e-4)
+        total = 0.6 * best.parts["attention"] + 0.4 * best.parts["ctc"] - 0.25 * best.parts["internal_lm"]
+        assert best.score == pytest.approx(total / (len(best.tokens) + 1), abs=1e-4)
+        differ += best.score != without[0].score
+    assert differ == 2
 
 
-def test_beam_stays_within_the_decoders_limit():
-    """Without an end of sentence the search stops at max_target_length tokens instead of failing there."""
-    model = recogniser(eos_bias=-50.0)
-    states = torch.randn(2, 60, 16)  # more frames than the decoder's 40 tokens
-    output = ASROutput(EncoderOutput(states, torch.tensor([60, 50])), model.ctc_head(states), None)
-    hypotheses = beam_search(model, ctc_weight=0.0)(output)
-    assert all(30 < len(hypothesis) <= 40 for hypothesis in hypotheses)
-
-
-def test_search_follows_no_gradient_and_leaves_the_recogniser_where_it_is():
+def test_search_follows_no_gradient_and_leaves_the_recogniser_where_it_is(recogniser):
     model = recogniser()
     search = beam_search(model)
     assert not list(search.parameters())

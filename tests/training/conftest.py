@@ -18,6 +18,8 @@ import pytest
 import soundfile
 import torch
 
+from hmamba_asr.data.tokenizer import train_tokenizer
+
 REPO = Path(__file__).resolve().parents[2]
 SAMPLE_RATE = 16000
 WORDS = {"DO": 262, "RE": 330, "MI": 392, "FA": 523, "SO": 659, "LA": 784}  # a word is a tone, in Hz
@@ -91,6 +93,8 @@ def read_log(folder: Path, kind: str) -> list[dict]:
 class Recipe:
     """Command lines of train.py for a tiny model on the tones, and runs of them."""
 
+    script = REPO / "train.py"
+
     def __init__(self, corpus: Path):
         self.corpus = corpus
 
@@ -112,7 +116,7 @@ class Recipe:
             launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO)}
         with open(folder.with_suffix(".out"), "w") as out, open(folder.with_suffix(".err"), "w") as err:
-            return subprocess.Popen([*launcher, str(REPO / "train.py"), *argv], stdout=out, stderr=err, env=environment, cwd=REPO)
+            return subprocess.Popen([*launcher, str(self.script), *argv], stdout=out, stderr=err, env=environment, cwd=REPO)
 
     def finish(self, process: subprocess.Popen, folder: Path, timeout: float = 150) -> Run:
         try:
@@ -142,10 +146,50 @@ class Recipe:
         return self.finish(process, folder)
 
 
+class LMRecipe(Recipe):
+    """The same for train_lm.py with a tiny model, on made-up sentences that follow a pattern."""
+
+    script = REPO / "recipes" / "librispeech" / "train_lm.py"
+
+    def __init__(self, folder: Path):
+        draw, words = np.random.default_rng(3), ["one", "two", "three", "four", "five", "six", "seven"]
+        lines = [" ".join((words * 3)[(start := draw.integers(7)) : start + draw.integers(1, 9)]) for _ in range(40)]
+        self.text = folder / "sentences.txt"
+        self.text.write_text("\n\n".join(lines), encoding="utf-8")  # empty lines between, none after
+        manifest = folder / "manifest.csv"
+        manifest.write_text("ID,wrd\n" + "".join(f"{i},{line}\n" for i, line in enumerate(lines)), encoding="utf-8")
+        self.tokenizer = train_tokenizer(manifest=manifest, output_folder=folder, vocab_size=20)
+        self.manifest = manifest
+
+    def arguments(self, output: Path, **overrides: object) -> list[str]:
+        options = {
+            "output_folder": output, "tokenizer_file": self.tokenizer, "train_text": f"[{self.text}]",
+            "valid_text": f"[{self.manifest}]", "vocab_size": 20, "train_loader": "{batch_size: 4}", "log_every_steps": 1,
+            "number_of_epochs": 2, "model": "{d_model: 16, nhead: 2, d_ffn: 32}", "lr_schedule": "{n_warmup_steps: 10}",
+            **overrides,
+        }  # fmt: skip
+        argv = [str(REPO / "hparams" / "lm" / "transformer_lm_demo.yaml"), "--noprogressbar"]
+        return argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def lm_recipe(tmp_path_factory) -> LMRecipe:
+    return LMRecipe(tmp_path_factory.mktemp("sentences"))
+
+
 @pytest.fixture
 def train_script():
     """train.py as a module, for runs inside this process; what such a run does to logging and sys is undone."""
-    specification = importlib.util.spec_from_file_location("train_script", REPO / "train.py")
+    yield from _as_module(REPO / "train.py")
+
+
+@pytest.fixture
+def train_lm_script():
+    yield from _as_module(LMRecipe.script)
+
+
+def _as_module(script: Path):
+    specification = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(specification)
     root = logging.getLogger()
     before = root.level, root.handlers[:], sys.excepthook

@@ -1,0 +1,243 @@
+"""What a joint beam search adds to the attention decoder: CTC, Transformer LM, length, n-gram LM.
+
+Each scorer here does the work of the one in SpeechBrain's ``ScorerBuilder`` whose settings and modules it reads, for B
+utterances with K hypotheses each. The calls of one step are ``scores`` and then ``advance``.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.decoders import scorer as speechbrain_scorers
+from torch import Tensor, nn
+
+from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
+from hmamba_asr.decoding.incremental import LanguageModelStepper, TransformerStepper
+
+
+class Scorer:
+    """Scores of every next token, to be weighted and added.
+
+    ``partial``: only the best tokens by everything else are scored, the others are ruled out.
+    """
+
+    name = ""
+    highest = 0.0  # that the score of one token can be: probabilities are below one
+    needs_attention = False
+    max_steps = math.inf
+
+    def __init__(self, weight: float, partial: bool):
+        self.weight, self.partial = weight, partial
+
+    def start(self, states: Tensor, lengths: Tensor) -> None:
+        """Begin with the encoder states (B, T, d_model) and lengths (B,) of a batch."""
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        """Newest tokens (B, K), their cross-attention (B, K, T), candidates (B, K, C) if partial -> (B, K, vocab)."""
+        raise NotImplementedError
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> Tensor | None:
+        """Go on with ``tokens`` (B, K') after hypotheses ``parents``; their scores (B, K'), if it knows them better now."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the given utterances."""
+
+
+class CTC(Scorer):
+    name = "ctc"
+
+    def __init__(self, settings: speechbrain_scorers.CTCScorer, weight: float, partial: bool):
+        super().__init__(weight, partial)
+        self.head, self.blank, self.eos = settings.ctc_fc, settings.blank_index, settings.eos_index
+        self.window_size = settings.ctc_window_size
+        self.needs_attention = self.window_size > 0
+
+    def start(self, states: Tensor, lengths: Tensor) -> None:
+        log_probs = at_least_float32(self.head(states)).log_softmax(-1)
+        self.prefixes = CTCPrefixScorer(log_probs, lengths, blank=self.blank, eos=self.eos)
+        self.state, self.window = self.prefixes.start(), None
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        if self.needs_attention and attention is not None:
+            peaks = attention.argmax(-1)
+            first = peaks.amin(1) - self.window_size
+            # As in SpeechBrain, frame 0 is where the recursion begins: it counts unless the window opens after frame 1.
+            self.window = torch.stack([first.where(first > 1, 0), peaks.amax(1) + self.window_size], 1)
+        scores = self.prefixes.next_scores(self.state, self.window)
+        if candidates is None:
+            return scores
+        chosen = torch.full_like(scores, IMPOSSIBLE).scatter_(-1, candidates, scores.gather(-1, candidates))
+        chosen[..., self.eos] = scores[..., self.eos]
+        chosen[..., self.blank] = IMPOSSIBLE
+        return chosen
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        before = self.state.score.gather(1, parents)
+        self.state = self.prefixes.extend(self.state, parents, tokens, self.window)
+        return self.state.score - before
+
+    def keep(self, rows: Tensor) -> None:
+        self.prefixes.keep(rows)
+        self.state = self.state.keep(rows)
+        self.window = None if self.window is None else self.window[rows]
+
+
+class TransformerLM(Scorer):
+    name = "transformerlm"
+
+    def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
+        super().__init__(weight, partial)
+        self.stepper, self.temperature = LanguageModelStepper(settings.lm), settings.temperature
+        self.max_steps = self.stepper.max_steps
+
+    def start(self, states: Tensor, lengths: Tensor) -> None:
+        self.stepper.model.eval().to(states.device)
+        self.state = self.stepper.start()
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        return (at_least_float32(self.stepper.step(self.state, tokens)) / self.temperature).log_softmax(-1)
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> None:
+        self.state.reorder(parents)
+
+    def keep(self, rows: Tensor) -> None:
+        self.state.keep(rows)
+
+
+class InternalLM(Scorer):
+    """What the attention decoder says without hearing anything, to be taken off when a language model joins.
+
+    Its encoder states are zero (Meng et al. 2021, "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech
+    Recognition", https://arxiv.org/abs/2011.01991); ``weight`` is what is taken off, so the scorer's own is negative.
+    """
+
+    name = "internal_lm"
+
+    def __init__(self, decoder: TransformerStepper, head: nn.Module, weight: float):
+        super().__init__(-weight, partial=False)
+        self.decoder, self.head = decoder, head
+
+    def start(self, states: Tensor, lengths: Tensor) -> None:
+        self.state = self.decoder.start(torch.zeros_like(states[:, :1]), torch.ones_like(lengths))
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        return at_least_float32(self.head(self.decoder.step(self.state, tokens)[0])).log_softmax(-1)
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> None:
+        self.state.reorder(parents)
+
+    def keep(self, rows: Tensor) -> None:
+        self.state.keep(rows)
+
+
+class Length(Scorer):
+    """One for every token."""
+
+    name = "length"
+    highest = 1.0
+
+    def __init__(self, settings: speechbrain_scorers.LengthScorer, weight: float, partial: bool):
+        super().__init__(weight, partial)
+        self.vocab_size = settings.vocab_size
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        return torch.ones(*tokens.shape, self.vocab_size, device=tokens.device)
+
+
+class Ngram(Scorer):
+    """KenLM, a call for each token scored: have it among the partial scorers."""
+
+    name = "kenlm"
+
+    def __init__(self, settings: speechbrain_scorers.KenLMScorer, weight: float, partial: bool):
+        super().__init__(weight, partial)
+        self.lm, self.new_state, self.words = settings.lm, settings.kenlm.State, settings.id2char
+
+    def start(self, states: Tensor, lengths: Tensor) -> None:
+        empty = self.new_state()
+        self.lm.NullContextWrite(empty)
+        self.states = [[empty] for _ in lengths]
+
+    def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
+        every = range(len(self.words))
+        chosen = [[every] * len(row) for row in self.states] if candidates is None else candidates.tolist()
+        scores = torch.full((*tokens.shape, len(self.words)), IMPOSSIBLE)
+        for row, state_row, chosen_row in zip(scores, self.states, chosen, strict=True):
+            for out, state, words in zip(row, state_row, chosen_row, strict=True):
+                out[torch.tensor(words)] = torch.tensor([self._score(state, word)[0] for word in words])
+        return scores.to(tokens.device)
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> None:
+        self.states = [
+            [self._score(states[parent], token)[1] for parent, token in zip(*row, strict=True)]
+            for states, *row in zip(self.states, parents.tolist(), tokens.tolist(), strict=True)
+        ]
+
+    def keep(self, rows: Tensor) -> None:
+        self.states = [self.states[row] for row in rows.tolist()]
+
+    def _score(self, state, token: int):
+        """log P(token | state) and the state after it; KenLM counts in log10."""
+        following = self.new_state()
+        return self.lm.BaseScore(state, self.words[token], following) * math.log(10), following
+
+
+KINDS = {
+    speechbrain_scorers.CTCScorer: CTC,
+    speechbrain_scorers.TransformerLMScorer: TransformerLM,
+    speechbrain_scorers.LengthScorer: Length,
+    speechbrain_scorers.KenLMScorer: Ngram,
+}
+
+
+def read_scorers(builder: speechbrain_scorers.ScorerBuilder | None) -> list[Scorer]:
+    """The scorers of a ``ScorerBuilder`` with their weights, full ones first; none for None.
+
+    Raises
+    ------
+    ValueError
+        For a scorer that there is no counterpart of here.
+    """
+    if builder is None:
+        return []
+    scorers = []
+    for partial, group in ((False, builder.full_scorers), (True, builder.partial_scorers)):
+        for name, settings in group.items():
+            if type(settings) not in KINDS:
+                known = ", ".join(kind.__name__ for kind in KINDS)
+                raise ValueError(
+                    f"JointBeamSearcher has no counterpart of {type(settings).__name__}: give it {known}, or use "
+                    "SpeechBrain's S2STransformerBeamSearcher."
+                )
+            scorers.append(KINDS[type(settings)](settings, builder.weights[name], partial))
+    return scorers
+
+
+def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> TransformerLM:
+    """The scorer of a language model that train_lm.py exported: its YAML lm.yaml and its parameters lm.ckpt.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the folder lacks one of them, or the model has another vocabulary.
+    """
+    yaml, parameters = (Path(folder) / name for name in ("lm.yaml", "lm.ckpt"))
+    for path in (yaml, parameters):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py.")
+    model = load_hyperpyyaml(yaml.read_text(encoding="utf-8"))["model"]
+    model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
+    size = model.custom_src_module.emb.num_embeddings
+    if size != vocab_size:
+        raise ValueError(
+            f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with the recogniser's "
+            "tokenizer."
+        )
+    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
