@@ -96,8 +96,8 @@ class ASRBrain(sb.Brain):
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
         """The loader that the YAML describes for ``stage``, this rank's share of it."""
-        if stage != Stage.TRAIN:
-            return self.hparams.eval_loader(dataset, self.ranks)
+        if stage != Stage.TRAIN:  # only in testing is reading part of what is timed
+            return self.hparams.eval_loader(dataset, self.ranks, num_workers=self.hparams.num_workers)
         loader = self.hparams.train_loader(dataset, self.ranks)
         self.train_sampler = loader.batch_sampler
         self.checkpointer.add_recoverable(f"{ckpt_prefix}{stage.name}", loader)
