@@ -10,7 +10,7 @@ same command again to resume after an interruption.
 
 import logging
 
-from hmamba_asr.evaluation.report import render_table
+from hmamba_asr.evaluation.summary import render_table
 from hmamba_asr.training.brain import ASRBrain, Preempted
 from hmamba_asr.training.experiment import EXIT_PREEMPTED, Experiment, run_script
 from hmamba_asr.training.testing import evaluate

@@ -18,7 +18,7 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from hmamba_asr.evaluation.boundaries import Stage, draw_boundaries
+from hmamba_asr.evaluation.figures import Stage, draw_boundaries
 from hmamba_asr.models.encoder import StageOutput
 from hmamba_asr.training.testing import best_average
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmamba_asr.evaluation.report import load_results, render_table, update_summary
+from hmamba_asr.evaluation.summary import load_results, render_table, update_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_RESULTS = ROOT / "recipes" / "librispeech" / "results"

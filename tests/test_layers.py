@@ -38,7 +38,7 @@ TRITON_ALLOWED = (
 # Modules that must start fast and run where PyTorch is not installed yet: no heavy import at the top.
 LIGHT = (
     "hmamba_asr", "hmamba_asr.cli", "hmamba_asr.data.librispeech", "hmamba_asr.data.scan", "hmamba_asr.data.download",
-    "hmamba_asr.data.demo", "hmamba_asr.data.tokenizer", "hmamba_asr.evaluation.report", "hmamba_asr.evaluation.results",
+    "hmamba_asr.data.demo", "hmamba_asr.data.tokenizer", "hmamba_asr.evaluation.summary", "hmamba_asr.evaluation.results",
 )  # fmt: skip
 HEAVY = {"torch", "torchaudio", "speechbrain", "triton", "hyperpyyaml"}
 FORBIDDEN_TEXT = re.compile(

@@ -1,7 +1,7 @@
 """Results of a run: `results.json`, its schema, and the environment it was measured in.
 
 Schema of results.json, version 1. Every key is required; further keys are kept and ignored. A number that
-could not be measured is null, and an empty cell in the table that `report` makes.
+could not be measured is null, and an empty cell in the table that `summary` makes.
 
     schema          1
     name            name of the YAML file, without its ending
@@ -18,7 +18,8 @@ could not be measured is null, and an empty cell in the table that `report` make
         peak_memory_mib, precision ("bf16", ...), world_size
     checkpoints     names of the checkpoints that were averaged
     evaluation      {split: {search: entry}}, with searches such as "greedy", "beam", "beam+lm"; an entry has
-        wer, cer    `wer.ErrorCounts.to_dict()`
+        wer, cer    `wer.ErrorCounts.to_dict()`; wer.interval_95 [low, high] in percent, by resampling utterances, not in
+                    older files
         efficiency  `efficiency.Efficiency.to_dict()`, or null
         stages      of an encoder that chunks, one each: kept (chunks for each state that the stage was given, mean over
                     utterances), kept_std, kept_min, kept_max, prob, chunk_ms, chunk_ms_max, ...; not in older files

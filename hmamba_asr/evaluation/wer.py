@@ -1,8 +1,8 @@
 """Word and character error rates of a split, with alignments and sclite transcripts.
 
-References and hypotheses are mappings from utterance ID to transcript. Words are what `str.split` gives. The
-edit distance is SpeechBrain's (`speechbrain.utils.edit_distance`), whose insertion, deletion and substitution
-counts follow Kaldi's `compute-wer`.
+References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, which is all that
+is done to a text before it is scored. The edit distance is SpeechBrain's (`speechbrain.utils.edit_distance`), whose
+insertion, deletion and substitution counts follow Kaldi's `compute-wer`.
 
 The character error rate follows SpeechBrain's `split_tokens` convention: words are joined by one space and
 every character counts, the space included. Tools that leave the space out give slightly different figures.
@@ -10,6 +10,8 @@ every character counts, the space included. Tools that leave the space out give 
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,20 @@ from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 from speechbrain.utils.metric_stats import ErrorRateStats
 
 from hmamba_asr.evaluation.results import write_atomically
+from hmamba_asr.evaluation.significance import Interval, bootstrap_interval
 
 _NAMED_IDS = 5  # how many utterance IDs an error message spells out
+
+
+_TRN_LINE = re.compile(r"(?P<words>.*?)\s*\((?P<id>[^()\s]+)\)\s*")
+
+
+def normalise(text: str) -> list[str]:
+    """The words of a transcript as they are scored: Unicode's composed form (NFC), upper case, split at white space.
+
+    Nothing else: punctuation, apostrophes, hyphens and digits count as they stand.
+    """
+    return unicodedata.normalize("NFC", text).upper().split()
 
 
 @dataclass(frozen=True)
@@ -78,10 +92,49 @@ class ErrorCounts:
 
 @dataclass(frozen=True)
 class SplitScore:
-    """Word and character errors of one split."""
+    """Word and character errors of one split, and the 95% interval of its WER in percent."""
 
     wer: ErrorCounts
     cer: ErrorCounts
+    wer_interval: Interval
+
+
+@dataclass(frozen=True)
+class AlignedUtterance:
+    """One utterance's reference and hypothesis word by word: `pairs` of (reference, hypothesis), None where one has no word."""
+
+    id: str
+    pairs: tuple[tuple[str | None, str | None], ...]
+
+    @property
+    def words(self) -> int:
+        """Words of the reference."""
+        return sum(reference is not None for reference, _ in self.pairs)
+
+    @property
+    def errors(self) -> int:
+        """Insertions, deletions and substitutions together."""
+        return sum(reference != hypothesis for reference, hypothesis in self.pairs)
+
+    @property
+    def speaker(self) -> str:
+        """The first part of LibriSpeech's `speaker-chapter-utterance`; the whole ID where it has no dash."""
+        return self.id.split("-")[0]
+
+
+def align(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> list[AlignedUtterance]:
+    """Word alignments with the fewest errors of every utterance, sorted by ID.
+
+    Raises:
+        ValueError: the utterance IDs differ, or the references hold no words.
+    """
+    ids, ref_words, hyp_words = _paired_words(references, hypotheses)
+    aligned = []
+    for details in wer_details_for_batch(ids, ref_words, hyp_words, compute_alignments=True):
+        ref, hyp = details["ref_tokens"], details["hyp_tokens"]
+        pairs = tuple((None if i is None else ref[i], None if j is None else hyp[j]) for _, i, j in details["alignment"])
+        aligned.append(AlignedUtterance(details["key"], pairs))
+    return aligned
 
 
 def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> SplitScore:
@@ -92,7 +145,13 @@ def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) ->
     """
     ids, ref_words, hyp_words = _paired_words(references, hypotheses)
     ref_chars, hyp_chars = split_word(ref_words, space=" "), split_word(hyp_words, space=" ")
-    return SplitScore(wer=_count(ids, ref_words, hyp_words), cer=_count(ids, ref_chars, hyp_chars))
+    details = wer_details_for_batch(ids, ref_words, hyp_words)
+    errors = [item["insertions"] + item["deletions"] + item["substitutions"] for item in details]
+    return SplitScore(
+        wer=_counts(details),
+        cer=_counts(wer_details_for_batch(ids, ref_chars, hyp_chars)),
+        wer_interval=bootstrap_interval(errors, [item["num_ref_tokens"] for item in details]),
+    )
 
 
 def write_alignments(path: str | Path, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
@@ -112,7 +171,7 @@ def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Map
     """Write `ref.trn` and `hyp.trn` for `sclite -r ref.trn trn -h hyp.trn trn -i spu_id`, sorted by ID.
 
     One line per utterance, `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin
-    with the speaker, so IDs stand as they are. Words stand as they are too: sclite gives a meaning of its own
+    with the speaker, so IDs stand as they are. Words are those of `normalise`: sclite gives a meaning of its own
     to `{ a / b }`, `@` and a leading `;;`.
 
     Raises:
@@ -126,6 +185,29 @@ def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Map
         with write_atomically(Path(folder) / name) as stream:
             for key, words in zip(ids, transcripts, strict=True):
                 stream.write(" ".join([*words, f"({key})"]) + "\n")
+
+
+def read_trn(folder: str | Path) -> tuple[dict[str, str], dict[str, str]]:
+    """References and hypotheses by utterance ID, as `write_trn` left them in `folder`.
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: a line does not end in `(ID)`, or an ID comes twice.
+    """
+    return _read_trn_file(Path(folder) / "ref.trn"), _read_trn_file(Path(folder) / "hyp.trn")
+
+
+def _read_trn_file(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; evaluate the run again (the same command with --test_only).")
+    transcripts: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        match = _TRN_LINE.fullmatch(line)
+        if match is None or match["id"] in transcripts:
+            what = "does not end in (ID)" if match is None else f"repeats the ID {match['id']}"
+            raise ValueError(f"{path}, line {number} {what}; evaluate the run again (the same command with --test_only).")
+        transcripts[match["id"]] = match["words"]
+    return transcripts
 
 
 def _paired_words(
@@ -142,14 +224,14 @@ def _paired_words(
     if problems:
         raise ValueError(f"Cannot score: {'; '.join(problems)}. Decode exactly the split's manifest.")
     ids = sorted(references)
-    ref_words = [references[key].split() for key in ids]
+    ref_words = [normalise(references[key]) for key in ids]
     if not any(ref_words):
         raise ValueError("Cannot score: the references hold no words. Check the transcripts of this split.")
-    return ids, ref_words, [hypotheses[key].split() for key in ids]
+    return ids, ref_words, [normalise(hypotheses[key]) for key in ids]
 
 
-def _count(ids: list[str], references: list[list[str]], hypotheses: list[list[str]]) -> ErrorCounts:
-    summary = wer_summary(wer_details_for_batch(ids, references, hypotheses))
+def _counts(details: list[dict]) -> ErrorCounts:
+    summary = wer_summary(details)
     return ErrorCounts(
         tokens=summary["num_scored_tokens"],
         insertions=summary["insertions"],

@@ -80,12 +80,13 @@ def evaluate(
             write_alignments(folder / "wer.txt", references, texts)
             write_trn(folder, references, texts)
             evaluation[split][search_name] = {
-                "wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": efficiency.to_dict(), "stages": stages
+                "wer": {**score.wer.to_dict(), "interval_95": score.wer_interval}, "cer": score.cer.to_dict(),
+                "efficiency": efficiency.to_dict(), "stages": stages,
             }  # fmt: skip
             logger.info(
-                "%s, %s: WER %.2f%% (%d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
-                split, search_name, score.wer.rate, score.wer.insertions, score.wer.deletions, score.wer.substitutions,
-                score.cer.rate, score.wer.sentence_error_rate, efficiency.rtf,
+                "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
+                split, search_name, score.wer.rate, *score.wer_interval, score.wer.insertions, score.wer.deletions,
+                score.wer.substitutions, score.cer.rate, score.wer.sentence_error_rate, efficiency.rtf,
             )  # fmt: skip
     if not if_main_process():
         return None

@@ -14,8 +14,8 @@ import torch
 
 from hmamba_asr.evaluation import results as module
 from hmamba_asr.evaluation.efficiency import Efficiency, hardware
-from hmamba_asr.evaluation.report import collect_environment, load_results, write_results
 from hmamba_asr.evaluation.results import _git_state, write_atomically
+from hmamba_asr.evaluation.summary import collect_environment, load_results, write_results
 from hmamba_asr.evaluation.wer import score_split
 
 

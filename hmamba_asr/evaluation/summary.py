@@ -34,7 +34,7 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """Markdown: one table per corpus, one row per result.
 
     Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a
-    column per search; the RTF is that of all splits together. The kept fraction of an encoder that chunks has a
+    column per search; ± is half the width of the 95% interval. The RTF is that of all splits together. The kept fraction of an encoder that chunks has a
     column per split, where a row of the table has one. What was not measured is an empty cell.
 
     Args:
@@ -137,7 +137,13 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
 
 def _wer_cell(row: _Result, item: _Scored, search: str) -> str:
     entry = row["evaluation"].get(item.split, {}).get(search)
-    return f"{entry['wer']['rate']:.2f}" if entry and _scored(item.split, entry) == item else ""
+    return format_wer(entry["wer"]) if entry and _scored(item.split, entry) == item else ""
+
+
+def format_wer(errors: Mapping[str, Any]) -> str:
+    """The WER in percent and, where it was measured, half the width of its 95% interval: `5.53 ± 1.20`."""
+    interval = errors.get("interval_95")
+    return f"{errors['rate']:.2f}" + (f" ± {(interval[1] - interval[0]) / 2:.2f}" if interval else "")
 
 
 def _kept_cell(row: _Result, item: _Scored) -> str:

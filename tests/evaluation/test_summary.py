@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hmamba_asr.evaluation.report import (
+from hmamba_asr.evaluation.summary import (
     BEGIN_MARKER,
     END_MARKER,
     load_results,
