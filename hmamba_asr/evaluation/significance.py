@@ -66,7 +66,7 @@ def paired_bootstrap(
     rates, observed = _resampled_rates([errors_a, errors_b], words, resamples=resamples, seed=seed)
     differences = rates[1] - rates[0]
     tail = min((differences <= 0).sum(), (differences >= 0).sum())
-    return PairedBootstrap(observed[1] - observed[0], _percentiles(differences), min(1.0, 2 * (tail + 1) / (resamples + 1)))
+    return PairedBootstrap(observed[1] - observed[0], _percentiles(differences), min(1.0, 2 * (int(tail) + 1) / (resamples + 1)))
 
 
 @dataclass(frozen=True)

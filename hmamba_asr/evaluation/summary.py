@@ -34,8 +34,9 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """Markdown: one table per corpus, one row per result.
 
     Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a
-    column per search; ± is half the width of the 95% interval. The RTF is that of all splits together. The kept fraction of an encoder that chunks has a
-    column per split, where a row of the table has one. What was not measured is an empty cell.
+    column per search; ± is half the width of the WER's 95% interval, the RTF is that of all splits together. The kept
+    fraction of an encoder that chunks has a column per split, where a row of the table has one. What was not measured is
+    an empty cell.
 
     Args:
         results: as `load_results` returns them.

@@ -168,6 +168,13 @@ def test_kept_fractions_have_a_column_where_an_encoder_chunks(make_results, make
     assert list(rows[0]).index("dev kept") == list(rows[0]).index("dev WER beam") + 1
 
 
+def test_the_interval_stands_beside_the_wer_where_there_is_one(make_results, make_entry):
+    old, new = ({"dev": {"greedy": make_entry(words=1000, sentences=20, errors=50, audio=None)}} for _ in range(2))
+    new["dev"]["greedy"]["wer"]["interval_95"] = [3.5, 6.9]  # 5.00, skewed
+    rows = _rows(render_table([make_results("a", old), make_results("b", new)]))
+    assert [row["dev WER greedy"] for row in rows] == ["5.00", "5.00 ± 1.70"]
+
+
 def test_results_that_were_not_evaluated_share_a_table(make_results):
     rows = _rows(render_table([make_results("a", {}), make_results("b", {})]))
     assert [(row["model"], row["WER"], row["train time"]) for row in rows] == [

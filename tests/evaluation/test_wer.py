@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmamba_asr.evaluation.wer import ErrorCounts, score_split, write_alignments, write_trn
+from hmamba_asr.evaluation.wer import ErrorCounts, align, read_trn, score_split, write_alignments, write_trn
 
 REFERENCES = {
     "1-2-0001": "THE CAT SAT ON THE MAT",  # 1 deletion (ON), 1 substitution (MAT)
@@ -146,3 +148,48 @@ def test_trn_files(tmp_path):
 def test_ids_that_sclite_cannot_read_are_refused(tmp_path, key):
     with pytest.raises(ValueError, match="whitespace or parentheses"):
         write_trn(tmp_path, {key: "A"}, {key: "A"})
+
+
+def test_trn_files_read_back(tmp_path):
+    write_trn(tmp_path, REFERENCES, HYPOTHESES)
+    assert read_trn(tmp_path) == (REFERENCES, HYPOTHESES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("A B\n", "line 1 does not end in"), ("A (u)\nB (u)\n", "line 2 repeats the ID u")]
+)
+def test_broken_trn_files_are_refused(tmp_path, text, message):
+    (tmp_path / "ref.trn").write_text(text)
+    with pytest.raises(ValueError, match=rf"ref\.trn, {message}"):
+        read_trn(tmp_path)
+    (tmp_path / "ref.trn").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*ref\.trn; evaluate the run again"):
+        read_trn(tmp_path)
+
+
+def test_both_sides_are_normalised_alike():
+    """Case and composed or decomposed letters are no errors; apostrophes and punctuation are."""
+    score = score_split({"u": "caf\u00e9 O'CLOCK yes"}, {"u": "CAFE\u0301 o'clock YES,"})
+    assert (score.wer.errors, score.wer.tokens) == (1, 3)
+
+
+def test_alignments_by_hand():
+    first, second, *_ = align(REFERENCES, HYPOTHESES)
+    assert first.pairs == (("HELLO", "HELLO"), (None, "BIG"), ("WORLD", "WORLD"))
+    assert (first.id, first.speaker, first.words, first.errors) == ("1-2-0000", "1", 2, 1)
+    assert second.pairs[3:] == (("ON", None), ("THE", "THE"), ("MAT", "HAT")) and second.errors == 2
+
+
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_rates_of_real_outputs_are_jiwers(search):
+    jiwer = pytest.importorskip("jiwer")
+    references, hypotheses = read_trn(Path(__file__).parent / "outputs" / search)
+    score = score_split(references, hypotheses)
+    ids = sorted(references)
+    texts = [references[key] for key in ids], [hypotheses[key] for key in ids]
+    words, characters = jiwer.process_words(*texts), jiwer.process_characters(*texts)
+    assert score.wer.rate == pytest.approx(100 * words.wer) and score.cer.rate == pytest.approx(100 * characters.cer)
+    assert score.wer.errors == words.insertions + words.deletions + words.substitutions
+    by_utterance = [jiwer.process_words(ref, hyp) for ref, hyp in zip(*texts, strict=True)]
+    errors = [item.insertions + item.deletions + item.substitutions for item in by_utterance]
+    assert [item.errors for item in align(references, hypotheses)] == errors
