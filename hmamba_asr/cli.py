@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hmamba_asr.data.download import ARCHIVES, download
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0 done, 2 a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="hmamba-asr", description="Speech recognition with Mamba encoders.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_download, _add_prepare, _add_demo, _add_transcribe):
+    for add in (_add_download, _add_prepare, _add_demo, _add_transcribe, _add_compare, _add_boundaries, _add_report):
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -154,6 +155,76 @@ def _run_transcribe(args: argparse.Namespace) -> int:
     for path in args.audio:
         result = recogniser.transcribe(path, timestamps=args.json)
         print(json.dumps({"audio": path, **dataclasses.asdict(result)}) if args.json else f"{path}\t{result.text}")
+    return 0
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="compare",
+        run=_run_compare,
+        text="set two runs side by side",
+        details="What differs in their YAMLs; for each split and search, which makes fewer errors and if that is significant.",
+    )
+    parser.add_argument("a", metavar="A", help="output folder of an evaluated run")
+    parser.add_argument("b", metavar="B", help="another one")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from hmamba_asr.evaluation.compare import compare, load_run, render_comparison
+
+    found = compare(load_run(args.a), load_run(args.b))
+    print(json.dumps(found) if args.json else render_comparison(found))
+    return 0
+
+
+def _add_boundaries(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="boundaries",
+        run=_run_boundaries,
+        text="compare a run's chunks with phones and words",
+        details="Needs the run's test set aligned: ID.TextGrid files with the tiers phones and words, and praatio"
+        " (pip install 'hmamba-asr[report]').",
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run with a chunking encoder")
+    parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its test splits")
+    parser.add_argument("--alignments", required=True, metavar="DIR", help="folder with the TextGrids, also in subfolders")
+    parser.add_argument("--stage", type=int, default=0, metavar="N", help="chunking stage, the outermost is 0 (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_boundaries(args: argparse.Namespace) -> int:
+    from hmamba_asr.evaluation import boundaries
+
+    chunks = boundaries.read_chunks(Path(args.folder) / "test" / args.split / "chunks.jsonl")
+    alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
+    found = boundaries.describe_boundaries(chunks, alignments, stage=args.stage)
+    print(json.dumps(found) if args.json else boundaries.render_boundaries(found))
+    return 0
+
+
+def _add_report(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="report",
+        run=_run_report,
+        text="write one HTML page about runs",
+        details="The page needs no network: curves, recordings and pictures are in it. The other runs are tested against the"
+        " first one. Needs matplotlib and Jinja2 (pip install 'hmamba-asr[report]').",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of evaluated runs")
+    parser.add_argument("--output", "-o", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--title", default="Speech recognition runs", help="of the page")
+    parser.add_argument("--alignments", metavar="DIR", help="TextGrids of test utterances, to set chunks beside phones and words")
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from hmamba_asr.evaluation.report import write_report
+
+    write_report(args.output, args.runs, title=args.title, alignments=args.alignments)
+    print(args.output)
     return 0
 
 

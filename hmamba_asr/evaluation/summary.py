@@ -44,7 +44,7 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """
     seeds = defaultdict(set)
     for result in results:
-        seeds[_model(result)].add(result["seed"])
+        seeds[model_name(result)].add(result["seed"])
     several = {model for model, values in seeds.items() if len(values) > 1}
     sections = [_render_group(scored, group, several) for scored, group in _group_by_corpus(results)]
     unmeasured = sorted(set(expected) - {result["name"] for result in results})
@@ -55,7 +55,7 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     return "\n\n".join(sections)
 
 
-def _model(row: _Result) -> str:
+def model_name(row: _Result) -> str:
     """The YAML, and what the command line changed in it: two variants of a YAML are two models."""
     return " ".join([row["name"], *(f"--{key} {value}" for key, value in row.get("overrides", {}).items())])
 
@@ -84,7 +84,7 @@ def _group_by_corpus(results: Sequence[_Result]) -> list[tuple[list[_Scored], li
 
 
 def _row_order(row: _Result) -> tuple[str, int, str]:
-    return _model(row), row["seed"], row["date"]
+    return model_name(row), row["seed"], row["date"]
 
 
 def _search_order(search: str) -> tuple[int, str]:
@@ -116,7 +116,7 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
         git = row["environment"]["git"]
         body.append(
             [
-                _model(row) + (f" (seed {row['seed']})" if _model(row) in several_seeds else ""),
+                model_name(row) + (f" (seed {row['seed']})" if model_name(row) in several_seeds else ""),
                 " + ".join(map(str, training.get("train_splits", ()))),
                 f"{row['parameters']['total'] / 1e6:.3g}",
                 _cell(training.get("epochs"), "d"),

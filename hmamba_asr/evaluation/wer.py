@@ -92,11 +92,16 @@ class ErrorCounts:
 
 @dataclass(frozen=True)
 class SplitScore:
-    """Word and character errors of one split, and the 95% interval of its WER in percent."""
+    """Word and character errors of one split; word errors and reference words of each utterance, sorted by ID."""
 
     wer: ErrorCounts
     cer: ErrorCounts
-    wer_interval: Interval
+    utterance_errors: tuple[int, ...]
+    utterance_words: tuple[int, ...]
+
+    def wer_interval(self) -> Interval:
+        """95% bootstrap interval of the WER in percent; drawn anew, which takes a moment."""
+        return bootstrap_interval(self.utterance_errors, self.utterance_words)
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,11 @@ def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) ->
     ids, ref_words, hyp_words = _paired_words(references, hypotheses)
     ref_chars, hyp_chars = split_word(ref_words, space=" "), split_word(hyp_words, space=" ")
     details = wer_details_for_batch(ids, ref_words, hyp_words)
-    errors = [item["insertions"] + item["deletions"] + item["substitutions"] for item in details]
     return SplitScore(
         wer=_counts(details),
         cer=_counts(wer_details_for_batch(ids, ref_chars, hyp_chars)),
-        wer_interval=bootstrap_interval(errors, [item["num_ref_tokens"] for item in details]),
+        utterance_errors=tuple(item["insertions"] + item["deletions"] + item["substitutions"] for item in details),
+        utterance_words=tuple(item["num_ref_tokens"] for item in details),
     )
 
 

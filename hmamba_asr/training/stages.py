@@ -1,14 +1,15 @@
-"""What the chunking stages did, in numbers for the log, and a warning when a router collapses."""
+"""What the chunking stages did, in numbers for the log and places for the evaluation, and a warning when a router collapses."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmamba_asr.evaluation.boundaries import Chunks
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.encoder import StageOutput
 
@@ -21,6 +22,25 @@ def chunk_durations(stage: StageOutput, frames: Tensor) -> Tensor:
     following = following.scatter(1, (stage.chunk_lengths - 1).clamp(min=0).unsqueeze(1), frames.unsqueeze(1))
     inside = valid_mask(stage.chunk_lengths, stage.chunk_starts.shape[1])
     return (following - stage.chunk_starts).masked_fill(~inside, 0)
+
+
+def chunk_records(
+    stages: Sequence[StageOutput], ids: Sequence[str], *, centres: Callable[[float], float], hop_seconds: float
+) -> list[Chunks]:
+    """Where each utterance's chunks begin, of all stages; nothing if there are none.
+
+    ``centres`` gives the feature frame in the middle of an encoder frame. A frame begins half-way between its centre and the one
+    before it.
+    """
+    first = hop_seconds * centres(-0.5)
+    step = hop_seconds * centres(0.5) - first
+    return [
+        Chunks(
+            id=name, frames=int(stages[0].lengths[row]), first=first, step=step,
+            starts=tuple(tuple(stage.chunk_starts[row, : int(stage.chunk_lengths[row])].tolist()) for stage in stages),
+        )
+        for row, name in enumerate(ids if stages else ())
+    ]  # fmt: skip
 
 
 def stage_sums(stages: Sequence[StageOutput], *, frame_ms: float, ratios: Sequence[Tensor] = ()) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
 from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
+from hmamba_asr.evaluation.boundaries import Chunks, write_chunks
 from hmamba_asr.evaluation.efficiency import Efficiency, StageTimer, hardware, merge
 from hmamba_asr.evaluation.results import collect_environment, write_results
 from hmamba_asr.evaluation.wer import score_split, write_alignments, write_trn
@@ -24,7 +25,7 @@ from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.brain import ASRBrain
 from hmamba_asr.training.progress import merge_sums
-from hmamba_asr.training.stages import stage_figures
+from hmamba_asr.training.stages import chunk_records, stage_figures
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def evaluate(
     """Decode every split with every search of the YAML and write ``results.json`` under the output folder. ``overrides`` is what
     the command line changed in the YAML ``name``.
 
-    Also writes ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and ref.trn, hyp.trn for sclite. Under
+    Also writes ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and ref.trn, hyp.trn for sclite, and, of an
+    encoder that chunks, where chunks begin into ``test/<split>/chunks.jsonl``. Under
     torchrun each rank decodes its share and the main process writes; returns the results there and None elsewhere.
     """
     checkpoints = load_best(brain)
@@ -71,21 +73,24 @@ def evaluate(
     for split, dataset in datasets.items():
         evaluation[split] = {}
         for search_name, search in brain.hparams.test_searches.items():
-            texts, efficiency, stages = _decode(brain, dataset, search, f"{split}, {search_name}")
+            texts, efficiency, stages, chunks = _decode(brain, dataset, search, f"{split}, {search_name}")
             if not if_main_process():
                 continue
             references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
             score = score_split(references, texts)
+            interval = score.wer_interval()
             folder = Path(brain.hparams.output_folder) / "test" / split / search_name
             write_alignments(folder / "wer.txt", references, texts)
             write_trn(folder, references, texts)
+            if chunks:
+                write_chunks(folder.parent / "chunks.jsonl", chunks)  # the same for every search
             evaluation[split][search_name] = {
-                "wer": {**score.wer.to_dict(), "interval_95": score.wer_interval}, "cer": score.cer.to_dict(),
+                "wer": {**score.wer.to_dict(), "interval_95": interval}, "cer": score.cer.to_dict(),
                 "efficiency": efficiency.to_dict(), "stages": stages,
             }  # fmt: skip
             logger.info(
                 "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
-                split, search_name, score.wer.rate, *score.wer_interval, score.wer.insertions, score.wer.deletions,
+                split, search_name, score.wer.rate, *interval, score.wer.insertions, score.wer.deletions,
                 score.wer.substitutions, score.cer.rate, score.wer.sentence_error_rate, efficiency.rtf,
             )  # fmt: skip
     if not if_main_process():
@@ -110,8 +115,8 @@ def evaluate(
 @torch.no_grad()
 def _decode(
     brain: ASRBrain, dataset: DynamicItemDataset, search, title: str
-) -> tuple[dict[str, str], Efficiency, list[dict[str, float]]]:
-    """Hypotheses of all ranks by utterance ID, the time they took, warm, and what each chunking stage did."""
+) -> tuple[dict[str, str], Efficiency, list[dict[str, float]], list[Chunks]]:
+    """Hypotheses of all ranks by utterance ID, the time they took, warm, what each chunking stage did, and where chunks begin."""
     brain.modules.eval()
     search.to(brain.device)
     shortest = min(dataset.data_ids, key=lambda i: dataset.data[i]["duration"])
@@ -120,6 +125,7 @@ def _decode(
     loader = brain.hparams.eval_loader(dataset, brain.ranks)
     timer = StageTimer(brain.device)
     texts: dict[str, str] = {}
+    chunks: list[Chunks] = []
     sums: Counter = Counter()
     audio_seconds, started = 0.0, time.perf_counter()
     batches = iter(loader)
@@ -129,20 +135,23 @@ def _decode(
         found, output = _decode_batch(brain, batch, search, timer)
         texts.update(found)
         merge_sums(sums, {name: float(value) for name, value in brain.stage_sums(output).items()})
+        centres, hop = brain.raw_model.frontend.centres, brain.modules.features.hop_seconds
+        chunks += chunk_records(output.encoded.stages, batch.id, centres=centres, hop_seconds=hop)
         audio_seconds += float(sum(batch.duration))
     efficiency = Efficiency(
         audio_seconds=audio_seconds, stage_seconds=dict(timer.seconds), wall_seconds=time.perf_counter() - started,
         batch=brain.hparams.eval_batching, hardware=hardware(brain.device),
     )  # fmt: skip
     if brain.ranks.world_size == 1:
-        return texts, efficiency, stage_figures(sums, len(texts))
+        return texts, efficiency, stage_figures(sums, len(texts)), chunks
     parts: list = [None] * brain.ranks.world_size
-    dist.all_gather_object(parts, (texts, efficiency, sums))
+    dist.all_gather_object(parts, (texts, efficiency, sums, chunks))
     texts = {i: text for part in parts for i, text in part[0].items()}
     sums = Counter()
     for part in parts:
         merge_sums(sums, part[2])
-    return texts, merge([part[1] for part in parts]), stage_figures(sums, len(texts))
+    chunks = [item for part in parts for item in part[3]]
+    return texts, merge([part[1] for part in parts]), stage_figures(sums, len(texts)), chunks
 
 
 def _decode_batch(brain: ASRBrain, batch: PaddedBatch, search, timer: StageTimer) -> tuple[dict[str, str], ASROutput]:

@@ -1,0 +1,295 @@
+"""Where chunks begin, and whether those are the boundaries of phones and words.
+
+A chunk that begins at frame t begins half-way between the centres of frames t - 1 and t: that is where the router saw a change.
+The first chunk of an utterance has no choice, so its start is not scored; nor are the utterance's ends in the alignment, nor
+boundaries between two silences.
+
+A found boundary is a hit if it lies within the tolerance of a true one, each used once, with as many hits as are possible. Over
+many utterances hits add. R-value: O. Räsänen, U. Laine and T. Altosaar, "An improved speech segmentation quality measure: the
+R-value", Interspeech 2009; unlike F1 it is not raised by boundaries everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hmamba_asr.evaluation.results import write_atomically
+
+Seconds = float
+TOLERANCES = (0.02, 0.04)  # seconds
+SILENCES = frozenset({"", "sil", "sp", "<eps>"})  # of the Montreal Forced Aligner and its kin; spn is a word they do not know
+RANDOM_DRAWS = 20
+_ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is a hit
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The chunks of one utterance of `frames` encoder frames; frame t begins at `first + step * t` seconds.
+
+    `starts`: for each chunking stage, outermost first, the frames at which its chunks begin, the first one 0.
+    """
+
+    id: str
+    frames: int
+    first: Seconds
+    step: Seconds
+    starts: tuple[tuple[int, ...], ...]
+
+    def seconds(self, frames: Any) -> np.ndarray:
+        """When these frames begin."""
+        return self.first + self.step * np.asarray(frames, dtype=float)
+
+    def boundaries(self, stage: int = 0) -> np.ndarray:
+        """Starts of a stage's chunks in seconds, without the first one."""
+        return self.seconds(self.starts[stage][1:])
+
+    def durations(self, stage: int = 0) -> np.ndarray:
+        """Of a stage's chunks, in seconds."""
+        return self.step * np.diff([*self.starts[stage], self.frames])
+
+
+def write_chunks(path: str | Path, chunks: Iterable[Chunks]) -> None:
+    """One JSON object a line, sorted by ID."""
+    with write_atomically(path) as stream:
+        for item in sorted(chunks, key=lambda item: item.id):
+            stream.write(json.dumps(vars(item)) + "\n")
+
+
+def read_chunks(path: str | Path) -> list[Chunks]:
+    """What `write_chunks` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not such an object.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no {path}; only runs that chunk have one. Evaluate an older run again (the same command with --test_only)."
+        )
+    found = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            found.append(Chunks(**{**record, "starts": tuple(map(tuple, record["starts"]))}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} does not describe an utterance's chunks ({error}).") from error
+    return found
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Intervals (start, end, label) of an utterance in seconds, by tier: "phones" and "words"."""
+
+    tiers: Mapping[str, Sequence[tuple[Seconds, Seconds, str]]]
+
+    def boundaries(self, tier: str) -> np.ndarray:
+        """Times at which one interval gives way to another, not both of them silent."""
+        intervals = self.tiers[tier]
+        pairs = zip(intervals[:-1], intervals[1:], strict=True)
+        return np.array([after[0] for before, after in pairs if not (_silent(before[2]) and _silent(after[2]))])
+
+    def silent(self, times: Sequence[Seconds]) -> np.ndarray:
+        """Whether each of these times lies in silence."""
+        pauses = [(start, end) for start, end, label in self.tiers["phones"] if _silent(label)]
+        instants = np.asarray(times, dtype=float)
+        inside = np.zeros(len(instants), dtype=bool)
+        for start, end in pauses:
+            inside |= (instants >= start) & (instants < end)
+        return inside
+
+    @property
+    def silent_seconds(self) -> Seconds:
+        """Silence altogether."""
+        return sum(end - start for start, end, label in self.tiers["phones"] if _silent(label))
+
+    @property
+    def seconds(self) -> Seconds:
+        """From the first to the last interval's end."""
+        return self.tiers["phones"][-1][1] - self.tiers["phones"][0][0]
+
+
+def _silent(label: str) -> bool:
+    return label.strip().lower() in SILENCES
+
+
+def read_alignment(path: str | Path) -> Alignment:
+    """Tiers "phones" and "words" of a Praat TextGrid. Needs praatio.
+
+    Raises:
+        ValueError: it is no TextGrid, or lacks one of the tiers.
+    """
+    from praatio import textgrid
+    from praatio.utilities.errors import PraatioException
+
+    try:
+        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
+        tiers = {name: tuple(map(tuple, grid.getTier(name).entries)) for name in ("phones", "words")}
+    except (PraatioException, KeyError, ValueError, IndexError, OSError) as error:
+        raise ValueError(f"{path} is not a TextGrid with the tiers phones and words ({' '.join(str(error).split())}).") from error
+    if not all(tiers.values()):
+        raise ValueError(f"{path} has a tier without intervals; align this utterance again.")
+    return Alignment(tiers)
+
+
+def read_alignments(folder: str | Path, ids: Iterable[str]) -> dict[str, Alignment]:
+    """Alignments of those utterances that have an `ID.TextGrid` somewhere below `folder`.
+
+    Raises:
+        FileNotFoundError: the folder has none of them.
+        ValueError: see `read_alignment`.
+    """
+    wanted = set(ids)
+    files = {path.stem: path for path in sorted(Path(folder).rglob("*.TextGrid")) if path.stem in wanted}
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has no ID.TextGrid of any of the {len(wanted)} utterances; give their alignments' folder."
+        )
+    return {key: read_alignment(path) for key, path in files.items()}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Found boundaries against true ones: how many there are of each, and how many of them are hits (a mean for random ones)."""
+
+    true: int
+    found: int
+    hits: float
+
+    @property
+    def precision(self) -> float:
+        """Share of found boundaries that are hits; NaN without any."""
+        return self.hits / self.found if self.found else math.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of true boundaries that were hit; NaN without any."""
+        return self.hits / self.true if self.true else math.nan
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both."""
+        return 2 * self.hits / (self.true + self.found) if self.true + self.found else math.nan
+
+    @property
+    def r_value(self) -> float:
+        """1 where every boundary is hit and none is superfluous; can be negative."""
+        if not self.true:
+            return math.nan
+        surplus = self.found / self.true - 1
+        to_ideal = math.hypot(1 - self.recall, surplus)
+        to_line = (self.recall - 1 - surplus) / math.sqrt(2)
+        return 1 - (to_ideal + abs(to_line)) / 2
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(self.true + other.true, self.found + other.found, self.hits + other.hits)
+
+    def to_dict(self) -> dict[str, float]:
+        """Counts and measures, as fractions."""
+        return {**vars(self), "precision": self.precision, "recall": self.recall, "f1": self.f1, "r_value": self.r_value}
+
+
+def hits(true: Sequence[Seconds], found: Sequence[Seconds], tolerance: Seconds) -> int:
+    """Pairs of a true and a found boundary at most `tolerance` apart, each in one pair; both in rising order."""
+    count = i = j = 0
+    while i < len(true) and j < len(found):
+        if abs(true[i] - found[j]) <= tolerance + _ROUNDING:
+            count, i, j = count + 1, i + 1, j + 1
+        elif true[i] < found[j]:
+            i += 1
+        else:
+            j += 1
+    return count
+
+
+def _random_boundaries(item: Chunks, count: int, random: np.random.Generator) -> np.ndarray:
+    """As many different frames of the utterance, not its first, as seconds in rising order."""
+    return item.seconds(1 + np.sort(random.permutation(item.frames - 1)[:count]))
+
+
+def describe_boundaries(
+    chunks: Sequence[Chunks], alignments: Mapping[str, Alignment], *, stage: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    """How a stage's boundaries agree with the alignments, beside as many random and evenly spaced ones on the same frames.
+
+    Returns what JSON can hold: `utterances` that have an alignment; `agreement` {tier: {tolerance in ms: {learned | random |
+    uniform: `Agreement.to_dict()`}}}, random ones as the mean of 20 draws; `silence`, the share of boundaries in silence and that
+    of the time; `durations` of chunks, the number of chunks by their length in frames, and `frame_ms`.
+
+    Raises:
+        ValueError: no utterance has an alignment.
+    """
+    aligned = [item for item in chunks if item.id in alignments]
+    if not aligned:
+        raise ValueError("no utterance of these chunks has an alignment; compare the IDs with the TextGrids' names.")
+    random = np.random.default_rng(seed)
+    totals = {
+        (tier, tolerance, kind): Agreement(0, 0, 0)
+        for tier in ("phones", "words")
+        for tolerance in TOLERANCES
+        for kind in ("learned", "random", "uniform")
+    }
+    in_silence = found = 0
+    durations: dict[int, int] = {}
+    for item in aligned:
+        alignment = alignments[item.id]
+        learned = item.boundaries(stage)
+        count = len(learned)
+        candidates = {
+            "learned": [learned],
+            "random": [_random_boundaries(item, count, random) for _ in range(RANDOM_DRAWS)],
+            "uniform": [item.seconds(np.round(np.linspace(0, item.frames, count + 2)[1:-1]))],
+        }
+        for tier, tolerance, kind in totals:
+            true = alignment.boundaries(tier)
+            mean = float(np.mean([hits(true, drawn, tolerance) for drawn in candidates[kind]]))
+            totals[tier, tolerance, kind] += Agreement(len(true), count, mean)
+        in_silence += int(alignment.silent(learned).sum())
+        found += count
+        for frames in np.diff([*item.starts[stage], item.frames]).tolist():
+            durations[frames] = durations.get(frames, 0) + 1
+    agreement: dict[str, dict[str, dict[str, Any]]] = {}
+    for (tier, tolerance, kind), total in totals.items():
+        agreement.setdefault(tier, {}).setdefault(f"{1000 * tolerance:.0f}", {})[kind] = total.to_dict()
+    seconds = sum(alignments[item.id].seconds for item in aligned)
+    return {
+        "utterances": len(aligned),
+        "without_alignment": len(chunks) - len(aligned),
+        "agreement": agreement,
+        "silence": {
+            "boundaries": in_silence / found if found else math.nan,
+            "time": sum(alignments[item.id].silent_seconds for item in aligned) / seconds,
+        },
+        "frame_ms": 1000 * aligned[0].step,
+        "durations": dict(sorted(durations.items())),
+    }
+
+
+def render_boundaries(found: Mapping[str, Any]) -> str:
+    """What `describe_boundaries` found, for people."""
+    without = f", {found['without_alignment']} without alignment" if found["without_alignment"] else ""
+    lines = [f"{found['utterances']} utterances{without}", ""]
+    lines.append(f"{'tier':<8}{'within':>8}  {'boundaries':<10}{'precision':>10}{'recall':>8}{'F1':>8}{'R-value':>9}")
+    for tier, by_tolerance in found["agreement"].items():
+        for tolerance, kinds in by_tolerance.items():
+            for kind, measured in kinds.items():
+                figures = [measured[name] for name in ("precision", "recall", "f1", "r_value")]
+                shown = "".join(f"{value:>{width}.3f}" for value, width in zip(figures, (10, 8, 8, 9), strict=True))
+                lines.append(f"{tier:<8}{tolerance + ' ms':>8}  {kind:<10}{shown}")
+    silence = found["silence"]
+    lines += [
+        "",
+        f"In silence: {silence['boundaries']:.1%} of the boundaries, {silence['time']:.1%} of the time.",
+        "",
+        "Chunks by length:",
+    ]
+    total = sum(found["durations"].values())
+    for frames, count in found["durations"].items():
+        lines.append(f"{frames * found['frame_ms']:>7.0f} ms {count:>7} {'#' * round(50 * count / total)}")
+    return "\n".join(lines)
