@@ -1,4 +1,4 @@
-"""A picture of what an encoder with chunking stages made of one utterance: spectrogram, boundary probabilities, boundaries."""
+"""Pictures of what an encoder with chunking stages made of one utterance. Need matplotlib."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hmamba_asr.evaluation.boundaries import Alignment, Chunks
 
 Seconds = float
 
@@ -66,3 +72,42 @@ def draw_boundaries(
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_chunks(samples: np.ndarray, sample_rate: int, chunks: Chunks, *, alignment: Alignment | None = None) -> Figure:
+    """The spectrogram of mono samples (S,), below it each stage's chunks, and words and phones where they are known."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen needed
+    import matplotlib.pyplot as plt
+
+    rows = [f"chunks, stage {n}" if len(chunks.starts) > 1 else "chunks" for n in range(len(chunks.starts))]
+    tiers = ("phones", "words") if alignment else ()
+    seconds = len(samples) / sample_rate
+    figure, axes = plt.subplots(
+        1 + len(rows) + len(tiers), 1, figsize=(min(14.0, max(7.0, 2.2 * seconds)), 2.2 + 0.45 * (len(rows) + len(tiers))),
+        sharex=True, layout="constrained", height_ratios=[5.0] + [1.0] * (len(rows) + len(tiers)),
+    )  # fmt: skip
+    window = int(0.025 * sample_rate)
+    # The floor keeps digital silence from being minus infinity.
+    axes[0].specgram(
+        samples + 1e-7, NFFT=window, noverlap=window - int(0.01 * sample_rate), Fs=sample_rate, cmap="magma", vmin=-140
+    )
+    axes[0].vlines(chunks.boundaries(), 0, sample_rate / 2, color="cyan", linewidth=0.6, alpha=0.8)
+    axes[0].set(ylabel="Hz", ylim=(0, sample_rate / 2))
+    for stage, (axis, row) in enumerate(zip(axes[1:], rows, strict=False)):
+        edges = chunks.seconds([*chunks.starts[stage], chunks.frames])
+        axis.barh([0] * (len(edges) - 1), np.diff(edges), left=edges[:-1], height=1, color=["#9ecae1", "#4292c6"] * len(edges))
+        _label(axis, row)
+    for axis, tier in zip(axes[1 + len(rows) :], tiers, strict=True):
+        for start, end, label in alignment.tiers[tier]:
+            axis.axvline(start, color="black", linewidth=0.6)
+            axis.text((start + end) / 2, 0, label, ha="center", va="center", fontsize=7, clip_on=True)
+        _label(axis, tier)
+    axes[-1].set(xlabel="seconds", xlim=(0, seconds))
+    return figure
+
+
+def _label(axis, name: str) -> None:
+    axis.set(yticks=[], ylim=(-0.5, 0.5))
+    axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)

@@ -55,7 +55,7 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     return "\n\n".join(sections)
 
 
-def model_name(row: _Result) -> str:
+def model_name(row: Mapping[str, Any]) -> str:
     """The YAML, and what the command line changed in it: two variants of a YAML are two models."""
     return " ".join([row["name"], *(f"--{key} {value}" for key, value in row.get("overrides", {}).items())])
 
@@ -124,7 +124,7 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
                 *(kept[item][index] for item in chunked),
                 *([_rtf_cell(row, search) for search in all_searches] or [""]),
                 _cell(training.get("audio_seconds_per_second"), ".0f"),
-                _duration(training.get("seconds")),
+                format_duration(training.get("seconds")),
                 _hardware_cell(row),
                 git["commit"][:8] + (" (dirty)" if git["dirty"] else "") if git else "",
             ]
@@ -197,7 +197,8 @@ def _cell(value: Any, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def _duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
+    """Hours and minutes, minutes or seconds, for people; empty for None."""
     if seconds is None:
         return ""
     if seconds < 60:

@@ -215,8 +215,9 @@ def test_real_alignments_hold_the_transcripts(speech_folder, alignment_folder):
     assert len(alignments) > 100
     recordings = {path.stem: path for path in speech_folder.rglob("*.flac")}
     for key, alignment in alignments.items():
-        words = "".join(label.upper() for *_, label in alignment.tiers["words"])  # it may divide COSETTE'S
-        assert "<UNK>" in words or words == transcripts[key].replace(" ", ""), key
+        # The aligner divides COSETTE'S, now and then without its apostrophe.
+        words = "".join(label.upper() for *_, label in alignment.tiers["words"]).replace("'", "")
+        assert "<UNK>" in words or words == transcripts[key].replace(" ", "").replace("'", ""), key
         phones, edges = alignment.boundaries("phones"), alignment.boundaries("words")
         assert hits(phones, edges, 0.001) == len(edges), key
         assert alignment.seconds == pytest.approx(soundfile.info(recordings[key]).duration, abs=0.05)

@@ -1,0 +1,113 @@
+"""Pictures of numbers: training curves, errors by length and speaker, time by stage, durations of chunks. Need matplotlib.
+
+Each function returns a matplotlib figure; whoever asked for it saves and closes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hmamba_asr.evaluation.breakdown import Part
+
+
+def read_epochs(run: str | Path) -> list[dict[str, Any]]:
+    """The epoch records of a run's log, in order; `run` is its output folder, or a train_log.jsonl.
+
+    Raises:
+        ValueError: there is no log, or no epoch in it.
+    """
+    file = Path(run) / "train_log.jsonl" if Path(run).is_dir() else Path(run)
+    if not file.is_file():
+        raise ValueError(f"there is no {file}; give the output folder of a training run.")
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    if not epochs:
+        raise ValueError(f"{file} has no finished epoch yet.")
+    return epochs
+
+
+def draw_training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Training and validation loss by epoch, and below it validation WER, of each run's epoch records."""
+    figure, (losses, wers) = _subplots(2, 1, figsize=(7, 6.5), sharex=True)
+    for index, (name, epochs) in enumerate(runs.items()):
+        color = f"C{index}"
+        x = [record["epoch"] for record in epochs]
+        losses.plot(x, [record["loss"] for record in epochs], color=color, linestyle="--", label=f"{name}: training")
+        losses.plot(x, [record["valid_loss"] for record in epochs], color=color, label=f"{name}: validation")
+        measured = [(record["epoch"], record["valid_wer"]) for record in epochs if record.get("valid_wer") is not None]
+        if measured:
+            wers.plot(*zip(*measured, strict=True), color=color, marker="o", markersize=3)
+            best = min(measured, key=lambda pair: pair[1])
+            wers.annotate(f"{best[1]:.1f}%", best, xytext=(0, -13), textcoords="offset points", ha="center", color=color)
+    losses.set(ylabel="loss per utterance (nats)", yscale="log")
+    losses.legend()
+    wers.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
+    for axes in (losses, wers):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def draw_parts(runs: Mapping[str, Sequence[Part]], *, xlabel: str) -> Figure:
+    """WER with its interval of the same parts of a split in each run, in the order of the first run."""
+    names = list(dict.fromkeys(part.name for parts in runs.values() for part in parts))
+    figure, axes = _subplots(1, 1, figsize=(7, 3.2))
+    for index, (run, parts) in enumerate(runs.items()):
+        shift = 0.16 * (index - (len(runs) - 1) / 2)
+        x = [names.index(part.name) + shift for part in parts]
+        rates = [part.rate for part in parts]
+        # Of a skewed interval the rate itself may be an end, up to the rounding.
+        below = [max(0.0, part.rate - part.interval.low) for part in parts]
+        above = [max(0.0, part.interval.high - part.rate) for part in parts]
+        axes.errorbar(x, rates, yerr=(below, above), fmt="o", markersize=4, linewidth=1.2, capsize=2, label=run)
+    axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
+    axes.set(xlabel=xlabel, ylabel="WER (%), 95% interval", ylim=(0, None))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend()
+    return figure
+
+
+def draw_stage_times(rows: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Processing seconds for a second of audio of each row, divided into stages."""
+    stages = list(dict.fromkeys(stage for times in rows.values() for stage in times))
+    figure, axes = _subplots(1, 1, figsize=(7, 1.0 + 0.4 * len(rows)))
+    left = dict.fromkeys(rows, 0.0)
+    for index, stage in enumerate(stages):
+        widths = [times.get(stage, 0.0) for times in rows.values()]
+        axes.barh(list(rows), widths, left=list(left.values()), label=stage, color=f"C{index}", height=0.65)
+        left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
+    axes.invert_yaxis()
+    axes.set(xlabel="processing seconds for a second of audio (RTF)")
+    axes.legend(ncols=len(stages), fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def draw_durations(runs: Mapping[str, Sequence[float]]) -> Figure:
+    """Share of chunks by their duration; each run's durations in seconds."""
+    import numpy as np
+
+    longest = max(max(durations) for durations in runs.values())
+    step = min(np.diff(np.unique(np.concatenate([[0.0], *runs.values()]).round(6))))
+    edges = 1000 * step * (np.arange(round(min(longest, 25 * step) / step) + 1) + 0.5)
+    figure, axes = _subplots(1, 1, figsize=(7, 2.8))
+    for name, durations in runs.items():
+        milliseconds = 1000 * np.minimum(durations, edges[-1] / 1000 - step / 2)  # what is longer stands in the last bar
+        axes.hist(milliseconds, bins=edges, weights=np.full(len(durations), 100 / len(durations)), histtype="step", label=name)
+    axes.set(xlabel="duration of a chunk (ms)", ylabel="% of chunks")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _subplots(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen needed
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(rows, columns, layout="constrained", **options)
