@@ -46,8 +46,11 @@ def draw_training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             best = min(measured, key=lambda pair: pair[1])
             wers.annotate(f"{best[1]:.1f}%", best, xytext=(0, -13), textcoords="offset points", ha="center", color=color)
     losses.set(ylabel="loss per utterance (nats)", yscale="log")
-    losses.legend()
+    for axis in (losses.yaxis.set_major_formatter, losses.yaxis.set_minor_formatter):
+        axis("{x:g}")  # instead of powers of ten
+    losses.legend(fontsize=9)
     wers.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
+    wers.xaxis.get_major_locator().set_params(integer=True)
     for axes in (losses, wers):
         axes.grid(alpha=0.3)
     return figure
@@ -68,7 +71,8 @@ def draw_parts(runs: Mapping[str, Sequence[Part]], *, xlabel: str) -> Figure:
     axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 12 else 0)
     axes.set(xlabel=xlabel, ylabel="WER (%), 95% interval", ylim=(0, None))
     axes.grid(alpha=0.3, axis="y")
-    axes.legend()
+    axes.set_xlim(-0.7, len(names) - 0.3)
+    _legend_above(axes)
     return figure
 
 
@@ -82,8 +86,8 @@ def draw_stage_times(rows: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.barh(list(rows), widths, left=list(left.values()), label=stage, color=f"C{index}", height=0.65)
         left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
     axes.invert_yaxis()
-    axes.set(xlabel="processing seconds for a second of audio (RTF)")
-    axes.legend(ncols=len(stages), fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))
+    axes.set(xlabel="RTF: seconds for a second of audio")
+    _legend_above(axes)
     return figure
 
 
@@ -98,10 +102,14 @@ def draw_durations(runs: Mapping[str, Sequence[float]]) -> Figure:
     for name, durations in runs.items():
         milliseconds = 1000 * np.minimum(durations, edges[-1] / 1000 - step / 2)  # what is longer stands in the last bar
         axes.hist(milliseconds, bins=edges, weights=np.full(len(durations), 100 / len(durations)), histtype="step", label=name)
-    axes.set(xlabel="duration of a chunk (ms)", ylabel="% of chunks")
+    axes.set(xlabel="duration of a chunk (ms), the last bar: and longer", ylabel="% of chunks")
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend_above(axes)
     return figure
+
+
+def _legend_above(axes: Any) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, frameon=False)
 
 
 def _subplots(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:

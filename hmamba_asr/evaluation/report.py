@@ -75,14 +75,18 @@ def write_report(output: str | Path, folders: Sequence[str | Path], *, title: st
 
 
 def _labelled(runs: list[RunFolder]) -> list[RunFolder]:
-    """The runs with labels that tell them apart: the model's name, with its seed or its folder where that does not do."""
+    """The runs with labels that tell them apart: the YAML's name, then with overrides, seed and folder as far as needed."""
     folders = [run.folder.resolve() for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("a run is named twice; give each output folder once.")
-    labels = [model_name(run.results) for run in runs]
-    for more in (lambda run: f", seed {run.results['seed']}", lambda run: f", {run.folder.name}"):
+    labels = [run.results["name"] for run in runs]
+    for longer in (
+        lambda run, _: model_name(run.results),
+        lambda run, label: f"{label}, seed {run.results['seed']}",
+        lambda run, label: f"{label}, {run.folder.name}",
+    ):
         repeated = {label for label in labels if labels.count(label) > 1}
-        labels = [label + more(run) if label in repeated else label for run, label in zip(runs, labels, strict=True)]
+        labels = [longer(run, label) if label in repeated else label for run, label in zip(runs, labels, strict=True)]
     return [RunFolder(run.folder, run.results, label) for run, label in zip(runs, labels, strict=True)]
 
 
@@ -128,6 +132,7 @@ class Page:
         entries = {(split, search): entry for split, search, entry in run.scored()}
         return {
             "label": run.label,
+            "model": model_name(run.results),
             "parameters": f"{run.results['parameters']['total'] / 1e6:.3g}",
             "cells": [_score_cell(entries.get(column), tests.get(column)) for column in columns],
         }
@@ -254,6 +259,7 @@ class Page:
         rows = []
         for run in self.runs:
             training = run.results["training"] or {}
+            measured = [(split, search, entry["efficiency"]) for split, search, entry in run.scored() if entry["efficiency"]]
             rows.append(
                 {
                     "label": run.label,
@@ -262,11 +268,8 @@ class Page:
                     "memory": training.get("peak_memory_mib"),
                     "precision": training.get("precision", ""),
                     "hardware": run.results["environment"]["hardware"],
-                    "rtf": [
-                        (split, search, entry["efficiency"])
-                        for split, search, entry in run.scored()
-                        if entry["efficiency"] is not None
-                    ],
+                    "rtf": measured,
+                    "batches": sorted({str(efficiency["batch"]) for *_, efficiency in measured}),
                 }
             )
         return rows
@@ -300,14 +303,12 @@ class Page:
 def _score_cell(entry: Mapping[str, Any] | None, test: Mapping[str, Any] | None) -> dict[str, Any]:
     """A WER, and what is to be said of it beside the first run's (run "a" of the comparison)."""
     if entry is None:
-        return {"wer": "", "mark": "", "kind": "", "hint": ""}
-    cell = {"wer": format_wer(entry["wer"]), "mark": "", "kind": "", "hint": ""}
+        return dict.fromkeys(("wer", "mark", "kind", "hint", "p"), "")
+    cell = {"wer": format_wer(entry["wer"]), **dict.fromkeys(("mark", "kind", "hint", "p"), "")}
     if test and "difference" in test:
         low, high = test["interval_95"]
-        cell["hint"] = (
-            f"{test['difference']:+.2f} ({low:+.2f} to {high:+.2f}), p = {format_p(test['p_bootstrap'])}, "
-            f"{format_p(test['p_matched_pairs'])}"
-        )
+        cell["hint"] = f"{test['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+        cell["p"] = f"p = {format_p(test['p_bootstrap'])}, {format_p(test['p_matched_pairs'])}"
         words = {"a": ("worse", "\u25b2"), "b": ("better", "\u25bc"), None: ("", "\u2248")}
         cell["kind"], cell["mark"] = words[test["better"]]
     elif test:
