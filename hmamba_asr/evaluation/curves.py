@@ -109,7 +109,7 @@ def draw_durations(runs: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _legend_above(axes: Any) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, frameon=False)
+    axes.figure.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False)
 
 
 def _subplots(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:

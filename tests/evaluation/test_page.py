@@ -1,0 +1,224 @@
+"""The HTML page: whole and valid, asks for nothing over the network, shows what the runs hold, and opens in Chromium."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hmamba_asr import cli
+from hmamba_asr.evaluation.boundaries import Chunks, write_chunks
+from hmamba_asr.evaluation.report import CLIPS, WORST
+from hmamba_asr.evaluation.results import write_results
+from hmamba_asr.evaluation.wer import align, read_trn, score_split
+
+OUTPUTS = Path(__file__).parent / "outputs"
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+TEXTGRID = (Path(__file__).parent / "test_boundaries.py").read_text().split('TEXTGRID = """\\\n')[1].split('"""')[0]
+
+
+class Checker(HTMLParser):
+    """Notes elements that are not closed in order, every attribute that is an address, and attributes by element."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.problems: list[str] = []
+        self.addresses: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.addresses += [
+            value or "" for name, value in attributes if name in ("src", "href", "srcset", "action", "data", "poster")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.problems.append(f"</{tag}> at {self.getpos()}")
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Half a second of noise under each test utterance's name."""
+    folder = tmp_path_factory.mktemp("corpus")
+    noise = 0.1 * np.random.default_rng(0).normal(size=8000)
+    for key in read_trn(OUTPUTS / "beam")[0]:
+        soundfile.write(folder / f"{key}.flac", noise, 16000)
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path, make_results, make_entry, corpus):
+    """A run as train.py leaves it, whose search "beam" found what the outputs' `search` did."""
+
+    def make(name: str, search: str, *, chunks: bool = False, **changes) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(OUTPUTS / search, folder / "test" / "test-other" / "beam")
+        score = score_split(*read_trn(OUTPUTS / search))
+        entry = make_entry(words=score.wer.tokens, sentences=120, errors=score.wer.errors, audio=300.0, processing=3.0)
+        entry["wer"]["interval_95"] = list(score.wer_interval())
+        yaml = f"data_folder: {corpus}\nname: {name} & <co>\n"
+        results = make_results(name, {"test-other": {"beam": entry}}, hparams=yaml, **changes)
+        write_results(folder / "results.json", results)
+        ids = list(read_trn(OUTPUTS / search)[0])
+        (folder / "manifests").mkdir()
+        rows = "".join(f"{key},0.5,$data_root/{key}.flac,s,A\n" for key in ids)
+        (folder / "manifests" / "test-other.csv").write_text(f"ID,duration,wav,spk_id,wrd\n{rows}")
+        epochs = [{"kind": "epoch", "epoch": n, "loss": 9.0 / n, "valid_loss": 8.0 / n, "valid_wer": 50.0 / n} for n in (1, 2)]
+        (folder / "train_log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in epochs))
+        if chunks:
+            items = [Chunks(key, 13, -0.02, 0.04, ((0, 3, 5, 6, 12),)) for key in ids]
+            write_chunks(folder / "test" / "test-other" / "chunks.jsonl", items)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def page(make_run, tmp_path) -> Path:
+    first = make_run("conmamba", "greedy")
+    second = make_run("hmamba", "beam", chunks=True, overrides={"chunker": "<b>x</b>"})
+    grids = tmp_path / "grids"
+    grids.mkdir()
+    for key in list(read_trn(OUTPUTS / "beam")[0])[:3]:
+        (grids / f"{key}.TextGrid").write_text(TEXTGRID)
+    output = tmp_path / "out" / "page.html"
+    arguments = [str(first), str(second), "-o", str(output), "--title", "A & B", "--alignments", str(grids)]
+    assert cli.main(["report", *arguments]) == 0
+    return output
+
+
+def test_the_page_is_valid_and_self_contained(page):
+    html = page.read_text(encoding="utf-8")
+    checked = Checker(html)
+    assert checked.problems == [] and checked.open == []
+    assert checked.addresses and all(address.startswith(("data:", "#")) for address in checked.addresses)
+    assert not re.search(r"url\(|@import|<script|<link|<iframe", html)
+    identifiers = [attributes["id"] for _, attributes in checked.elements if "id" in attributes]
+    assert len(set(identifiers)) == len(identifiers)
+    assert {address[1:] for address in checked.addresses if address.startswith("#")} <= set(identifiers)
+    assert all((image.get("alt") or "").strip() for image in checked.all("img"))
+    assert all(audio.get("aria-label") for audio in checked.all("audio"))
+    # What scrolls sideways can be scrolled with the keyboard, and has a name
+    assert all(div.get("tabindex") == "0" and div.get("aria-label") for div in checked.all("div") if div.get("class") == "wide")
+    assert any(meta.get("name") == "viewport" for meta in checked.all("meta"))
+    assert len(html) < 2_000_000
+
+
+def test_the_page_shows_what_the_runs_hold(page):
+    html = page.read_text(encoding="utf-8")
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL)))
+    assert "A &amp; B" in html and "&lt;b&gt;x&lt;/b&gt;" in html and "<b>x</b>" not in html
+    assert "50.92 ± 5.6" in text and "26.52 ± 4." in text and "-24.40 (" in text and "\u25bc better" in text
+    assert "p = &lt; 0.001, &lt; 0.001" in text
+    checked = Checker(html)
+    assert len(checked.all("article")) == WORST
+    # Each of the worst ones has its recording, and so have the two spectrograms.
+    assert len(checked.all("audio")) == WORST + 2 <= CLIPS + 2
+    worst = max(align(*read_trn(OUTPUTS / "beam")), key=lambda item: item.errors)
+    assert worst.id in text or worst.errors < 6
+    assert "against a forced alignment of 3 utterances" in text and "phones, 20 ms" in text
+    assert "python train.py" in text and "0123456789abcdef" in text and "torch 2.11.0" in text
+    assert "Left out" not in text
+
+
+def test_words_are_marked_as_in_the_alignment(page):
+    """The first of the worst utterances, both runs: words are substituted, deleted and inserted as in the alignment."""
+    article = re.search(r"<article.*?</article>", page.read_text(encoding="utf-8"), flags=re.DOTALL).group()
+    key = re.search(r"<h4>(.*?)</h4>", article).group(1)
+    for search, paragraph in zip(("greedy", "beam"), re.findall(r"<p>.*?</p>", article, flags=re.DOTALL), strict=True):
+        pairs = next(item.pairs for item in align(*read_trn(OUTPUTS / search)) if item.id == key)
+        marked = [paragraph.count(f'title="{word}"') for word in ("substituted", "deleted", "inserted")]
+        assert marked == [
+            sum(None not in pair and pair[0] != pair[1] for pair in pairs),
+            sum(pair[1] is None for pair in pairs),
+            sum(pair[0] is None for pair in pairs),
+        ]
+
+
+def test_what_a_run_lacks_is_named(make_run, tmp_path, corpus):
+    whole, bare = make_run("whole", "greedy"), make_run("bare", "beam")
+    shutil.rmtree(bare / "test")
+    (bare / "train_log.jsonl").unlink()
+    for run in (whole, bare):
+        shutil.rmtree(run / "manifests")
+    output = tmp_path / "page.html"
+    assert cli.main(["report", str(whole), str(bare), "-o", str(output)]) == 0
+    html = output.read_text(encoding="utf-8")
+    notes = html[html.index("Left out") :]
+    assert "bare, test-other, beam: no transcripts" in notes and "bare: no training curve" in notes
+    assert "the recording is not where it was" in notes
+    assert "<audio" not in html and "cannot be tested" in html
+
+
+@pytest.mark.parametrize(("names", "message"), [(["gone"], "there is no .*results.json"), (["a", "a"], "named twice")])
+def test_bad_input_is_one_sentence(make_run, tmp_path, capsys, names, message):
+    make_run("a", "beam")
+    output = tmp_path / "page.html"
+    assert cli.main(["report", *(str(tmp_path / name) for name in names), "-o", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error and not output.exists()
+
+
+def test_runs_of_one_yaml_are_told_apart(make_run, tmp_path):
+    folders = []
+    for number, changes in enumerate(({}, {"seed": 2}, {"seed": 2}, {"overrides": {"size": "3"}})):
+        run = make_run(f"run{number}", "beam", **changes)
+        results = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**results, "name": "same"}))
+        folders.append(str(run))
+    output = tmp_path / "page.html"
+    assert cli.main(["report", *folders, "-o", str(output)]) == 0
+    labels = re.findall(r"<h3>(same.*?)</h3>", output.read_text(encoding="utf-8"))
+    assert labels == ["same, seed 1234", "same, seed 2, run1", "same, seed 2, run2", "same --size 3"]
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_the_page_opens_in_chromium_without_errors_or_requests(page, tmp_path, width):
+    log, picture = tmp_path / "net.json", tmp_path / "page.png"
+    options = [
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+        "--no-first-run", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}",
+        f"--window-size={width},900", "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]  # fmt: skip
+
+    def run(path: Path, *more: str) -> subprocess.CompletedProcess:
+        command = [CHROMIUM, *options, *more, path.as_uri()]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    def requests() -> list[str]:
+        """Addresses that the page asked for; the browser's own requests have no origin."""
+        events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+        started = [event for event in events if event.get("initiator", "not an origin") != "not an origin"]
+        return [event["url"] for event in started if event["url"].startswith(("http", "ws"))]
+
+    assert "CONSOLE" not in run(page, f"--screenshot={picture}").stderr
+    assert picture.stat().st_size > 10_000 and requests() == []
+    assert "Commands and versions" in run(page, "--dump-dom").stdout
+    # A page that asks would be seen, and the policy in ours would stop it.
+    asking = page.read_text().replace("</main>", '<img src="http://example.invalid/x.png" alt="x"></main>')
+    other = page.with_name("asking.html")
+    other.write_text(asking)
+    assert "Content Security Policy" in run(other, f"--screenshot={picture}").stderr and requests() == []
+    other.write_text(asking.replace("Content-Security-Policy", "no-policy"))
+    run(other, f"--screenshot={picture}")
+    assert set(requests()) == {"http://example.invalid/x.png"}
