@@ -39,6 +39,7 @@ TRITON_ALLOWED = (
 LIGHT = (
     "hmamba_asr", "hmamba_asr.cli", "hmamba_asr.data.librispeech", "hmamba_asr.data.scan", "hmamba_asr.data.download",
     "hmamba_asr.data.demo", "hmamba_asr.data.tokenizer", "hmamba_asr.evaluation.summary", "hmamba_asr.evaluation.results",
+    "hmamba_asr.evaluation.significance", "hmamba_asr.evaluation.breakdown", "hmamba_asr.evaluation.boundaries",
 )  # fmt: skip
 HEAVY = {"torch", "torchaudio", "speechbrain", "triton", "hyperpyyaml"}
 FORBIDDEN_TEXT = re.compile(

@@ -10,6 +10,8 @@ import torch
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
+from hmamba_asr.evaluation.boundaries import read_chunks
+from hmamba_asr.evaluation.wer import read_trn
 from hmamba_asr.modules.chunking import BIAS_LR_MULTIPLIER
 from hmamba_asr.training import stages
 
@@ -114,6 +116,17 @@ def test_what_a_run_leaves(uninterrupted):
         assert 0 < stage["kept_min"] <= stage["kept"] <= stage["kept_max"] <= 1 and stage["chunk_ms"] >= 40
         assert stage == searches["beam"]["stages"][0]
     assert "test-clean kept" in uninterrupted.output
+    for split in ("test-clean", "test-other"):
+        references, _ = read_trn(uninterrupted.folder / "test" / split / "greedy")
+        chunks = read_chunks(uninterrupted.folder / "test" / split / "chunks.jsonl")
+        assert [item.id for item in chunks] == sorted(references)
+        kept = [len(item.starts[0]) / item.frames for item in chunks]
+        (stage,) = uninterrupted.results["evaluation"][split]["greedy"]["stages"]
+        assert sum(kept) / len(kept) == pytest.approx(stage["kept"])
+        durations = [1000 * float(x) for item in chunks for x in item.durations()]
+        assert sum(durations) / len(durations) == pytest.approx(stage["chunk_ms"]) and max(durations) == pytest.approx(
+            stage["chunk_ms_max"]
+        )
 
 
 @pytest.mark.slow

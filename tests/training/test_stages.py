@@ -13,7 +13,7 @@ from hmamba_asr.models.encoder import ConMambaEncoder, HierarchicalEncoder
 from hmamba_asr.modules.chunking import FixedStrideChunker
 from hmamba_asr.training.losses import RatioLoss
 from hmamba_asr.training.progress import merge_sums
-from hmamba_asr.training.stages import CollapseDetector, chunk_durations, named_figures, stage_figures, stage_sums
+from hmamba_asr.training.stages import CollapseDetector, chunk_durations, chunk_records, named_figures, stage_figures, stage_sums
 
 LENGTHS = torch.tensor([11, 1, 6])
 
@@ -44,6 +44,16 @@ def test_nested_stages_stand_at_their_times_in_a_picture():
     assert outer.times == pytest.approx([0.04 * frame for frame in range(11)])
     assert inner.times == pytest.approx([0.08 * chunk for chunk in range(6)])  # it is given the outer stage's chunks
     assert inner.times[inner.mask] == pytest.approx([0.0, 0.24]) and outer.mask.sum() == 6
+
+
+def test_chunks_begin_half_a_frame_before_the_centre_of_their_first_frame():
+    """Two stride-2 convolutions with symmetric padding: frame t is centred on feature frame 4 t, 10 ms each."""
+    first, _, last = chunk_records(stages(), ["a", "b", "c"], centres=lambda frame: 4 * frame, hop_seconds=0.01)
+    assert (first.id, first.frames, first.starts) == ("a", 11, ((0, 2, 4, 6, 8, 10), (0, 6)))
+    assert first.boundaries() == pytest.approx([0.06, 0.14, 0.22, 0.30, 0.38]) and first.boundaries(1) == pytest.approx([0.22])
+    assert 1000 * first.durations(1) == pytest.approx([240, 200])
+    assert (last.id, last.frames, last.starts[1]) == ("c", 6, (0,))
+    assert chunk_records((), ["a"], centres=lambda frame: frame, hop_seconds=0.01) == []
 
 
 def as_floats(sums):
