@@ -17,6 +17,7 @@ from hmamba_asr.evaluation import curves, figures, recordings
 from hmamba_asr.evaluation.boundaries import Chunks, describe_boundaries, read_alignments, read_chunks
 from hmamba_asr.evaluation.breakdown import by_length, by_speaker, confusions
 from hmamba_asr.evaluation.compare import ALPHA, RunFolder, compare, format_p, load_run, yaml_difference
+from hmamba_asr.evaluation.macs import count_macs
 from hmamba_asr.evaluation.results import write_atomically
 from hmamba_asr.evaluation.summary import format_duration, format_wer, model_name
 from hmamba_asr.evaluation.wer import AlignedUtterance
@@ -31,6 +32,7 @@ CLIPS = 8  # recordings in the page, and the longest one: three quarters of a me
 CLIP_SECONDS = 20.0
 SPECTROGRAMS = 2  # of each run that chunks
 SPECTROGRAM_SECONDS = 12.0
+MACS_OF = (10.0, 40)  # seconds and tokens of the utterance whose operations are counted
 TEMPLATE = "report.html.j2"
 
 
@@ -61,6 +63,7 @@ def write_report(output: str | Path, folders: Sequence[str | Path], *, title: st
         "chunking": page.chunking_sections(),
         "durations": page.durations_figure(),
         "speed": page.speed_rows(),
+        "macs_of": MACS_OF,
         "speed_figure": page.speed_figure(),
         "provenance": [page.provenance(run) for run in runs],
         "notes": page.notes,
@@ -268,11 +271,25 @@ class Page:
                     "memory": training.get("peak_memory_mib"),
                     "precision": training.get("precision", ""),
                     "hardware": run.results["environment"]["hardware"],
+                    "macs": self._macs(run),
                     "rtf": measured,
                     "batches": sorted({str(efficiency["batch"]) for *_, efficiency in measured}),
                 }
             )
         return rows
+
+    def _macs(self, run: RunFolder) -> dict[str, float] | None:
+        """Billions of MACs by part of an utterance of MACS_OF, with the kept fractions that were measured."""
+        seconds, tokens = MACS_OF
+        stages = next((entry["stages"] for _, _, entry in run.scored() if entry.get("stages")), [])
+        try:
+            macs = count_macs(
+                run.results["hparams"], seconds=seconds, tokens=tokens, kept=tuple(stage["kept"] for stage in stages)
+            )
+        except ValueError as error:
+            self.notes.append(f"{run.label}: no count of operations ({error})")
+            return None
+        return {part: count / 1e9 for part, count in macs.items()}
 
     def speed_figure(self) -> str | None:
         bars = {}

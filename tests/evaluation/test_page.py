@@ -20,6 +20,18 @@ from hmamba_asr.evaluation.results import write_results
 from hmamba_asr.evaluation.wer import align, read_trn, score_split
 
 OUTPUTS = Path(__file__).parent / "outputs"
+MODEL = """\
+features: !new:package.LogMelFeatures
+  n_mels: 40
+model: !new:package.ASRModel
+  frontend: !new:package.ConvSubsampling {n_mels: 40, channels: [8, 8], d_model: 32}
+  encoder: !new:package.ConMambaEncoder {num_layers: 2, d_model: 32, d_ffn: 64, kernel_size: 3}
+  ctc_head: !new:package.Linear {n_neurons: 20}
+  output_head: !new:package.Linear {n_neurons: 20}
+  d_model: 32
+  d_ffn: 64
+  num_decoder_layers: 1
+"""
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 TEXTGRID = (Path(__file__).parent / "test_boundaries.py").read_text().split('TEXTGRID = """\\\n')[1].split('"""')[0]
 
@@ -72,7 +84,7 @@ def make_run(tmp_path, make_results, make_entry, corpus):
         score = score_split(*read_trn(OUTPUTS / search))
         entry = make_entry(words=score.wer.tokens, sentences=120, errors=score.wer.errors, audio=300.0, processing=3.0)
         entry["wer"]["interval_95"] = list(score.wer_interval())
-        yaml = f"data_folder: {corpus}\nname: {name} & <co>\n"
+        yaml = f"data_folder: {corpus}\nname: {name} & <co>\n{MODEL}"
         results = make_results(name, {"test-other": {"beam": entry}}, hparams=yaml, **changes)
         write_results(folder / "results.json", results)
         ids = list(read_trn(OUTPUTS / search)[0])
