@@ -172,6 +172,37 @@ def test_the_comparison_trains_both_yamls_alike(corpus, stand_ins):
     assert table.split()[:3] == ["python", "scripts/summarize.py", "results"]
 
 
+def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_failure(corpus, stand_ins):
+    """A copy of the recipe, because it writes results into its own checkout."""
+    script = corpus.parent / "recipes" / "librispeech" / "compare_chunking.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text((RECIPES / "compare_chunking.sh").read_text())
+    _stand_in(stand_ins, "python", 'printf "%s\n" "$@" >> calls.txt; case "$*" in *hmamba_n2/7*) exit 3;; esac')
+    _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
+    finished = corpus.parent / "results" / "chunking_an4" / "conmamba" / "7" / "results.json"
+    finished.parent.mkdir(parents=True)
+    finished.touch()
+    done = _run_script(script, "an4", corpus, "--precision", "fp32", path=stand_ins, SEEDS="7", JOBS="2")
+    assert done.returncode != 0 and done.stderr.count("error: ") == 1
+    assert "results/chunking_an4/hmamba_n2/7 ended with code 3; see results/chunking_an4/hmamba_n2/7/output.txt" in done.stderr
+    assert done.stdout.count("is finished") == 7
+    calls = (corpus.parent / "calls.txt").read_text()
+    assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count("--precision\nfp32\n") == 7
+    assert "--encoder\n{output: frames}\n--chunker\n{target_ratio: 3.0}\n" in calls
+
+
+def test_the_chunking_comparisons_overrides_are_keys_of_their_yamls(corpus, stand_ins):
+    _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
+    for name, count in (("an4", 8), ("mini", 9)):
+        done = _run_script(RECIPES / "compare_chunking.sh", name, corpus, path=stand_ins, SEEDS="7", DRY_RUN="1")
+        lines = done.stdout.splitlines()
+        assert done.returncode == 0 and len(lines) == count, done.stderr
+        for line in lines:
+            yaml = (ROOT / line.split()[2]).read_text(encoding="utf-8")
+            for key, inner in re.findall(r"--(\w+) \{(\w+): [\w.]+\}", line):
+                assert re.search(rf"^{key}: !new[^\n]*\n(    .*\n)*    {inner}: ", yaml, flags=re.MULTILINE), line
+
+
 @pytest.mark.parametrize(
     ("exit_code", "state", "requeued"),
     [(143, "RUNNING", True), (143, "COMPLETING", False), (0, "RUNNING", False), (2, "RUNNING", False)],

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Learned boundaries against none and against a fixed stride: every variant with every seed, several runs at a time.
+#   recipes/librispeech/compare_chunking.sh {an4|mini} DATA_FOLDER [OVERRIDES OF ALL RUNS]
+#   SEEDS="1 2 3" JOBS=4 VARIANTS="conmamba hmamba_n2" DRY_RUN=1 ...
+# Runs share the GPUs in turns, if there are any. A finished run is left alone, an interrupted one resumes; each writes
+# results/chunking_<an4 or mini>/<variant>/<seed>/results.json, and log.txt beside it.
+set -euo pipefail
+usage="usage: compare_chunking.sh {an4|mini} DATA_FOLDER [OVERRIDES]"
+corpus=${1:?"$usage"} data=${2:?"$usage"}
+[[ $corpus = an4 || $corpus = mini ]] || { echo "error: '$corpus' is neither an4 nor mini; $usage" >&2; exit 2; }
+data=$(cd -- "$data" && pwd)
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
+
+# Name, YAML, overrides.
+table="
+conmamba           conmamba_$corpus
+hmamba_n1          hmamba_$corpus      --chunker {target_ratio:1.0}
+hmamba_n2          hmamba_$corpus
+hmamba_n3          hmamba_$corpus      --chunker {target_ratio:3.0}
+hmamba_n2_frames   hmamba_$corpus      --encoder {output:frames}
+hmamba_n3_frames   hmamba_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
+fixedstride_2      fixedstride_$corpus
+fixedstride_3      fixedstride_$corpus --chunker {stride:3}
+"
+if [ "$corpus" = mini ]; then
+  table+="hmamba_4+8_n2      hmamba_$corpus      --outer {num_layers:4} --inner {num_layers:8}
+"
+fi
+
+gpus=0
+if command -v nvidia-smi > /dev/null; then gpus=$(nvidia-smi -L | wc -l); fi
+export data GPUS=$gpus
+
+run() { # slot, name, yaml, seed, overrides
+  local slot=$1 name=$2 yaml=$3 seed=$4 folder word
+  shift 4
+  folder=results/chunking_${yaml##*_}/$name/$seed
+  local command=(python train.py "hparams/$yaml.yaml" --data_folder "$data" --output_folder "$folder" --seed "$seed")
+  for word in "$@"; do
+    if [[ $word = {* ]]; then word=${word//:/: }; fi  # YAML wants a blank there, the table none
+    command+=("$word")
+  done
+  if [ -n "${DRY_RUN:-}" ]; then echo "${command[*]}"; return; fi
+  if [ -e "$folder/results.json" ]; then echo "$folder is finished"; return; fi
+  if [ "$GPUS" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=$((slot % GPUS)); fi
+  mkdir -p "$folder"
+  if OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "${command[@]}" --noprogressbar > "$folder/output.txt" 2>&1; then
+    echo "$folder is finished"
+  else
+    code=$?
+    echo "error: $folder ended with code $code; see $folder/output.txt" >&2
+    return 1
+  fi
+}
+export -f run
+
+for seed in ${SEEDS:-1234 1235 1236}; do
+  while read -r name yaml overrides; do
+    [ -n "$name" ] || continue
+    if [[ " ${VARIANTS:-$name} " = *" $name "* ]]; then echo $name $yaml $seed $overrides "${@:3}"; fi  # xargs joins lines that end in a blank
+  done <<< "$table"
+done | xargs -P "${JOBS:-1}" -L 1 --process-slot-var=SLOT bash -c 'run "$SLOT" "$@"' run
