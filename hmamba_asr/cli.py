@@ -197,11 +197,12 @@ def _add_boundaries(commands: Any) -> None:
 
 def _run_boundaries(args: argparse.Namespace) -> int:
     from hmamba_asr.evaluation import boundaries
+    from hmamba_asr.evaluation.results import plain
 
     chunks = boundaries.read_chunks(Path(args.folder) / "test" / args.split / "chunks.jsonl")
     alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
     found = boundaries.describe_boundaries(chunks, alignments, stage=args.stage)
-    print(json.dumps(found) if args.json else boundaries.render_boundaries(found))
+    print(json.dumps(plain(found, "boundaries")) if args.json else boundaries.render_boundaries(found))
     return 0
 
 

@@ -223,11 +223,13 @@ def describe_boundaries(
     of the time; `durations` of chunks, the number of chunks by their length in frames, and `frame_ms`.
 
     Raises:
-        ValueError: no utterance has an alignment.
+        ValueError: no utterance has an alignment, or there is no such stage.
     """
     aligned = [item for item in chunks if item.id in alignments]
     if not aligned:
         raise ValueError("no utterance of these chunks has an alignment; compare the IDs with the TextGrids' names.")
+    if not 0 <= stage < len(aligned[0].starts):
+        raise ValueError(f"there is no chunking stage {stage}; these chunks have {len(aligned[0].starts)}, counted from 0.")
     random = np.random.default_rng(seed)
     totals = {
         (tier, tolerance, kind): Agreement(0, 0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ class RunFolder:
     folder: Path
     results: Mapping[str, Any]
     label: str
+    _aligned: dict[tuple[str, str], list[AlignedUtterance]] = field(default_factory=dict, repr=False, compare=False)
 
     def aligned(self, split: str, search: str) -> list[AlignedUtterance]:
-        """Word alignments of what was recognised.
+        """Word alignments of what was recognised, kept once they are there.
 
         Raises:
             FileNotFoundError: the transcripts are not there.
         """
-        return align(*read_trn(self.folder / "test" / split / search))
+        if (split, search) not in self._aligned:
+            self._aligned[split, search] = align(*read_trn(self.folder / "test" / split / search))
+        return self._aligned[split, search]
 
     def scored(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Split, search and entry of everything that was evaluated."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +24,6 @@ from hmamba_asr.evaluation.wer import AlignedUtterance
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
 WORST = 5  # utterances of a split that are shown word by word
 CONFUSIONS = 10
 CLIPS = 8  # recordings in the page, and the longest one: three quarters of a megabyte at most
@@ -66,7 +64,7 @@ def write_report(output: str | Path, folders: Sequence[str | Path], *, title: st
         "macs_of": MACS_OF,
         "speed_figure": page.speed_figure(),
         "provenance": [page.provenance(run) for run in runs],
-        "notes": page.notes,
+        "notes": list(dict.fromkeys(page.notes)),
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -200,7 +198,7 @@ class Page:
             path = recordings.find_recording(run.folder, split, utterance, hparams=run.results["hparams"])
             if path:
                 return recordings.read_samples(path)
-        self.notes.append(f"{split}, {utterance}: the recording is not where it was when the run was evaluated")
+        self.notes.append(f"{split}: recordings are not where they were when the runs were evaluated")
         return None
 
     # ---- Chunks -------------------------------------------------------------------------------------------------------
@@ -228,11 +226,9 @@ class Page:
             if self._alignments:
                 aligned = read_alignments(self._alignments, [item.id for items in by_split.values() for item in items])
             known = {split: [item for item in items if item.id in aligned] for split, items in by_split.items()}
-            pictures = []
-            for split, items in by_split.items():
-                for item in sorted(items, key=lambda item: item.id not in aligned):  # aligned ones first
-                    if len(pictures) < SPECTROGRAMS and item.frames * item.step < SPECTROGRAM_SECONDS:
-                        pictures += self._spectrogram(run, split, item, aligned)
+            short = [(s, item) for s, items in by_split.items() for item in items if item.durations().sum() < SPECTROGRAM_SECONDS]
+            short.sort(key=lambda pair: pair[1].id not in aligned)  # aligned ones first
+            pictures = [p for split, item in short[:SPECTROGRAMS] for p in self._spectrogram(run, split, item, aligned)]
             agreement = {split: describe_boundaries(items, aligned) for split, items in known.items() if items}
             sections.append({"label": run.label, "pictures": pictures, "agreement": agreement})
         return sections

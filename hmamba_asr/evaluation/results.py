@@ -134,11 +134,11 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
             checked, so that hours of training are not lost to a mistake in their description.
         TypeError: a value that JSON cannot hold.
     """
-    plain = _plain(results, "results")
+    content = plain(results, "results")
     with write_atomically(path) as stream:
-        json.dump(plain, stream, indent=2, allow_nan=False)
+        json.dump(content, stream, indent=2, allow_nan=False)
         stream.write("\n")
-    _check_results(plain, Path(path))
+    _check_results(content, Path(path))
 
 
 def load_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -166,12 +166,16 @@ def _load(path: Path) -> dict[str, Any]:
     return results
 
 
-def _plain(value: Any, key: str) -> Any:
-    """`value` in JSON's types. Scalars of numpy and torch become numbers."""
+def plain(value: Any, key: str) -> Any:
+    """`value`, which `key` names, in JSON's types: scalars of numpy and torch become numbers, NaN and infinity None.
+
+    Raises:
+        TypeError: a value that JSON cannot hold.
+    """
     if isinstance(value, Mapping):
-        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+        return {str(name): plain(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        return [plain(item, f"{key}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if not isinstance(value, (str, int, float, type(None))) and hasattr(value, "item"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from hmamba_asr import cli
 from hmamba_asr.evaluation.boundaries import (
     Agreement,
     Alignment,
@@ -192,8 +194,25 @@ def test_silence_is_counted():
     chunks = Chunks("u", 40, 0.0, 0.1, ((0, 2, 5, 15, 30),))
     found = describe_boundaries([chunks], {"u": Alignment({"phones": phones, "words": phones})})
     assert found["silence"] == {"boundaries": 0.5, "time": 0.25}
+    with pytest.raises(ValueError, match="no chunking stage 1; these chunks have 1"):
+        describe_boundaries([chunks], {"u": Alignment({"phones": phones, "words": phones})}, stage=1)
     with pytest.raises(ValueError, match="no utterance of these chunks has an alignment"):
         describe_boundaries([chunks], {})
+
+
+def test_the_command_prints_text_and_json(grid, tmp_path, capsys):
+    """An utterance of one chunk has no boundaries: what cannot be measured is null."""
+    write_chunks(tmp_path / "run" / "test" / "dev" / "chunks.jsonl", [Chunks("u1", 25, -0.02, 0.04, ((0,),))])
+    command = ["boundaries", str(tmp_path / "run"), "--split", "dev", "--alignments", str(grid.parent)]
+    assert cli.main(command) == 0
+    text = capsys.readouterr().out
+    assert "1 utterances" in text and "1000 ms       1 ####" in text and "50.0% of the time" in text
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["agreement"]["phones"]["20"]["learned"]["precision"] is None
+    assert found["agreement"]["phones"]["20"]["learned"]["recall"] == 0 and found["silence"]["time"] == pytest.approx(0.5)
+    assert cli.main([*command[:2], "--split", "gone", *command[4:]]) == 2
+    assert "only runs that chunk have one" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="session")
