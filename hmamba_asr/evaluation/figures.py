@@ -85,7 +85,7 @@ def draw_chunks(samples: np.ndarray, sample_rate: int, chunks: Chunks, *, alignm
     tiers = ("phones", "words") if alignment else ()
     seconds = len(samples) / sample_rate
     figure, axes = plt.subplots(
-        1 + len(rows) + len(tiers), 1, figsize=(min(14.0, max(7.0, 2.2 * seconds)), 2.2 + 0.45 * (len(rows) + len(tiers))),
+        1 + len(rows) + len(tiers), 1, figsize=(min(16.0, max(7.0, 3.4 * seconds)), 2.2 + 0.45 * (len(rows) + len(tiers))),
         sharex=True, layout="constrained", height_ratios=[5.0] + [1.0] * (len(rows) + len(tiers)),
     )  # fmt: skip
     window = int(0.025 * sample_rate)
@@ -102,7 +102,7 @@ def draw_chunks(samples: np.ndarray, sample_rate: int, chunks: Chunks, *, alignm
     for axis, tier in zip(axes[1 + len(rows) :], tiers, strict=True):
         for start, end, label in alignment.tiers[tier]:
             axis.axvline(start, color="black", linewidth=0.6)
-            axis.text((start + end) / 2, 0, label, ha="center", va="center", fontsize=7, clip_on=True)
+            axis.text((start + end) / 2, 0, label, ha="center", va="center", fontsize=6.5, clip_on=True)
         _label(axis, tier)
     axes[-1].set(xlabel="seconds", xlim=(0, seconds))
     return figure
