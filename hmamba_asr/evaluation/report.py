@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WORST = 5  # utterances of a split that are shown word by word
 CONFUSIONS = 10
-CLIPS = 8  # recordings in the page, and the longest one: three quarters of a megabyte at most
+CLIPS = 10  # recordings in the page, and the longest one: a megabyte at most
 CLIP_SECONDS = 20.0
 SPECTROGRAMS = 2  # of each run that chunks
 SPECTROGRAM_SECONDS = 12.0
