@@ -132,6 +132,14 @@ def test_the_page_is_valid_and_self_contained(page):
     assert len(html) < 2_000_000
 
 
+def test_the_example_in_the_repository_is_small_and_self_contained():
+    path = Path(__file__).resolve().parents[2] / "recipes" / "librispeech" / "results" / "demo_report.html"
+    checked = Checker(path.read_text(encoding="utf-8"))
+    assert path.stat().st_size < 2_000_000 and checked.problems == []
+    assert all(address.startswith(("data:", "#")) for address in checked.addresses)
+    assert len(checked.all("audio")) > 5 and len(checked.all("img")) > 5
+
+
 def test_the_page_shows_what_the_runs_hold(page):
     html = page.read_text(encoding="utf-8")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", re.sub(r"<style.*?</style>", "", html, flags=re.DOTALL)))
