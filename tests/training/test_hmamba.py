@@ -186,3 +186,5 @@ def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_pat
         assert searches["greedy"]["stages"][0] == pytest.approx(
             recipe.look(one).results["evaluation"][split]["greedy"]["stages"][0], rel=1e-4
         )
+        both = [read_chunks(folder / "test" / split / "chunks.jsonl") for folder in (one, two)]
+        assert [(item.id, item.frames) for item in both[0]] == [(item.id, item.frames) for item in both[1]]
