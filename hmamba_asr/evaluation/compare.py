@@ -61,7 +61,8 @@ def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
 
     A score has split, search, wer [a, b] and verdict; where both runs kept their transcripts of the same utterances also
     difference (b - a in percentage points), interval_95, p_bootstrap, segments and p_matched_pairs, and `better`: "a", "b" or
-    None. The tests are those of `significance`.
+    None. The tests are those of `significance`. Where both were timed also rtf [a, b], and `same_hardware`: only then do they
+    compare.
 
     Raises:
         ValueError: no split was evaluated with the same search in both runs.
@@ -71,7 +72,8 @@ def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     for split, search, entry in a.scored():
         if (split, search) in entries:
             rates = [entry["wer"]["rate"], entries[split, search]["wer"]["rate"]]
-            scores.append({"split": split, "search": search, "wer": rates, **_test(a, b, split, search)})
+            speed = _speed(entry["efficiency"], entries[split, search]["efficiency"])
+            scores.append({"split": split, "search": search, "wer": rates, **_test(a, b, split, search), **speed})
     if not scores:
         raise ValueError(f"{a.folder} and {b.folder} have no split and search in common; evaluate both with the same ones.")
     return {
@@ -91,6 +93,12 @@ def _identity(run: RunFolder) -> dict[str, Any]:
         "seed": run.results["seed"],
         "commit": git["commit"] if git else None,
     }
+
+
+def _speed(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not a or not b or a["rtf"] is None or b["rtf"] is None:
+        return {}
+    return {"rtf": [a["rtf"], b["rtf"]], "same_hardware": (a["hardware"], a["batch"]) == (b["hardware"], b["batch"])}
 
 
 def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]:
@@ -189,6 +197,10 @@ def render_comparison(found: Mapping[str, Any]) -> str:
             tests = f"  {score['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
             tests += f"  p = {format_p(score['p_bootstrap'])}, {format_p(score['p_matched_pairs'])}"
         lines.append(f"  {score['split']}, {score['search']}: {rates}{tests}  {score['verdict']}")
+        if "rtf" in score:
+            before, after = score["rtf"]
+            other = "" if score["same_hardware"] else " (other hardware or batches: they do not compare)"
+            lines.append(f"    RTF {before:.3g} -> {after:.3g}{other}")
     lines += [
         "",
         "A difference counts if both p are below 0.05. The tests are about these two trained models, not about other seeds.",

@@ -66,6 +66,22 @@ def test_a_chance_difference_is_not_significant(make_run):
     assert score["p_matched_pairs"] == matched_pairs(*aligned).p
 
 
+def test_speeds_compare_on_the_same_hardware_only(make_run, make_entry):
+    folders = [make_run(name, "beam") for name in ("one", "two", "three")]
+    cpu = {"device": "cpu", "cpu": "EPYC", "cores": 2, "gpu": None}
+    for folder, processing, hardware in zip(folders, (3.0, 2.0, 2.0), (cpu, cpu, {**cpu, "cores": 4}), strict=True):
+        results = json.loads((folder / "results.json").read_text())
+        entry = make_entry(words=709, sentences=120, errors=188, audio=100.0, processing=processing, hardware=hardware)
+        results["evaluation"]["test-other"]["greedy"] = entry
+        (folder / "results.json").write_text(json.dumps(results))
+    one, two, three = map(load_run, folders)
+    (score,) = compare(one, two)["scores"]
+    assert score["rtf"] == [0.03, 0.02] and score["same_hardware"]
+    assert "RTF 0.03 -> 0.02\n" in render_comparison(compare(one, two))
+    assert not compare(one, three)["scores"][0]["same_hardware"]
+    assert "RTF 0.03 -> 0.02 (other hardware or batches" in render_comparison(compare(one, three))
+
+
 def test_without_transcripts_there_is_no_verdict(make_run):
     whole, kept = make_run("whole", "greedy"), make_run("kept", "beam")
     shutil.rmtree(kept / "test")
