@@ -128,10 +128,11 @@ def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_
     assert counts[0] + counts[1] == counts[2]
     bare = {re.sub(r"num_layers: \d+", "", block.split("\n", 1)[1]) for block in (outer, inner, blocks)}
     assert len(bare) == 1
-    # A router, its bias and the EMA are all that may be added.
+    # A router, its bias and the EMA are all that may be added, and on the way back to frames one residual projection.
     added = _parameters(_load(path, tmp_path / "a")) - _parameters(_load(path.with_stem(sibling), tmp_path / "b"))
     d_model = int(re.search(r"\d+", chunked["d_model"])[0])
-    assert added == (2 * d_model**2 + 1 if learned else 0)
+    residual = d_model**2 + d_model if "output: frames" in chunked["encoder"] else 0
+    assert added == (2 * d_model**2 + 1 if learned else 0) + residual
 
 
 def test_the_learned_chunks_of_three_frames_and_the_control_differ_in_the_chunker_alone():
