@@ -9,8 +9,10 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
+from torch import Tensor
 
 from hmamba_asr.decoding.alignment import Span, align_tokens, words_of
+from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.testing import best_average
 
 
@@ -61,15 +63,13 @@ class Recogniser:
             name = f"{hparams['tokenizer_type']}{hparams['vocab_size']}.model"
             self.tokenizer.load(str(folder / "tokenizer" / name))
 
-    @torch.no_grad()
-    def transcribe(self, audio: str | Path, *, timestamps: bool = False) -> Transcription:
-        """The words of one recording.
+    def read(self, audio: str | Path) -> Tensor:
+        """Samples (1, S) of one recording.
 
         Raises
         ------
         ValueError
-            If it cannot be read, has another sample rate or several channels, or if times are asked of an encoder whose states
-            have no fixed length.
+            If it cannot be read, has another sample rate than the model or several channels.
         """
         try:
             samples, rate = soundfile.read(audio, dtype="float32")
@@ -81,9 +81,24 @@ class Recogniser:
                 f"{audio} has {rate} Hz and {channels} channel(s), the model takes {self.sample_rate} Hz and one; convert it "
                 f"(sox {audio} -r {self.sample_rate} -c 1 OUT.flac)."
             )
-        wavs = torch.from_numpy(samples).unsqueeze(0).to(self.device)
-        features, lengths = self.features(wavs, torch.tensor([len(samples)], device=self.device))
-        output = self.model(features, lengths)
+        return torch.from_numpy(samples).unsqueeze(0).to(self.device)
+
+    @torch.no_grad()
+    def listen(self, wavs: Tensor) -> tuple[Tensor, ASROutput]:
+        """Features (1, T, n_mels) and what the model makes of them, of samples (1, S)."""
+        features, lengths = self.features(wavs, torch.tensor([wavs.shape[1]], device=self.device))
+        return features, self.model(features, lengths)
+
+    @torch.no_grad()
+    def transcribe(self, audio: str | Path, *, timestamps: bool = False) -> Transcription:
+        """The words of one recording.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`read`, or if times are asked of an encoder whose states have no fixed length.
+        """
+        _, output = self.listen(self.read(audio))
         (tokens,) = self.search(output)
         text = self.tokenizer.decode(tokens)
         if not timestamps:

@@ -14,54 +14,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
-from hyperpyyaml import load_hyperpyyaml
 
 from hmamba_asr.evaluation.figures import Stage, draw_boundaries
+from hmamba_asr.inference import Recogniser
 from hmamba_asr.models.encoder import StageOutput
-from hmamba_asr.training.testing import best_average
-
-
-def load_run(folder: Path) -> dict:
-    """The YAML of a run with its objects, the model with its best average, the tokenizer filled.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds no run, or no checkpoint.
-    """
-    saved = folder / "hyperparams.yaml"
-    if not saved.is_file():
-        raise ValueError(f"there is no {saved}; give the output folder of a training run.")
-    hparams = load_hyperpyyaml(saved.read_text(encoding="utf-8"), {"output_folder": str(folder)})
-    weights, _ = best_average(hparams["checkpointer"], hparams["avg_checkpoints"])
-    hparams["model"].load_state_dict(weights)
-    for module in hparams["modules"].values():
-        module.eval()
-    if "pretrainer" in hparams:
-        tokenizer = folder / "pretrained" / "tokenizer.ckpt"
-    else:
-        tokenizer = folder / "tokenizer" / f"{hparams['tokenizer_type']}{hparams['vocab_size']}.model"
-    hparams["tokenizer"].load(str(tokenizer))
-    return hparams
-
-
-def read(path: Path, sample_rate: int) -> torch.Tensor:
-    """Samples (1, S) of a mono recording.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or is not mono at ``sample_rate``.
-    """
-    try:
-        samples, rate = soundfile.read(path, dtype="float32")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from error
-    if samples.ndim != 1 or rate != sample_rate:
-        raise ValueError(f"{path} has {rate} Hz and shape {samples.shape}; the model takes mono recordings of {sample_rate} Hz.")
-    return torch.from_numpy(samples).unsqueeze(0)
 
 
 def stages_in_time(stages: tuple[StageOutput, ...], seconds_of) -> list[Stage]:
@@ -75,17 +32,13 @@ def stages_in_time(stages: tuple[StageOutput, ...], seconds_of) -> list[Stage]:
     return drawn
 
 
-@torch.no_grad()
-def draw(hparams: dict, audio: Path, picture: Path) -> None:
-    wavs = read(audio, hparams["sample_rate"])
-    features, model = hparams["features"], hparams["model"]
-    spectrogram, lengths = features(wavs, torch.tensor([wavs.shape[1]]))
-    output = model(spectrogram, lengths)
-    transcript = hparams["tokenizer"].decode(hparams["valid_search"](output))[0]
-    stages = stages_in_time(output.encoded.stages, lambda frames: model.frontend.centres(frames) * features.hop_seconds)
+def draw(recogniser: Recogniser, audio: Path, picture: Path) -> None:
+    spectrogram, output = recogniser.listen(recogniser.read(audio))
+    transcript = recogniser.tokenizer.decode(recogniser.search(output))[0]
+    hop, centres = recogniser.features.hop_seconds, recogniser.model.frontend.centres
+    stages = stages_in_time(output.encoded.stages, lambda frames: centres(frames) * hop)
     draw_boundaries(
-        picture, spectrogram=spectrogram[0].numpy(), hop=features.hop_seconds, stages=stages, transcript=transcript,
-        title=audio.stem,
+        picture, spectrogram=spectrogram[0].numpy(), hop=hop, stages=stages, transcript=transcript, title=audio.stem
     )  # fmt: skip
 
 
@@ -94,14 +47,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the pictures go (default: RUN_FOLDER/boundaries)")
+    parser.add_argument("--search", default="greedy", help="that finds the transcript, of the YAML (default: greedy)")
     options = parser.parse_args(argv)
     try:
-        hparams = load_run(options.run)
+        recogniser = Recogniser(options.run, search=options.search)
         for audio in options.audio:
             picture = (options.output or options.run / "boundaries") / f"{audio.stem}.png"
-            draw(hparams, audio, picture)
+            draw(recogniser, audio, picture)
             print(picture)
-    except (ValueError, ModuleNotFoundError) as error:
+    except (FileNotFoundError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
