@@ -92,6 +92,7 @@ class _Scan:
         self.u, self.delta = with_rows_in_line(u), with_rows_in_line(delta)
         self.B, self.C = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C))
         self.groups, self.batch, self.length, self.channels = u.shape
+        assert self.groups <= 24  # a bit of ``reverse_bits`` each; the backward kernel counts on the upper ones to be zero
         self.A2, self.n = A2, A2.shape[1]
         self.D, self.delta_bias, self.lengths, self.reverse_bits = D, delta_bias, lengths, reverse_bits
         self.blocks, self.rows = -(-self.channels // BLOCK_D), self.groups * self.batch
