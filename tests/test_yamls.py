@@ -121,7 +121,9 @@ def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_
     sibling = path.stem.replace("hmamba", "conmamba").replace("fixedstride", "conmamba").removesuffix("_n3")
     flat, chunked = _sections_of(sibling), _sections_of(path.stem)
     splits = int(re.search(r"splits: (\d+)|$", chunked["ctc_head"])[1] or 1)  # small vocabularies want more CTC steps than chunks
-    heads = {"ctc_head"} if splits > 1 else set()
+    heads = {"ctc_head", "beam_search"} if splits > 1 else set()
+    limit = flat["beam_search"].replace("max_decode_ratio: 1.0", f"max_decode_ratio: {splits}.0")
+    assert chunked["beam_search"] == limit  # as many tokens as CTC steps
     assert {key for key in flat if flat[key] != chunked.get(key)} == {"output_folder", "encoder", *heads}
     assert (splits > 1) == (int(re.search(r"\d+", chunked["vocab_size"])[0]) < 5000)
     assert chunked.keys() - flat.keys() == {"outer", "inner", "chunker", *(["ratio_loss"] if learned else [])}
