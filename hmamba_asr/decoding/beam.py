@@ -310,7 +310,7 @@ class BeamSearch(nn.Module):
     """The search of a recogniser: a :class:`JointBeamSearcher`, or one of SpeechBrain's, which lets batch mates matter.
 
     ``lm`` names the language model that the scorers hold, so that it follows the search to its device. Or ``lm_folder``, what
-    train_lm.py exported, adds one with ``lm_weight``. ``lm_fusion`` says how language models have their say:
+    train_lm.py or train_ngram.py exported, adds one with ``lm_weight``. ``lm_fusion`` says how language models have their say:
 
     - ``shallow``: in the search, beside the decoder.
     - ``rescore``: only on the search's ``beam_size`` best results (:meth:`JointBeamSearcher.rescore`).
@@ -338,7 +338,7 @@ class BeamSearch(nn.Module):
         if lm_folder:
             scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
             searcher.add(scorer)
-            lm = scorer.stepper.model
+            lm = scorer.model
         if lm_fusion != "shallow" and not any(s.rescores for s in searcher.scorers):
             raise ValueError(
                 f"lm_fusion is {lm_fusion} and the search has no language model; give --lm_folder, or its scorer in the YAML."

@@ -35,6 +35,7 @@ class Scorer:
     needs_attention = False
     max_steps = math.inf
     rescores = False  # has ``sentences``: can be left out of the search and asked about its results
+    model: nn.Module | None = None  # what has parameters of its own, apart from the recogniser's
 
     def __init__(self, weight: float, partial: bool):
         self.weight, self.partial = weight, partial
@@ -104,11 +105,11 @@ class TransformerLM(Scorer):
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
-        self.stepper, self.temperature = LanguageModelStepper(settings.lm), settings.temperature
+        self.model, self.stepper, self.temperature = settings.lm, LanguageModelStepper(settings.lm), settings.temperature
         self.max_steps = self.stepper.max_steps
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
-        self.stepper.model.eval().to(states.device)
+        self.model.eval().to(states.device)
         self.state = self.stepper.start()
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
@@ -122,7 +123,7 @@ class TransformerLM(Scorer):
 
     def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
         """All in one padded batch, in parts where its logits would be more than ``LOGITS_AT_ONCE`` numbers."""
-        model = self.stepper.model.eval().to(device)
+        model = self.model.eval().to(device)
         lengths = torch.tensor([len(sentence) + 1 for sentence in sentences], device=device)
         rows = [torch.tensor([bos, *sentence, eos]) for sentence in sentences]
         whole = pad_sequence(rows, batch_first=True).to(device)  # with 0, which the model takes for padding
@@ -267,27 +268,42 @@ def read_scorers(builder: speechbrain_scorers.ScorerBuilder | None) -> list[Scor
     return scorers
 
 
-def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> TransformerLM:
-    """The scorer of a language model that train_lm.py exported: its YAML lm.yaml and its parameters lm.ckpt.
+def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> Scorer:
+    """The scorer of a language model: of train_lm.py's export its YAML lm.yaml and its parameters lm.ckpt, of train_ngram.py's
+    ngram.bin or ngram.arpa and tokens.txt. An n-gram is a partial scorer.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the folder lacks one of them, or the model has another vocabulary.
+        If the folder lacks one of them, the model has another vocabulary, an n-gram cannot be read or lacks the package kenlm.
     """
-    yaml, parameters = (Path(folder) / name for name in ("lm.yaml", "lm.ckpt"))
-    for path in (yaml, parameters):
+    folder = Path(folder)
+    ngram = next((path for name in ("ngram.bin", "ngram.arpa") if (path := folder / name).is_file()), None)
+    needed = [folder / name for name in (("lm.yaml", "lm.ckpt") if ngram is None else ("tokens.txt",))]
+    for path in needed:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py.")
-    model = load_hyperpyyaml(yaml.read_text(encoding="utf-8"))["model"]
-    model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
-    size = model.custom_src_module.emb.num_embeddings
+            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py or train_ngram.py.")
+    if ngram is not None:
+        tokens = needed[0].read_text(encoding="utf-8").rstrip("\n").split("\n")
+        _require_vocabulary(folder, len(tokens), vocab_size)
+        try:
+            return Ngram(speechbrain_scorers.KenLMScorer(str(ngram), vocab_size, tokens), weight, partial=True)
+        except ImportError as error:
+            raise ValueError(f"{ngram} needs the package kenlm; install it: pip install kenlm.") from error
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"KenLM cannot read {ngram} ({' '.join(str(error).split())}); run train_ngram.py again.") from error
+    model = load_hyperpyyaml(needed[0].read_text(encoding="utf-8"))["model"]
+    model.load_state_dict(torch.load(needed[1], map_location="cpu", weights_only=True))
+    _require_vocabulary(folder, model.custom_src_module.emb.num_embeddings, vocab_size)
+    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
+
+
+def _require_vocabulary(folder: Path, size: int, vocab_size: int) -> None:
     if size != vocab_size:
         raise ValueError(
             f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with the recogniser's "
             "tokenizer."
         )
-    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """How language models join: in the search, on its results, or with the decoder's own one taken off. Plain references, batches."""
 
+import random
+
 import pytest
 import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
-from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
+from speechbrain.decoders.scorer import CTCScorer, KenLMScorer, ScorerBuilder, TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from hmamba_asr.decoding import scorers
@@ -148,6 +150,40 @@ def test_the_internal_language_model_is_the_decoder_without_cross_attention_and_
                 total = 0.6 * parts["attention"] + 0.4 * parts["ctc"] + 0.5 * parts["transformerlm"] - 0.25 * parts["internal_lm"]
                 assert hypothesis.score == pytest.approx(total / (len(hypothesis.tokens) + 1), abs=1e-4)
     assert differ >= 3
+
+
+# ---- n-gram -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_ngram_joins_as_in_speechbrain(recogniser, reference_searcher, tmp_path):
+    """SpeechBrain's own scorer in its search and in ours, with random bigrams; the package kenlm is optional."""
+    pytest.importorskip("kenlm")
+    draw = random.Random(0)
+    words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCAB))]
+    pairs = [(a, b) for a in words[1:] for b in words[2:] if a != "</s>" and draw.random() < 0.3]
+    lines = ["\\data\\", f"ngram 1={VOCAB}", f"ngram 2={len(pairs)}", "", "\\1-grams:"]
+    lines += [f"{draw.uniform(-3, -0.5)}\t{word}\t{draw.uniform(-1, 0)}" for word in words]
+    lines += ["", "\\2-grams:", *(f"{draw.uniform(-2, 0)}\t{a} {b}" for a, b in pairs), "", "\\end\\", ""]
+    (tmp_path / "ngram.arpa").write_text("\n".join(lines))
+    same, without = [], []
+    for seed in range(3):
+        model, (states, lengths) = recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0), batch(seed)
+        states, lengths = states[lengths > 0], lengths[lengths > 0]
+        found = []
+        for kind, weight in ((JointBeamSearcher, 0.3), (reference_searcher, 0.3), (JointBeamSearcher, 0.0)):
+            scorer = KenLMScorer(str(tmp_path / "ngram.arpa"), VOCAB, words)
+            ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
+            builder = ScorerBuilder(full_scorers=[ctc], partial_scorers=[scorer], weights={"ctc": 0.4, "kenlm": weight})
+            search = kind(
+                modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, min_decode_ratio=0.0, max_decode_ratio=1.0,
+                beam_size=5, using_eos_threshold=False, scorer=builder,
+            )  # fmt: skip
+            with torch.no_grad():
+                found.append(search(states.clone(), lengths / states.shape[1]))
+        same += [a == b for a, b in zip(found[0][0], found[1][0], strict=True)]
+        torch.testing.assert_close(found[0][2], found[1][2], rtol=0, atol=1e-3)
+        without += [a == b for a, b in zip(found[0][0], found[2][0], strict=True)]
+    assert all(same) and not all(without)
 
 
 # ---- all of them --------------------------------------------------------------------------------------------------------
