@@ -348,7 +348,7 @@ class BeamSearch(nn.Module):
         elif lm_fusion == "ilm":
             temperature = searcher.temperature
             searcher.add(InternalLM(searcher.decoder, searcher.fc, weight=internal_lm_weight, temperature=temperature))
-        self.lm = lm
+        self.lm, self.lm_folder = lm, lm_folder
         # Not a submodule: the searcher holds the recogniser itself, whose device and mode are the Brain's business.
         object.__setattr__(self, "searcher", searcher)
 

@@ -96,8 +96,6 @@ class Fingerprints:
     def __init__(self, brain: ASRBrain, *, checkpoints: list[str], hparams_text: str):
         environment = collect_environment(brain.device)
         environment.pop("command")
-        folder = getattr(brain.hparams, "lm_folder", None)
-        files = sorted(Path(folder).rglob("*")) if folder else []
         described = {
             "checkpoints": checkpoints,
             "weights": _digest_of_weights(brain.modules),
@@ -106,13 +104,20 @@ class Fingerprints:
             "precision": brain.eval_precision,
             "environment": environment,
             "ranks": brain.ranks.world_size,
-            "lm_files": [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.is_file()],
         }
         self._common = _digest([described])
 
     def of(self, dataset: DynamicItemDataset, search_name: str, search: nn.Module) -> str:
         rows: Mapping[str, dict] = dataset.data
-        return _digest([self._common, search_name, _digest_of_weights(search), [(i, rows[i]) for i in dataset.data_ids]])
+        folder = getattr(search, "lm_folder", None)  # an n-gram has no parameters that one could look at
+        files = [(str(path), path.stat()) for path in sorted(Path(folder).iterdir())] if folder else []
+        described = {
+            "search": search_name,
+            "weights": _digest_of_weights(search),
+            "lm_files": [(path, found.st_size, found.st_mtime_ns) for path, found in files],
+            "rows": [(i, rows[i]) for i in dataset.data_ids],
+        }
+        return _digest([self._common, described])
 
 
 def _digest(parts: Iterable) -> str:

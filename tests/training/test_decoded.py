@@ -67,10 +67,10 @@ def test_whatever_results_depend_on_is_in_the_fingerprint(new_brain, tmp_path):
     folder = tmp_path / "lm"
     folder.mkdir()
     (folder / "ngram.bin").write_bytes(b"first")
-    brain.hparams.lm_folder = folder
-    dataset, search = tests["test-clean"], brain.hparams.test_searches["greedy"]
+    dataset, search = tests["test-clean"], brain.hparams.test_searches["beam"]
+    search.lm_folder = folder
 
-    def fingerprint(dataset=dataset, name="greedy", search=search, **changed):
+    def fingerprint(dataset=dataset, name="beam", search=search, **changed):
         given = {"checkpoints": ["CKPT+1"], "hparams_text": "seed: 1", **changed}
         return Fingerprints(brain, **given).of(dataset, name, search)
 
@@ -78,7 +78,7 @@ def test_whatever_results_depend_on_is_in_the_fingerprint(new_brain, tmp_path):
     assert fingerprint() == seen[0]
     seen.append(fingerprint(checkpoints=["CKPT+2"]))
     seen.append(fingerprint(hparams_text="seed: 2"))
-    seen.append(fingerprint(name="beam"))
+    seen.append(fingerprint(name="another"))
     seen.append(fingerprint(search=torch.nn.Linear(1, 1)))
     seen.append(fingerprint(dataset=tests["test-other"]))
     first = dataset.data_ids[0]
