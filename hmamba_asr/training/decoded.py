@@ -96,9 +96,11 @@ class Fingerprints:
     def __init__(self, brain: ASRBrain, *, checkpoints: list[str], hparams_text: str):
         environment = collect_environment(brain.device)
         environment.pop("command")
+        # Training wraps modules for several ranks, --test_only does not.
+        modules = nn.ModuleDict({name: getattr(module, "module", module) for name, module in brain.modules.items()})
         described = {
             "checkpoints": checkpoints,
-            "weights": _digest_of_weights(brain.modules),
+            "weights": _digest_of_weights(modules),
             "tokenizer": hashlib.sha256(brain.tokenizer.serialized_model_proto()).hexdigest(),
             "hparams": hparams_text,
             "precision": brain.eval_precision,

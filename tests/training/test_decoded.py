@@ -76,6 +76,8 @@ def test_whatever_results_depend_on_is_in_the_fingerprint(new_brain, tmp_path):
 
     seen = [fingerprint()]
     assert fingerprint() == seen[0]
+    brain.modules["model"] = torch.nn.DataParallel(brain.raw_model)  # wrapped as training wraps it for several ranks
+    assert fingerprint() == seen[0]
     seen.append(fingerprint(checkpoints=["CKPT+2"]))
     seen.append(fingerprint(hparams_text="seed: 2"))
     seen.append(fingerprint(name="another"))
