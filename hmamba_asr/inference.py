@@ -11,7 +11,7 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from torch import Tensor
 
-from hmamba_asr.decoding.alignment import Span, align_tokens, ctc_step_times, words_of
+from hmamba_asr.decoding.alignment import Span, align_tokens, state_times, words_of
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.testing import best_average
 
@@ -103,10 +103,7 @@ class Recogniser:
         text = self.tokenizer.decode(tokens)
         if not timestamps:
             return Transcription(text)
-        log_probs = output.ctc_logits[0, : int(output.ctc_lengths[0])].log_softmax(-1)
-        times = ctc_step_times(
-            output.encoded, steps_per_state=self.model.ctc_steps,
-            frame_seconds=self.features.hop_seconds * self.model.frontend.stride,
-        )  # fmt: skip
-        spans = align_tokens(log_probs, tokens, blank=self.blank, step_times=times, piece=self.tokenizer.id_to_piece)
+        log_probs = output.ctc_logits[0, : int(output.encoded.lengths[0])].log_softmax(-1)
+        times = state_times(output.encoded, frame_seconds=self.features.hop_seconds * self.model.frontend.stride)
+        spans = align_tokens(log_probs, tokens, blank=self.blank, state_times=times, piece=self.tokenizer.id_to_piece)
         return Transcription(text, words_of(spans))

@@ -33,13 +33,13 @@ LAYERS = 12
 
 
 class ForcedChunker(DynamicChunker):
-    """A router whose probabilities are computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
+    """A router whose scores are computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
 
-    def boundary_prob(self, x, lengths):
-        computed, _ = super().boundary_prob(x, lengths)
+    def scores(self, x, lengths):
+        computed, prob = super().scores(x, lengths)
         begins = torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0
-        forced = torch.where(begins, 0.9, 0.1) + 0.0 * computed
-        return forced, forced
+        forced = torch.where(begins, 0.9, 0.1) + 0.0 * prob
+        return forced + 0.0 * computed, forced
 
 
 def build(folder: str, device: torch.device, *, split: tuple[int, int] | None, ratio: int, form: str, frames: int, tokens: int):

@@ -10,7 +10,7 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from hmamba_asr.models.asr import ctc_steps_needed
+from hmamba_asr.models.asr import ctc_frames_needed
 from hmamba_asr.models.encoder import EncoderOutput
 
 WORD_START = "\u2581"  # SentencePiece's mark
@@ -31,30 +31,28 @@ class Span:
 
 
 def align_tokens(
-    log_probs: Tensor, tokens: Sequence[int], *, blank: int, step_times: Tensor, piece: Callable[[int], str]
+    log_probs: Tensor, tokens: Sequence[int], *, blank: int, state_times: Tensor, piece: Callable[[int], str]
 ) -> list[Span]:
-    """Spans of the tokens of one utterance; log_probs (T, vocab) without padding, step_times (T + 1,) the seconds at which each
-    of its steps begins and the last one ends.
+    """Spans of the tokens of one utterance; log_probs (T, vocab) without padding, state_times (T + 1,) the seconds at which
+    each of its states begins and the last one ends.
 
-    ``piece`` gives a token's text. Empty if there are no tokens, or more than the steps can hold: an attention decoder may
+    ``piece`` gives a token's text. Empty if there are no tokens, or more than the states can hold: an attention decoder may
     find such.
     """
     tokens = [token for token in tokens if token != blank]  # SentencePiece's unknown piece, which a decoder may give
     targets = torch.tensor([tokens], dtype=torch.int32)
-    needed = int(ctc_steps_needed(targets, torch.tensor([len(tokens)])))
+    needed = int(ctc_frames_needed(targets, torch.tensor([len(tokens)])))
     if not tokens or needed > len(log_probs):
         return []
     path, scores = torchaudio.functional.forced_align(log_probs.detach().float().cpu().unsqueeze(0), targets, blank=blank)
     spans = torchaudio.functional.merge_tokens(path[0], scores[0], blank=blank)  # their score is the mean log-probability
-    times = step_times.tolist()
+    times = state_times.tolist()
     return [Span(piece(span.token), times[span.start], times[span.end], math.exp(span.score)) for span in spans]
 
 
-def ctc_step_times(encoded: EncoderOutput, *, steps_per_state: int, frame_seconds: float) -> Tensor:
-    """Seconds (T + 1,) at which each CTC step of the first utterance begins and the last one ends.
-
-    ``frame_seconds`` is an encoder frame's; a chunk's steps share its duration evenly.
-    """
+def state_times(encoded: EncoderOutput, *, frame_seconds: float) -> Tensor:
+    """Seconds (T + 1,) at which each state of the first utterance begins and the last one ends; an encoder frame lasts
+    ``frame_seconds``, a chunk as long as its frames."""
     states = int(encoded.lengths[0])
     edges = torch.arange(states + 1, dtype=torch.float64)
     # States are the chunks of the stage with as many; where several have, each chunk of one is a chunk of the others.
@@ -62,9 +60,7 @@ def ctc_step_times(encoded: EncoderOutput, *, steps_per_state: int, frame_second
     if stage is not None:
         edges[:states] = stage.chunk_starts[0, :states].double().cpu()
         edges[states] = float(encoded.stages[0].lengths[0])
-    parts = torch.arange(steps_per_state, dtype=torch.float64) / steps_per_state
-    inside = edges[:-1, None] + edges.diff()[:, None] * parts
-    return frame_seconds * torch.cat([inside.flatten(), edges[-1:]])
+    return frame_seconds * edges
 
 
 def words_of(tokens: Sequence[Span]) -> list[Span]:

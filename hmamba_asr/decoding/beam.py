@@ -51,7 +51,7 @@ class GreedySearch(nn.Module):
 
     @torch.no_grad()
     def forward(self, output: ASROutput) -> list[list[int]]:
-        return ctc_greedy(output.ctc_logits, output.ctc_lengths, blank=self.blank)
+        return ctc_greedy(output.ctc_logits, output.encoded.lengths, blank=self.blank)
 
 
 class JointBeamSearcher(nn.Module):

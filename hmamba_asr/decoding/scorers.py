@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
 from hmamba_asr.decoding.incremental import LanguageModelStepper, TransformerStepper
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.ctc_head import ctc_steps_per_state
 
 LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
 
@@ -65,21 +64,20 @@ class CTC(Scorer):
     def __init__(self, settings: speechbrain_scorers.CTCScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
         self.head, self.blank, self.eos = settings.ctc_fc, settings.blank_index, settings.eos_index
-        self.steps = ctc_steps_per_state(self.head)
-        self.window_size = settings.ctc_window_size * self.steps
+        self.window_size = settings.ctc_window_size
         self.needs_attention = self.window_size > 0
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
         log_probs = at_least_float32(self.head(states)).log_softmax(-1)
-        self.prefixes = CTCPrefixScorer(log_probs, lengths * self.steps, blank=self.blank, eos=self.eos)
+        self.prefixes = CTCPrefixScorer(log_probs, lengths, blank=self.blank, eos=self.eos)
         self.state, self.window = self.prefixes.start(), None
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         if self.needs_attention and attention is not None:
-            peaks = attention.argmax(-1) * self.steps
+            peaks = attention.argmax(-1)
             first = peaks.amin(1) - self.window_size
             # As in SpeechBrain, frame 0 is where the recursion begins: it counts unless the window opens after frame 1.
-            self.window = torch.stack([first.where(first > 1, 0), peaks.amax(1) + self.steps - 1 + self.window_size], 1)
+            self.window = torch.stack([first.where(first > 1, 0), peaks.amax(1) + self.window_size], 1)
         scores = self.prefixes.next_scores(self.state, self.window)
         if candidates is None:
             return scores

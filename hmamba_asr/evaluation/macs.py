@@ -57,8 +57,7 @@ def _count(model: _Node, features: _Node, seconds: float, tokens: int, kept: tup
     parts |= encoder
     width = model["d_model"]
     units = model["output_head"]["n_neurons"]
-    splits = model["ctc_head"].get("splits", 1)
-    parts["ctc_head"] = states * splits * width * (model["ctc_head"]["n_neurons"] + (width if splits > 1 else 0))
+    parts["ctc_head"] = states * width * model["ctc_head"]["n_neurons"]
     parts["decoder"] = model["num_decoder_layers"] * _decoder_layer(tokens, states, width, model["d_ffn"])
     parts["output_head"] = tokens * width * units
     return parts

@@ -14,24 +14,20 @@ from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.ctc_head import ctc_steps_per_state
 from hmamba_asr.models.encoder import EncoderOutput
 
 
 @dataclass
 class ASROutput:
-    """Encoder output, CTC logits (B, T', vocab) with ctc_lengths (B,), and, with targets, attention logits (B, U, vocab).
-
-    T' is the number of states, or a multiple where the CTC head splits them."""
+    """Encoder output, CTC logits (B, T, vocab) and, with targets, attention logits (B, U, vocab)."""
 
     encoded: EncoderOutput
     ctc_logits: Tensor
-    ctc_lengths: Tensor
     attention_logits: Tensor | None
 
 
-def ctc_steps_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """Steps (B,) that the CTC needs to emit each target: its labels, and a blank between repeated ones."""
+def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """Frames (B,) that the CTC needs to emit each target: its labels, and a blank between repeated ones."""
     if targets.shape[1] < 2:
         return target_lengths
     inside = valid_mask(target_lengths, targets.shape[1])[:, 1:]
@@ -42,8 +38,7 @@ class ASRModel(nn.Module):
     """Hybrid CTC / attention model; does not know which encoder it has.
 
     The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are SpeechBrain's linear
-    layers d_model -> vocabulary, which the beam searcher shares; ``ctc_head`` may also be a :class:`SplittingCTCHead`. ``decode``
-    has the signature SpeechBrain's searchers call.
+    layers d_model -> vocabulary, which the beam searcher shares. ``decode`` has the signature SpeechBrain's searchers call.
 
     Raises
     ------
@@ -52,13 +47,12 @@ class ASRModel(nn.Module):
     """
 
     def __init__(
-        self, *, frontend: nn.Module, encoder: nn.Module, ctc_head: nn.Module, output_head: Linear, d_model: int,
+        self, *, frontend: nn.Module, encoder: nn.Module, ctc_head: Linear, output_head: Linear, d_model: int,
         num_decoder_layers: int, nhead: int, d_ffn: int, dropout: float, max_target_length: int = 2500,
     ):  # fmt: skip
         super().__init__()
         self.frontend, self.encoder = frontend, encoder
         self.ctc_head, self.output_head = ctc_head, output_head
-        self.ctc_steps = ctc_steps_per_state(ctc_head)
         self.max_target_length = max_target_length
         self.embedding = NormalizedEmbedding(d_model, output_head.w.out_features)
         self.positions = PositionalEncoding(d_model, max_len=max_target_length)
@@ -89,14 +83,13 @@ class ASRModel(nn.Module):
         """
         floor = None
         if self.training and tokens_bos is not None and getattr(self.encoder, "shortens", False):
-            steps = ctc_steps_needed(tokens_bos[:, 1:], token_lengths - 1)
-            floor = (steps + self.ctc_steps - 1) // self.ctc_steps
+            floor = ctc_frames_needed(tokens_bos[:, 1:], token_lengths - 1)
         encoded = self.encode(features, lengths, floor)
         attention_logits = None
         if tokens_bos is not None:
             hidden, _ = self._decoder_states(tokens_bos, encoded.states, encoded.lengths, token_lengths)
             attention_logits = self.output_head(hidden)
-        return ASROutput(encoded, self.ctc_head(encoded.states), encoded.lengths * self.ctc_steps, attention_logits)
+        return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (B, U, d_model) after each prefix of ``tokens`` (B, U), and the last layer's attention (B, U, T)."""

@@ -17,15 +17,14 @@ from hmamba_asr.modules.conmamba import ConMambaBlock
 class StageOutput:
     """What one chunking stage decided about the lengths (B,) states it was given.
 
-    boundary_prob and boundary_mask (B, T); rate_prob (B, T): boundary_prob as the ratio loss sees it; chunk_lengths (B,), of
-    which chosen (B,) are the chunker's own and the rest a floor's; chunk_starts (B, M): the frame of the *encoder's* input that
-    each chunk begins at, also where stages are nested; target_ratio: states a chunk should have, None where nothing is learned.
+    boundary_prob and boundary_mask (B, T); chunk_lengths (B,), of which chosen (B,) are the chunker's own and the rest a floor's;
+    chunk_starts (B, M): the frame of the *encoder's* input that each chunk begins at, also where stages are nested; target_ratio:
+    states a chunk should have, None where nothing is learned.
     """
 
     lengths: Tensor
     boundary_prob: Tensor
     boundary_mask: Tensor
-    rate_prob: Tensor
     chunk_starts: Tensor
     chunk_lengths: Tensor
     chosen: Tensor
@@ -44,7 +43,7 @@ class StageOutput:
     @property
     def mean_prob(self) -> Tensor:
         """Mean boundary probability (B,), the first state's 1 included."""
-        return self.rate_prob.sum(1) / self.lengths.clamp(min=1)
+        return self.boundary_prob.sum(1) / self.lengths.clamp(min=1)
 
 
 @dataclass
@@ -121,19 +120,20 @@ class HierarchicalEncoder(nn.Module):
         chunked = self.chunker(outer.states, lengths, min_chunks)
         floor = (min_chunks,) if self.inner_shortens and min_chunks is not None else ()
         # What an inner encoder that shortens returns are other chunks than those with probabilities here: smoothed before it.
-        chunks = smooth_chunks(chunked.chunks, chunked) if self.inner_shortens else chunked.chunks
+        chunks = smooth_chunks(chunked.chunks, chunked) if self.chunker.smooths and self.inner_shortens else chunked.chunks
         inner = self.inner(self.widen(chunks), chunked.chunk_lengths, *floor)
         stage = StageOutput(
             lengths=lengths, boundary_prob=chunked.boundary_prob, boundary_mask=chunked.boundary_mask,
             chunk_starts=chunked.chunk_frames, chunk_lengths=chunked.chunk_lengths, chosen=chunked.chosen,
-            rate_prob=chunked.rate_prob, target_ratio=self.chunker.target_ratio,
+            target_ratio=self.chunker.target_ratio,
         )  # fmt: skip
         nested = (replace(s, chunk_starts=chunked.chunk_frames.gather(1, s.chunk_starts)) for s in inner.stages)
         stages = (*outer.stages, stage, *nested)
         states = self.narrow(inner.states)
         if self.inner_shortens:
             return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages)
-        states = smooth_chunks(states, chunked)
+        if self.chunker.smooths:
+            states = smooth_chunks(states, chunked)
         if self.shortens:
             return EncoderOutput(states, inner.lengths, stages)
         frames = dechunk(states, chunked, lengths) + self.residual(outer.states)

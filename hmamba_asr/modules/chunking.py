@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from hmamba_asr.lengths import valid_mask, zero_padding
 from hmamba_asr.ops.ema import ema
 
-THRESHOLD = 0.5  # a frame at least this improbable to continue its chunk begins a new one
+THRESHOLD = 0.5  # a frame at least this likely to begin a chunk does
 MIN_DISSIMILARITY = 1e-6  # of neighbours that differ by more than float32's rounding
 MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
 SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
-BIAS_LR_MULTIPLIER = 10.0  # one number that may have to travel a unit, while the weights around it move by hundredths
+FAR = 1e4  # in logits: beyond every score
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ChunkOutput:
 
     chunks (B, M, D) with chunk_lengths (B,), zero past the end; chunk_frames (B, M): the frame that each chunk begins at;
     frame_to_chunk (B, T): the chunk of each frame; boundary_prob (B, T), zero past the end, and boundary_mask (B, T).
-    chosen (B,) counts the chunks before a floor added any. rate_prob (B, T) is boundary_prob as the ratio loss should see it.
+    chosen (B,) counts the chunks before a floor added any.
     """
 
     chunks: Tensor
@@ -42,14 +42,11 @@ class ChunkOutput:
     boundary_prob: Tensor
     boundary_mask: Tensor
     chosen: Tensor
-    rate_prob: Tensor
 
 
-def gather_chunks(
-    x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None, rate_prob: Tensor | None = None
-) -> ChunkOutput:
-    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) and
-    rate_prob (B, T) where they are not the number of boundaries and boundary_prob."""
+def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None) -> ChunkOutput:
+    """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) where
+    it is not the number of boundaries."""
     batch, length = boundary_mask.shape
     counts = boundary_mask.sum(1)
     most = max(1, int(counts.max())) if batch else 1
@@ -60,12 +57,22 @@ def gather_chunks(
     chunk_frames = slots.scatter(1, torch.where(boundary_mask, index, most), frames)[:, :most]
     chunk_frames = zero_padding(chunk_frames, counts)
     chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
-    chosen = counts if chosen is None else chosen
     return ChunkOutput(
         chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=index.clamp(min=0),
-        boundary_prob=boundary_prob, boundary_mask=boundary_mask, chosen=chosen,
-        rate_prob=boundary_prob if rate_prob is None else rate_prob,
+        boundary_prob=boundary_prob, boundary_mask=boundary_mask, chosen=counts if chosen is None else chosen,
     )  # fmt: skip
+
+
+def pool_chunks(x: Tensor, weights: Tensor, chunked: ChunkOutput) -> Tensor:
+    """Weighted mean of each chunk's frames (B, M, D): x (B, T, D), weights (B, T) of 0 or more, 0 past the end, not all 0 in a
+    chunk."""
+    index = chunked.frame_to_chunk
+    total = weights.new_zeros(chunked.chunk_frames.shape).scatter_add(1, index, weights)
+    shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny).gather(1, index)
+    # Zero weights do not hide what is not finite behind an utterance's end.
+    weighted = (shares.unsqueeze(-1) * x).masked_fill((weights == 0).unsqueeze(-1), 0.0)
+    pooled = weighted.new_zeros(*chunked.chunk_frames.shape, x.shape[2])
+    return pooled.scatter_add(1, index.unsqueeze(-1).expand_as(x), weighted)
 
 
 def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
@@ -80,23 +87,48 @@ def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor,
     return boundary_mask | torch.zeros_like(boundary_mask).scatter(1, order, ranks < wanted.unsqueeze(1))
 
 
-class DynamicChunker(nn.Module):
-    """Learned boundaries: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 says how much a frame differs from the one before it,
-    p_t = sigmoid(s z_t + b) how likely it is to begin a chunk, z being logit(d) standardised over the utterance; a boundary where
-    p_t >= 0.5, and at the first frame. A frame equal to the one before it has p = 0.
+class _Router(nn.Module):
+    """How much a frame differs from the one before it: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 of H-Net, eq. 4. Both
+    projections start as the identity, so that boundaries first fall where neighbours differ; ``lr_multiplier`` scales their
+    learning rate. At a target_ratio of 1 there is nothing to learn: every frame is a chunk."""
+
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float):
+        super().__init__()
+        if target_ratio < 1:
+            raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
+        if not lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
+        self.target_ratio = target_ratio
+        if target_ratio == 1:
+            return
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        for projection in (self.query, self.key):
+            nn.init.eye_(projection.weight)
+            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
+
+    def dissimilarity(self, x: Tensor) -> Tensor:
+        """d (B, T - 1) of all frames of x (B, T, D) but the first; neighbours that are both zero are alike."""
+        query, key = F.linear(x[:, :-1], self.query.weight.to(x.dtype)), F.linear(x[:, 1:], self.key.weight.to(x.dtype))
+        cosine = F.cosine_similarity(query, key, dim=-1)
+        silent = (query == 0).all(-1) & (key == 0).all(-1)
+        return ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
+
+
+class DynamicChunker(_Router):
+    """Learned boundaries on a budget: of an utterance's L frames the first and those that differ most from the one before them
+    begin chunks, ceil(L / ``target_ratio``) in all; fewer only if others do not differ at all, more only if some differ exactly as
+    much as the last of them.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
-    to the number of chunks. Both projections start as the identity, so that boundaries first fall where neighbours differ.
-    ``target_ratio`` is the number of frames a chunk should have on average (:func:`ratio_loss`); at 1 every frame is a chunk.
-    The router works in float32 at least, whatever the precision around it.
+    to the number of chunks. A frame's score s_t is the logit of its dissimilarity, standardised over the utterance; p_t =
+    sigmoid(s_t - threshold), the threshold half-way between the last score inside the budget and the first outside it. A chunk's
+    state is the mean of its frames weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where
+    frames are alike. Through the weights recognition teaches the router which frames to begin chunks with.
 
-    H-Net's router is p = d, as here with ``standardize`` false. Neighbouring frames of speech are alike, d is small, and the
-    ratio loss raises it by making the projections orthogonal for all frames alike: every p then stands at 0.5, a step moves all
-    of them across the threshold together, and the kept fraction swings between its extremes. Standardised, frames are compared
-    with each other, their spread cannot vanish, and the number of boundaries and their places are learned apart: the ratio loss
-    moves b alone, which starts near ``target_ratio``, and recognition moves everything else.
-
-    ``lr_multiplier`` scales the learning rate of both projections. That of b is ``BIAS_LR_MULTIPLIER`` times the usual one.
+    H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss. On speech the
+    rate swings between its extremes, and blurring uncertain chunks with the ones before them costs accuracy; here the rate
+    cannot move and no loss is needed. The router works in float32 at least, whatever the precision around it.
 
     Raises
     ------
@@ -104,53 +136,64 @@ class DynamicChunker(nn.Module):
         For a target_ratio below 1, or an lr_multiplier that is not above 0.
     """
 
-    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0, standardize: bool = True):
-        super().__init__()
-        if target_ratio < 1:
-            raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
-        if not lr_multiplier > 0:
-            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
-        self.target_ratio = target_ratio
-        self.bias = None
-        if target_ratio == 1:
-            return  # nothing to learn
-        if standardize:
-            # Were the logits normally distributed, one frame in target_ratio would be above the threshold.
-            self.bias = nn.Parameter(torch.tensor(SHARPNESS * NormalDist().inv_cdf(1 / target_ratio)))
-            self.bias.lr_multiplier = BIAS_LR_MULTIPLIER
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        for projection in (self.query, self.key):
-            nn.init.eye_(projection.weight)
-            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
+    smooths = False
+
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
+        super().__init__(d_model=d_model, target_ratio=target_ratio, lr_multiplier=lr_multiplier)
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         valid = valid_mask(lengths, x.shape[1])
         if self.target_ratio == 1:
             return gather_chunks(x, valid.float(), valid)
-        prob, rate_prob = (p * valid for p in self.boundary_prob(zero_padding(x, lengths), lengths))
+        with torch.autocast(x.device.type, enabled=False):
+            wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
+            scores, prob = self.scores(wide, lengths)
+            mask = (prob >= THRESHOLD) & valid
+            chosen = mask.sum(1)
+            if min_chunks is not None:
+                mask = with_at_least(prob, mask, lengths, min_chunks)
+            chunked = gather_chunks(wide, prob, mask, chosen=chosen)
+            best = scores.detach().masked_fill(~valid, -FAR)
+            best = best.new_full(chunked.chunk_frames.shape, -FAR).scatter_reduce(1, chunked.frame_to_chunk, best, "amax")
+            weights = (scores - best.gather(1, chunked.frame_to_chunk)).masked_fill(~valid, -FAR).exp()
+            chunked.chunks = pool_chunks(wide, weights, chunked).to(x.dtype)
+        return chunked
+
+    def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and p (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one standard
+        deviation above the mean; a frame equal to the one before it has p = 0."""
+        unlike = self.dissimilarity(x)
+        differs = (unlike > MIN_DISSIMILARITY) & valid_mask(lengths - 1, unlike.shape[1])
+        scores = SHARPNESS * _standardized(unlike.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
+        ranked = F.pad(scores.detach().masked_fill(~differs, -FAR).sort(dim=1, descending=True).values, (1, 1), value=-FAR)
+        ranked[:, 0] = FAR  # the first frame
+        budget = (lengths.double() / self.target_ratio).ceil().long().clamp(min=1)
+        threshold = (ranked.gather(1, budget.unsqueeze(1) - 1) + ranked.gather(1, budget.unsqueeze(1))) / 2
+        prob = (scores - threshold).sigmoid() * differs
+        return F.pad(scores, (1, 0), value=SHARPNESS), F.pad(prob, (1, 0), value=1.0) * valid_mask(lengths, x.shape[1])
+
+
+class HNetChunker(_Router):
+    """H-Net's routing as published: p_t = d_t, a boundary where p_t >= 0.5 and at the first frame, chunks smoothed with their
+    probabilities (:func:`smooth_chunks`), their number held by :func:`ratio_loss`. The contract of :class:`DynamicChunker`."""
+
+    smooths = True
+
+    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
+        super().__init__(d_model=d_model, target_ratio=target_ratio, lr_multiplier=lr_multiplier)
+
+    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
+        valid = valid_mask(lengths, x.shape[1])
+        if self.target_ratio == 1:
+            return gather_chunks(x, valid.float(), valid)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
+            prob = F.pad(self.dissimilarity(wide), (1, 0), value=1.0) * valid
         mask = (prob >= THRESHOLD) & valid
         chosen = mask.sum(1)
         if min_chunks is not None:
             mask = with_at_least(prob, mask, lengths, min_chunks)
-        return gather_chunks(x, prob, mask, chosen=chosen, rate_prob=rate_prob)
-
-    def boundary_prob(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """p (B, T) of every frame of x (B, T, D), 1 at the first, for recognition and for the ratio loss: equal numbers, but if
-        standardised with a gradient for all but the bias, and for the bias alone. Neighbours that are both zero are alike."""
-        with torch.autocast(x.device.type, enabled=False):
-            wide = x.double() if x.dtype == torch.float64 else x.float()
-            query = F.linear(wide[:, :-1], self.query.weight.to(wide.dtype))
-            key = F.linear(wide[:, 1:], self.key.weight.to(wide.dtype))
-            cosine = F.cosine_similarity(query, key, dim=-1)
-            silent = (query == 0).all(-1) & (key == 0).all(-1)
-            prob = rate_prob = ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
-            if self.bias is not None:
-                differs = (prob > MIN_DISSIMILARITY) & valid_mask(lengths - 1, prob.shape[1])
-                scores = SHARPNESS * _standardized(prob.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
-                prob = (scores + self.bias.detach()).sigmoid() * differs
-                rate_prob = (scores.detach() + self.bias).sigmoid() * differs
-            return F.pad(prob, (1, 0), value=1.0), F.pad(rate_prob, (1, 0), value=1.0)
+        return gather_chunks(x, prob, mask, chosen=chosen)
 
 
 def _standardized(x: Tensor, where: Tensor) -> Tensor:
@@ -173,6 +216,7 @@ class FixedStrideChunker(nn.Module):
     """
 
     target_ratio = None
+    smooths = False
 
     def __init__(self, *, stride: float, pooling: str = "first"):
         super().__init__()
@@ -192,10 +236,7 @@ class FixedStrideChunker(nn.Module):
             mask = with_at_least(mask.float(), mask, lengths, min_chunks)
         chunked = gather_chunks(x, mask.float(), mask, chosen=chosen)
         if self.pooling == "mean":
-            where = chunked.frame_to_chunk.unsqueeze(-1).expand_as(x)
-            sums = torch.zeros_like(chunked.chunks).scatter_add(1, where, zero_padding(x, lengths))
-            sizes = torch.zeros_like(chunked.chunk_frames).scatter_add(1, chunked.frame_to_chunk, valid.long())
-            chunked.chunks = sums / sizes.clamp(min=1).unsqueeze(-1)
+            chunked.chunks = pool_chunks(x, valid.to(x.dtype), chunked)
         return chunked
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.asr import ASROutput, ctc_steps_needed
+from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
 from hmamba_asr.models.encoder import StageOutput
 from hmamba_asr.modules.chunking import ratio_loss
 
@@ -65,7 +65,7 @@ def _ramp(step: int, steps: int) -> float:
 @dataclass
 class HybridLoss:
     """Per-utterance losses (B,). ``parts`` are weighted and sum to ``total``; ``infeasible`` (B,) marks utterances whose
-    labels the CTC cannot emit in the steps it has, and whose CTC part is therefore zero; ``stage_ratios`` are the chunking
+    labels the CTC cannot emit in the frames they have, and whose CTC part is therefore zero; ``stage_ratios`` are the chunking
     stages' ratio losses (B,) without their weight."""
 
     total: Tensor
@@ -95,8 +95,8 @@ def hybrid_loss(
     """
     if not 0.0 <= ctc_weight <= 1.0:
         raise ValueError(f"ctc_weight must lie in [0, 1], not {ctc_weight}.")
-    lengths = output.ctc_lengths
-    infeasible = ctc_steps_needed(targets, target_lengths) > lengths
+    lengths = output.encoded.lengths
+    infeasible = ctc_frames_needed(targets, target_lengths) > lengths
     parts = {}
     if ctc_weight > 0:
         log_probs = output.ctc_logits.float().log_softmax(-1).transpose(0, 1)

@@ -22,7 +22,10 @@ hmamba_n3_frames   hmamba_$corpus      --encoder {output:frames} --chunker {targ
 fixedstride_2      fixedstride_$corpus
 fixedstride_3      fixedstride_$corpus --chunker {stride:3}
 "
-if [ "$corpus" = mini ]; then
+if [ "$corpus" = an4 ]; then
+  table+="hnet               hnet_an4
+"
+else
   table+="hmamba_4+8_n2      hmamba_$corpus      --outer {num_layers:4} --inner {num_layers:8}
 "
 fi

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from hmamba_asr.decoding.alignment import Span, align_tokens, ctc_step_times, words_of
+from hmamba_asr.decoding.alignment import Span, align_tokens, state_times, words_of
 from hmamba_asr.models.encoder import EncoderOutput, StageOutput
 
 PIECES = ["<blank>", "\u2581he", "llo", "\u2581you", "\u2581"]
@@ -30,7 +30,7 @@ def test_spans_are_those_of_the_best_path(tokens, seed):
             mean = float(log_probs[frame : frame + count, label].mean())
             expected.append((PIECES[label], frame * 0.04, (frame + count) * 0.04, math.exp(mean)))
         frame += count
-    spans = align_tokens(log_probs, tokens, blank=0, step_times=0.04 * torch.arange(7), piece=PIECES.__getitem__)
+    spans = align_tokens(log_probs, tokens, blank=0, state_times=0.04 * torch.arange(7), piece=PIECES.__getitem__)
     assert [span.text for span in spans] == [text for text, *_ in expected]
     for span, (_, *numbers) in zip(spans, expected, strict=True):
         assert [span.start, span.end, span.confidence] == pytest.approx(numbers)
@@ -39,8 +39,8 @@ def test_spans_are_those_of_the_best_path(tokens, seed):
 def test_nothing_to_align_and_no_room_to_align_it_in():
     log_probs = torch.zeros(3, 5).log_softmax(-1)
     for tokens in ([], [1, 2, 3, 1], [1, 1, 2]):  # the last needs a blank between
-        assert align_tokens(log_probs, tokens, blank=0, step_times=torch.arange(9), piece=str) == []
-    assert align_tokens(torch.zeros(0, 5), [1], blank=0, step_times=torch.arange(9), piece=str) == []
+        assert align_tokens(log_probs, tokens, blank=0, state_times=torch.arange(9), piece=str) == []
+    assert align_tokens(torch.zeros(0, 5), [1], blank=0, state_times=torch.arange(9), piece=str) == []
 
 
 def test_pieces_make_words():
@@ -61,22 +61,20 @@ def stage(lengths, starts):
     size = torch.tensor([len(starts)])
     unused = torch.zeros(1, lengths)
     return StageOutput(
-        lengths=torch.tensor([lengths]), boundary_prob=unused, boundary_mask=unused, rate_prob=unused,
+        lengths=torch.tensor([lengths]), boundary_prob=unused, boundary_mask=unused,
         chunk_starts=torch.tensor([starts + [0, 0]]), chunk_lengths=size, chosen=size, target_ratio=2.0,
     )  # fmt: skip
 
 
-def times(states, stages=(), steps=1):
+def times(states, stages=()):
     encoded = EncoderOutput(torch.zeros(1, states + 2, 4), torch.tensor([states]), tuple(stages))
-    return ctc_step_times(encoded, steps_per_state=steps, frame_seconds=0.5).tolist()
+    return state_times(encoded, frame_seconds=0.5).tolist()
 
 
-def test_the_steps_of_chunks_begin_and_end_with_them():
+def test_the_states_of_chunks_begin_and_end_with_them():
     assert times(3) == [0.0, 0.5, 1.0, 1.5]
-    assert times(3, steps=2) == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     one = stage(7, [0, 1, 5])  # chunks of 1, 4 and 2 frames
     assert times(3, [one]) == [0.0, 0.5, 2.5, 3.5]
-    assert times(3, [one], steps=2) == [0.0, 0.25, 0.5, 1.5, 2.5, 3.0, 3.5]
     assert times(7, [one]) == [0.5 * i for i in range(8)]  # back at the frame rate
     nested = stage(3, [0, 5])  # of the three chunks the last two together
     assert times(2, [one, nested]) == [0.0, 2.5, 3.5]

@@ -5,8 +5,7 @@ import torch
 from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.asr import ASRModel, ctc_steps_needed
-from hmamba_asr.models.ctc_head import SplittingCTCHead
+from hmamba_asr.models.asr import ASRModel
 from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder, HierarchicalEncoder
 from hmamba_asr.modules.chunking import DynamicChunker
 from hmamba_asr.modules.frontend import ConvSubsampling, LogMelFeatures
@@ -27,11 +26,9 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
             outer=encoder, chunker=DynamicChunker(d_model=D_MODEL, target_ratio=1.5), inner=ConMambaEncoder(**sizes, d_state=4),
             d_model=D_MODEL, output=kind.split()[1],
         )  # fmt: skip
-    head = SplittingCTCHead if kind.endswith("splits") else Linear
-    splits = {"splits": 3} if kind.endswith("splits") else {}
     model = ASRModel(
         frontend=ConvSubsampling(n_mels=N_MELS, channels=[6, 4], d_model=D_MODEL, dropout=0.1, causal=causal),
-        encoder=encoder, ctc_head=head(input_size=D_MODEL, n_neurons=VOCAB, **splits),
+        encoder=encoder, ctc_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
         output_head=Linear(input_size=D_MODEL, n_neurons=VOCAB), d_model=D_MODEL,
         num_decoder_layers=2, nhead=2, d_ffn=32, dropout=0.1, max_target_length=max_target_length,
     ).eval()  # fmt: skip
@@ -70,14 +67,7 @@ def batch_wavs(fill):
 @pytest.mark.parametrize("fill", ["noise", "nan"])
 @pytest.mark.parametrize(
     ("kind", "causal"),
-    [
-        ("conmamba", False),
-        ("conmamba", True),
-        ("conformer", False),
-        ("hmamba chunks", False),
-        ("hmamba frames", False),
-        ("hmamba chunks splits", False),
-    ],
+    [("conmamba", False), ("conmamba", True), ("conformer", False), ("hmamba chunks", False), ("hmamba frames", False)],
 )
 def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill):
     model, wavs = recogniser(kind, causal), batch_wavs(fill)
@@ -91,7 +81,7 @@ def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill)
         assert output.encoded.lengths[i] == n == alone.encoded.lengths[0]
         for together, single in [
             (output.encoded.states[i, :n], alone.encoded.states[0]),
-            (output.ctc_logits[i, : output.ctc_lengths[i]], alone.ctc_logits[0]),
+            (output.ctc_logits[i, :n], alone.ctc_logits[0]),
             (output.attention_logits[i, :u], alone.attention_logits[0, :u]),
         ]:
             torch.testing.assert_close(together, single, rtol=0, atol=atol)
@@ -213,32 +203,3 @@ def test_heads_are_those_the_searcher_shares():
     model = recogniser()
     assert model.output_head.w.out_features == VOCAB and model.ctc_head is not model.output_head
     assert {"ctc_head.w.weight", "output_head.w.weight"} <= set(dict(model.named_parameters()))
-
-
-def test_a_state_that_is_split_makes_several_ctc_steps():
-    torch.manual_seed(0)
-    head, states = SplittingCTCHead(input_size=4, n_neurons=5, splits=3), torch.randn(2, 6, 4)
-    logits = head(states)
-    assert logits.shape == (2, 18, 5)
-    for part in range(3):  # by hand: the part's rows of the projection, then the shared layer
-        rows = slice(4 * part, 4 * part + 4)
-        parts = states @ head.split.weight[rows].T + head.split.bias[rows]
-        torch.testing.assert_close(logits[:, part::3], parts @ head.w.w.weight.T + head.w.w.bias)
-    whole = SplittingCTCHead(input_size=4, n_neurons=5)
-    torch.testing.assert_close(whole(states), whole.w(states))
-    with pytest.raises(ValueError, match="splits must be 1 CTC step for a state or more, not 0"):
-        SplittingCTCHead(input_size=4, n_neurons=5, splits=0)
-
-
-@pytest.mark.parametrize(("kind", "steps"), [("hmamba chunks", 1), ("hmamba chunks splits", 3)])
-def test_in_training_there_are_as_many_chunks_as_the_ctc_needs_and_no_more_are_forced(kind, steps):
-    model = recogniser(kind).train()
-    with torch.no_grad():
-        model.encoder.chunker.bias.fill_(-50.0)  # a router that wants none but the first
-    labels, lengths = labels_of([[3, 3, 4, 5, 6], [7]])
-    output, loss = run(model, batch_wavs("noise")[:2], SAMPLES[:2], [[3, 3, 4, 5, 6], [7]])
-    needed = ctc_steps_needed(labels, lengths)
-    assert needed.tolist() == [6, 1]
-    assert output.encoded.lengths.tolist() == [-(-6 // steps), 1]
-    assert output.ctc_lengths.tolist() == [steps * n for n in output.encoded.lengths.tolist()]
-    assert not loss.infeasible.any() and loss.total.isfinite().all()

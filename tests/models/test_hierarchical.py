@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hmamba_asr.models.encoder import ConMambaEncoder, HierarchicalEncoder
-from hmamba_asr.modules.chunking import DynamicChunker, FixedStrideChunker
+from hmamba_asr.modules.chunking import DynamicChunker, FixedStrideChunker, HNetChunker
 
 LENGTHS = torch.tensor([31, 1, 2, 12])
 D_MODEL = 16
@@ -19,9 +19,9 @@ def hierarchical(chunker, output, **options):
     return HierarchicalEncoder(outer=stack(2), chunker=chunker, inner=inner, d_model=D_MODEL, output=output, **options)
 
 
-def dynamic(target_ratio=2.0):
+def dynamic(kind=DynamicChunker):
     """With projections that are not the identity, as after training."""
-    chunker = DynamicChunker(d_model=D_MODEL, target_ratio=target_ratio)
+    chunker = kind(d_model=D_MODEL, target_ratio=2.0)
     torch.nn.init.normal_(chunker.query.weight)
     return chunker
 
@@ -31,10 +31,13 @@ def cases():
     return {
         "dynamic, frames": hierarchical(dynamic(), "frames"),
         "dynamic, chunks": hierarchical(dynamic(), "chunks"),
+        "H-Net, frames": hierarchical(dynamic(HNetChunker), "frames"),
+        "H-Net, chunks": hierarchical(dynamic(HNetChunker), "chunks"),
         "stride, frames": hierarchical(FixedStrideChunker(stride=3, pooling="mean"), "frames"),
         "stride, chunks": hierarchical(FixedStrideChunker(stride=2.5), "chunks"),
         "wider inside": hierarchical(dynamic(), "frames", inner_d_model=24),
         "nested, frames": hierarchical(dynamic(), "frames", inner=hierarchical(FixedStrideChunker(stride=2), "frames")),
+        "nested, H-Net": hierarchical(dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
         "nested, chunks": hierarchical(dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
     }
 
@@ -117,7 +120,8 @@ def test_nested_stages_come_outside_in():
 
 def test_smoothing_does_not_depend_on_batch_mates():
     """An inner encoder that happens to keep every chunk of one utterance, and not of another, in one batch."""
-    model = hierarchical(dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")).double().eval()
+    model = hierarchical(dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks"))
+    model = model.double().eval()
     x, lengths, floor = padded()[:2], torch.tensor([5, 31]), torch.tensor([5, 1])
     together, alone = model(x, lengths, floor), model(x[:1, :5], lengths[:1], floor[:1])
     assert alone.lengths.tolist() == [5] and int(together.lengths[1]) < int(together.stages[0].chunk_lengths[1])

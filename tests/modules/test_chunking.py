@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hmamba_asr.modules.chunking import (
     DynamicChunker,
     FixedStrideChunker,
+    HNetChunker,
     dechunk,
     gather_chunks,
+    pool_chunks,
     ratio_loss,
     smooth_chunks,
     with_at_least,
@@ -29,61 +31,76 @@ def frames(dtype=torch.float32, seed=0):
 def chunkers():
     torch.manual_seed(3)
     dynamic = DynamicChunker(d_model=D, target_ratio=2.5)
-    torch.nn.init.normal_(dynamic.query.weight)
-    return [dynamic, FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
+    hnet = HNetChunker(d_model=D, target_ratio=2.5)
+    for chunker in (dynamic, hnet):
+        torch.nn.init.normal_(chunker.query.weight)
+    return [dynamic, hnet, FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
 
 
 def test_known_boundaries():
     """Two directions at right angles, then opposite ones: cosines 1, 0, 1, -1 make p = 0, 1/2, 0, 1."""
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     x = torch.stack([a, a, b, b, -b]).unsqueeze(0)
-    out = DynamicChunker(d_model=2, target_ratio=2, standardize=False)(x, torch.tensor([5]))
+    out = HNetChunker(d_model=2, target_ratio=2)(x, torch.tensor([5]))
     assert out.boundary_prob.tolist() == [[1.0, 0.0, 0.5, 0.0, 1.0]]
     assert out.boundary_mask.tolist() == [[True, False, True, False, True]]
     assert out.frame_to_chunk.tolist() == [[0, 0, 1, 1, 2]] and out.chunk_frames.tolist() == [[0, 2, 4]]
     assert torch.equal(out.chunks, torch.stack([a, b, -b]).unsqueeze(0)) and out.chunk_lengths.tolist() == [3]
 
 
-def test_standardised_boundaries_by_hand():
+def test_a_budget_by_hand():
     """Steps of 60 and 90 degrees, d = 1/4 and 1/2, a repetition, and padding: two logits of opposite sign around their mean."""
     x = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5], [-(0.75**0.5), 0.5], [-(0.75**0.5), 0.5], [7.0, 7.0]]], dtype=torch.float64)
     lengths = torch.tensor([4])
-    chunker = DynamicChunker(d_model=2, target_ratio=2).double()
     spread = math.log(3) / 2  # half the way from logit 1/4 to logit 1/2
-    z = spread / (spread**2 + 0.1**2) ** 0.5
-    for bias, kept in ((0.0, [0, 2]), (-3.0, [0]), (3.0, [0, 1, 2])):
-        chunker.bias.data.fill_(bias)
-        out = chunker(x, lengths)
-        expected = [1.0, *(1 / (1 + math.exp(-(2 * score + bias))) for score in (-z, z)), 0.0, 0.0]
-        assert out.boundary_prob[0].tolist() == pytest.approx(expected, abs=1e-9)
-        torch.testing.assert_close(out.rate_prob, out.boundary_prob)
-        assert out.chunk_frames[0].tolist() == kept
+    z = 2 * spread / (spread**2 + 0.1**2) ** 0.5  # of the scores -z and z
+    out = DynamicChunker(d_model=2, target_ratio=2).double()(x, lengths)  # two chunks: the threshold is half-way, at 0
+    expected = [1.0, *(1 / (1 + math.exp(-score)) for score in (-z, z)), 0.0, 0.0]
+    assert out.boundary_prob[0].tolist() == pytest.approx(expected, abs=1e-9)
+    assert out.chunk_frames.tolist() == [[0, 2]] and out.chosen.tolist() == [2]
+    # The first frame weighs as if it stood one standard deviation above the mean; a frame that repeats has the lowest score.
+    repeats = 2 * (math.log(1e-6 / (1 - 1e-6)) + 1.5 * math.log(3) - spread) / (spread**2 + 0.1**2) ** 0.5
+    weights = [math.exp(2.0 - 2.0), math.exp(-z - 2.0)]
+    torch.testing.assert_close(out.chunks[0, 0], (weights[0] * x[0, 0] + weights[1] * x[0, 1]) / sum(weights))
+    assert repeats < -10 and torch.allclose(out.chunks[0, 1], x[0, 2])
+    for ratio, kept in ((4, [0]), (4 / 3, [0, 1, 2]), (1.01, [0, 1, 2])):  # the repetition is never a boundary
+        assert DynamicChunker(d_model=2, target_ratio=ratio).double()(x, lengths).chunk_frames[0].tolist() == kept
 
 
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0, 6.0])
-def test_a_new_router_keeps_about_what_it_should(ratio):
-    """Whatever the scale of the differences: neighbours that are alike but for a little noise."""
+def test_a_router_keeps_what_it_should_whatever_it_has_learned(ratio):
+    """Also where neighbours are alike but for a little noise, and where the projections turn them away from each other."""
     torch.manual_seed(0)
+    lengths = torch.tensor([200, 77, 5, 1])
     for noise in (0.01, 1.0):
-        x = torch.randn(1, 1, 64) + noise * torch.randn(1, 4000, 64)
-        out = DynamicChunker(d_model=64, target_ratio=ratio)(x, torch.tensor([4000]))
-        assert int(out.chosen) / 4000 == pytest.approx(1 / ratio, rel=0.2)
+        for weight in (None, 1.0, -1.0):
+            x = (torch.randn(4, 1, 64) + noise * torch.randn(4, 200, 64)).double()  # without ties
+            chunker = DynamicChunker(d_model=64, target_ratio=ratio).double()
+            if weight is not None:
+                torch.nn.init.normal_(chunker.query.weight)
+                chunker.key.weight.data *= weight
+            assert torch.equal(chunker(x, lengths).chosen, (lengths / ratio).ceil().long())
 
 
-def test_the_ratio_loss_moves_the_bias_alone_and_recognition_all_else():
+def test_recognition_teaches_the_router():
     x = frames().requires_grad_()
     chunker = chunkers()[0]
-    out = chunker(x, LENGTHS)
-    others = [x, chunker.query.weight, chunker.key.weight]
-    ratio = ratio_loss(out.chosen / LENGTHS.clamp(min=1), out.rate_prob.mean(1), target_ratio=2.5).sum()
-    bias, *rest = torch.autograd.grad(ratio, [chunker.bias, *others], retain_graph=True, allow_unused=True)
-    assert bias != 0 and rest == [None] * 3
-    recognition = smooth_chunks(out.chunks, out).pow(2).sum()
-    bias, *rest = torch.autograd.grad(recognition, [chunker.bias, *others], allow_unused=True)
-    assert bias is None and all(grad.isfinite().all() and grad.any() for grad in rest)
+    loss = chunker(x, LENGTHS).chunks.pow(2).sum()
+    for grad in torch.autograd.grad(loss, [x, chunker.query.weight, chunker.key.weight]):
+        assert grad.isfinite().all() and grad.any()
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
+def test_pooling_by_hand_and_its_gradients():
+    x = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [float("nan")]]], dtype=torch.float64)
+    mask = torch.tensor([[True, False, True, False, False]])
+    weights = torch.tensor([[1.0, 3.0, 0.0, 2.0, 0.0]], dtype=torch.float64)
+    assert pool_chunks(x, weights, gather_chunks(x, mask.double(), mask)).flatten().tolist() == [2.5, 9.0]
+    x, weights = torch.randn(1, 5, 2, dtype=torch.float64), torch.rand(1, 5, dtype=torch.float64) + 0.1
+    chunked = gather_chunks(x, mask.double(), mask)
+    assert torch.autograd.gradcheck(lambda a, w: pool_chunks(a, w, chunked), (x.requires_grad_(), weights.requires_grad_()))
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_batch_equals_utterances_alone(index):
     chunker, x = chunkers()[index].double(), frames(torch.float64)
     for row, n in enumerate(LENGTHS.tolist()):
@@ -138,8 +155,9 @@ def test_mean_pooling():
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
 def test_constant_input_is_one_chunk(value):
     """Digital silence, or any constant: every cosine is one, also where the norm is zero."""
-    out = DynamicChunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
-    assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-4
+    for chunker in (DynamicChunker, HNetChunker):
+        out = chunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
+        assert out.chunk_lengths.tolist() == [1] and out.boundary_prob[0, 1:].max() < 1e-4
 
 
 def test_floor():
@@ -179,15 +197,12 @@ def test_ratio_loss_while_its_target_rises_is_bounded_and_least_there(current):
         assert at[0.9] == loss_at(0.9, 0.9, target_ratio=3.0)
 
 
-@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, standardize):
+def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign):
     """Too many boundaries: fewer afterwards; too few: more."""
     torch.manual_seed(0)
     x, lengths = torch.randn(1, 60, D), torch.tensor([60])
-    chunker = DynamicChunker(d_model=D, target_ratio=2, standardize=standardize)
-    if standardize:
-        chunker.bias.data.fill_(-sign)
+    chunker = HNetChunker(d_model=D, target_ratio=2)
     chunker.key.weight.data *= sign  # cosines of 0 on average; a common part makes all neighbours alike, or opposite
     x = x + 1.0
     before = chunker(x, lengths).boundary_prob.mean()
@@ -196,16 +211,16 @@ def test_steps_down_the_ratio_loss_move_a_router_towards_its_target(sign, standa
     for _ in range(30):
         out = chunker(x, lengths)
         optimizer.zero_grad()
-        ratio_loss(out.chosen / 60, out.rate_prob.mean(1), target_ratio=2).sum().backward()
+        ratio_loss(out.chosen / 60, out.boundary_prob.mean(1), target_ratio=2).sum().backward()
         optimizer.step()
     after = chunker(x, lengths).boundary_prob.mean()
     assert sign * (after - before) > 0.01
 
 
-def test_gradients_reach_the_router():
-    """Through smoothing and the straight-through estimator, and without a bias through the ratio loss."""
+def test_gradients_reach_hnets_router():
+    """H-Net's: through smoothing and the straight-through estimator, and through the ratio loss."""
     x = frames().requires_grad_()
-    chunker = DynamicChunker(d_model=D, target_ratio=2.5, standardize=False)
+    chunker = HNetChunker(d_model=D, target_ratio=2.5)
     torch.nn.init.normal_(chunker.query.weight)
     out = chunker(x, LENGTHS)
     for loss in (
@@ -230,7 +245,7 @@ def test_every_frame_a_boundary():
     """Neighbours that point in opposite directions: p = 1 everywhere, all are kept and smoothing changes none."""
     x = torch.randn(1, 1, D).expand(2, 8, D) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1)
     lengths = torch.tensor([8, 5])
-    out = DynamicChunker(d_model=D, target_ratio=2, standardize=False)(x, lengths)
+    out = HNetChunker(d_model=D, target_ratio=2)(x, lengths)
     assert out.chunk_lengths.tolist() == [8, 5] and out.frame_to_chunk[0].tolist() == list(range(8))
     torch.testing.assert_close(smooth_chunks(out.chunks, out)[1, :5], x[1, :5], rtol=0, atol=1e-3)  # p within 1e-4 of 1
 
@@ -254,10 +269,11 @@ def test_a_floor_is_not_the_routers_choice():
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
-        DynamicChunker(d_model=2, target_ratio=0.5)
-    with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
-        DynamicChunker(d_model=2, target_ratio=2, lr_multiplier=0)
+    for chunker in (DynamicChunker, HNetChunker):
+        with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
+            chunker(d_model=2, target_ratio=0.5)
+        with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
+            chunker(d_model=2, target_ratio=2, lr_multiplier=0)
     with pytest.raises(ValueError, match="stride must be 1 frame or more, not 0"):
         FixedStrideChunker(stride=0)
     with pytest.raises(ValueError, match="pooling 'max' is unknown; choose first or mean"):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmamba_asr.models.asr import ASROutput, ctc_steps_needed
+from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
 from hmamba_asr.models.encoder import EncoderOutput
 from hmamba_asr.training.losses import hybrid_loss
 
@@ -17,7 +17,7 @@ BLANK, EOS, VOCAB = 0, 2, 5
 
 def output(ctc_logits, lengths, attention_logits=None):
     states = torch.zeros(*ctc_logits.shape[:2], 4)
-    return ASROutput(EncoderOutput(states, torch.tensor(lengths)), ctc_logits, torch.tensor(lengths), attention_logits)
+    return ASROutput(EncoderOutput(states, torch.tensor(lengths)), ctc_logits, attention_logits)
 
 
 def loss_of(*args, ctc_weight=0.3, label_smoothing=0.1):
@@ -98,12 +98,12 @@ def test_frames_needed_is_the_shortest_path(batch):
     for row, target in zip(targets, batch, strict=True):
         row[: len(target)] = torch.tensor(target)
     expected = [len(t) + sum(a == b for a, b in itertools.pairwise(t)) for t in batch]
-    assert ctc_steps_needed(targets, torch.tensor([len(t) for t in batch])).tolist() == expected
+    assert ctc_frames_needed(targets, torch.tensor([len(t) for t in batch])).tolist() == expected
 
 
 def test_frames_needed_is_what_ctc_can_emit():
     for target in itertools.chain.from_iterable(itertools.product((3, 4), repeat=n) for n in range(4)):
-        needed = int(ctc_steps_needed(torch.tensor([target], dtype=torch.long), torch.tensor([len(target)])))
+        needed = int(ctc_frames_needed(torch.tensor([target], dtype=torch.long), torch.tensor([len(target)])))
         reachable = [
             frames for frames in range(7) if any(collapse(p) == list(target) for p in itertools.product((0, 3, 4), repeat=frames))
         ]
