@@ -10,7 +10,6 @@ frames; what lies behind its end changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -117,8 +116,8 @@ class _Router(nn.Module):
 
 class DynamicChunker(_Router):
     """Learned boundaries on a budget: of an utterance's L frames the first and those that differ most from the one before them
-    begin chunks, ceil(L / ``target_ratio``) in all; fewer only if others do not differ at all, more only if some differ exactly as
-    much as the last of them.
+    begin chunks, ceil(L / ``target_ratio``) in all; fewer only if others do not differ at all, more only if some differ as much as
+    the last of them to the bit.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. A frame's score s_t is the logit of its dissimilarity, standardised over the utterance; p_t =
