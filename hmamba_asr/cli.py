@@ -25,7 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0 done, 2 a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="hmamba-asr", description="Speech recognition with Mamba encoders.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_download, _add_prepare, _add_demo, _add_transcribe, _add_compare, _add_boundaries, _add_report):
+    for add in (
+        _add_download,
+        _add_prepare,
+        _add_demo,
+        _add_transcribe,
+        _add_compare,
+        _add_boundaries,
+        _add_efficiency,
+        _add_report,
+    ):
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -203,6 +212,34 @@ def _run_boundaries(args: argparse.Namespace) -> int:
     alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
     found = boundaries.describe_boundaries(chunks, alignments, stage=args.stage)
     print(json.dumps(plain(found, "boundaries")) if args.json else boundaries.render_boundaries(found))
+    return 0
+
+
+def _add_efficiency(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="efficiency",
+        run=_run_efficiency,
+        text="measure how fast a trained run recognises",
+        details="RTF one by one and batched, audio hours per hour, time to the first token, memory, on test utterances evenly"
+        " spaced over their durations, samples in memory, warm. Also written to RUN/efficiency.json, which the report shows.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run")
+    parser.add_argument("--split", metavar="SPLIT", help="one of its test splits (default: the first)")
+    parser.add_argument("--search", nargs="+", metavar="NAME", help="of the YAML's test_searches (default: those evaluated)")
+    parser.add_argument("--utterances", type=int, default=16, metavar="N", help="how many (default: 16)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="of the batched figures (default: 8)")
+    parser.add_argument("--passes", type=int, default=3, metavar="N", help="timed ones, after one to warm up (default: 3)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_efficiency(args: argparse.Namespace) -> int:
+    from hmamba_asr.probing import measure_run, render_run
+
+    sizes = {"utterances": args.utterances, "batch": args.batch, "passes": args.passes}
+    found = measure_run(args.folder, split=args.split, searches=args.search, device=args.device, **sizes)
+    print(json.dumps(found) if args.json else render_run(found))
     return 0
 
 
