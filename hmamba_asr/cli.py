@@ -256,12 +256,13 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--output", "-o", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
     parser.add_argument("--title", default="Speech recognition runs", help="of the page")
     parser.add_argument("--alignments", metavar="DIR", help="TextGrids of test utterances, to set chunks beside phones and words")
+    parser.add_argument("--efficiency", metavar="FILE", help="of scripts/benchmark_efficiency.py --json, to draw speed by length")
 
 
 def _run_report(args: argparse.Namespace) -> int:
     from hmamba_asr.evaluation.report import write_report
 
-    write_report(args.output, args.runs, title=args.title, alignments=args.alignments)
+    write_report(args.output, args.runs, title=args.title, alignments=args.alignments, efficiency=args.efficiency)
     print(args.output)
     return 0
 

@@ -13,10 +13,8 @@ from hmamba_asr.evaluation.compare import RunFolder, load_run
 from hmamba_asr.evaluation.efficiency import hardware
 from hmamba_asr.evaluation.recordings import Recording, split_recordings, spread_over_durations
 from hmamba_asr.evaluation.results import plain, write_atomically
-from hmamba_asr.evaluation.speed import Subject, measure, render_speed
+from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, Subject, measure, render_speed
 from hmamba_asr.inference import Recogniser
-
-EFFICIENCY_FILE = "efficiency.json"
 
 
 def _chosen(run: RunFolder, split: str | None, count: int) -> tuple[str, list[Recording]]:
@@ -57,11 +55,11 @@ def measure_run(
         rate = recogniser.sample_rate
         samples = samples or [recogniser.read(item.path)[0].cpu() for item in chosen]
     found = {
-        "split": split, "hardware": hardware(device), "torch": torch.__version__, "precision": "fp32",
+        "kind": RUN_KIND, "split": split, "hardware": hardware(device), "torch": torch.__version__, "precision": "fp32",
         **measure(subjects, samples, sample_rate=rate, batch_size=batch, passes=passes),
     }  # fmt: skip
     found = plain(found, "efficiency")
-    with write_atomically(Path(folder) / EFFICIENCY_FILE) as stream:
+    with write_atomically(Path(folder) / RUN_FILE) as stream:
         json.dump(found, stream, indent=2)
         stream.write("\n")
     return found

@@ -8,7 +8,8 @@ work and is then overruled: every second frame begins a chunk.
 
 1. Encoders (front-end and encoder, one utterance of random features) from 5 s to 20 min: all in turns, the ratio of each to the
    Conformer in the same round, and the memory that one call adds. A length that is expected not to fit (memory of the last
-   length, grown with the square of the length, against what is available) is skipped, and named.
+   length, grown with the square of the length, against what is available) is skipped, and named; so is one of which a call is
+   expected to take longer than --patience.
 2. Recognisers (evaluation/speed.py) on random samples of 2 to 24 s: RTF one by one and batched, audio hours per hour,
    first-token latency and memory, by greedy CTC and by a beam of 10 with CTC, which is made to emit 3 tokens a second.
 
@@ -29,7 +30,7 @@ from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
 from hmamba_asr.evaluation.efficiency import StageTimer, added_memory_mib, available_memory_mib, hardware
-from hmamba_asr.evaluation.speed import Subject, measure, render_speed
+from hmamba_asr.evaluation.speed import BENCHMARK_KIND, Subject, measure, render_speed
 
 FRAMES_PER_CHUNK = 2
 MODELS = {"ConMamba": "conmamba_small_ls100", "H-Mamba, N=2": "hmamba_small_ls100", "Conformer": "conformer_small_ls100"}
@@ -56,13 +57,20 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, help="of the batched RTF (default: 4 on a CPU, 16 on a GPU)")
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 3 on a CPU, 10 on a GPU)")
+    parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="for one call of an encoder (default: 120 s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     rounds = options.rounds or (10 if on_gpu else 3)
     count = (64 if on_gpu else 8) if options.utterances is None else options.utterances
-    figures = {"kind": "benchmark", "hardware": hardware(device), "torch": torch.__version__, "precision": "fp32", "peer": PEER}
+    figures = {
+        "kind": BENCHMARK_KIND,
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "precision": "fp32",
+        "peer": PEER,
+    }
     print(f"{figures['hardware']}, torch {torch.__version__}, float32")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         recognisers = {name: recogniser(yaml, folder, device) for name, yaml in MODELS.items()}
@@ -71,7 +79,7 @@ def main() -> None:
         models = {name: hparams["model"] for name, hparams in recognisers.items()}
         figures["parameters"] = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
         encoders = {name: model.encode for name, model in models.items()}
-        figures["encoders"] = time_encoders(encoders, sorted(options.seconds), device, rounds=rounds)
+        figures["encoders"] = time_encoders(encoders, sorted(options.seconds), device, rounds, options.patience)
         if count:
             figures["recognisers"] = time_recognisers(recognisers, device, count=count, batch=options.batch, passes=rounds)
     write_json(options.json, figures)
@@ -106,7 +114,7 @@ def check(name: str, hparams: dict, device: torch.device) -> None:
         require(f"{name}'s number of chunks", (stage.chunk_lengths - expected).abs().max().item(), 0)
 
 
-def time_encoders(encoders: dict[str, Callable], lengths: list[int], device: torch.device, *, rounds: int) -> dict:
+def time_encoders(encoders: dict[str, Callable], lengths: list[int], device: torch.device, rounds: int, patience: float) -> dict:
     """{model: [{seconds, and either skipped, or passes and encoder_seconds (their median), memory_mib, and ratio}]}."""
     found: dict[str, list[dict]] = {name: [] for name in encoders}
     rows = []
@@ -115,7 +123,7 @@ def time_encoders(encoders: dict[str, Callable], lengths: list[int], device: tor
         frames = torch.tensor([x.shape[1]], device=device)
         runs, memory = {}, {}
         for name, encode in encoders.items():
-            reason = obstacle(found[name], seconds, device)
+            reason = obstacle(found[name], seconds, device, patience)
             if reason is None:
                 runs[name] = lambda encode=encode: encode(x, frames)  # noqa: B023
                 try:
@@ -127,7 +135,7 @@ def time_encoders(encoders: dict[str, Callable], lengths: list[int], device: tor
                     reason = "out of memory"
             if reason:
                 found[name].append({"seconds": seconds, "skipped": reason})
-        times = in_turns(runs, device, rounds=rounds, warmup=1)
+        times = in_turns(runs, device, rounds=rounds, warmup=0)
         for name, taken in times.items():
             ratio = ratio_of(taken, times[PEER]) if PEER in times and name != PEER else None
             middle = statistics.median(taken)
@@ -145,19 +153,22 @@ def time_encoders(encoders: dict[str, Callable], lengths: list[int], device: tor
     return found
 
 
-def obstacle(measured: list[dict], seconds: int, device: torch.device) -> str | None:
+def obstacle(measured: list[dict], seconds: int, device: torch.device, patience: float) -> str | None:
     """Why an utterance of this length is not tried after those that were measured; None if it may be."""
     if not measured:
         return None
     last = measured[-1]
     if "skipped" in last:
         return "skipped, as a shorter one was"
+    growth = (seconds / last["seconds"]) ** 2
+    if last["encoder_seconds"] * growth > patience:
+        return f"skipped: may take {last['encoder_seconds'] * growth:.0f} s, more than the patience"
     if device.type == "cuda":
         return None  # running out of its memory harms nobody
     free = available_memory_mib(device)
     if last["memory_mib"] is None or free is None:
         return "skipped: this platform does not tell how much memory it would take" if seconds > BLIND_SECONDS else None
-    expected = last["memory_mib"] * (seconds / last["seconds"]) ** 2
+    expected = last["memory_mib"] * growth
     if expected <= SHARE_OF_MEMORY * free:
         return None
     return f"skipped: may take {expected / 1024:.0f} GiB, {free / 1024:.0f} GiB are available"

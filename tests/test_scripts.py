@@ -334,20 +334,10 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
     options = ["--device", "cpu", "--seconds", "1", "2", "3", "--utterances", "2", "--batch", "2", "--rounds", "2"]
     monkeypatch.setattr(benchmark_efficiency, "build", tiny)
     monkeypatch.setattr(benchmark_efficiency, "LONGEST", 3.0)
-    # The Conformer finds too little memory for 2 s, and is not asked again for 3.
-    obstacle = benchmark_efficiency.obstacle
-    monkeypatch.setattr(benchmark_efficiency, "available_memory_mib", lambda device: 1e-9 if refuse[0] else 1e9)
-    refuse = [False]
-
-    def short_of_memory(measured, seconds, device):
-        refuse[0] = seconds == 2 and len(asked) % 3 == 2
-        asked.append(seconds)
-        return obstacle(
-            [{**entry, "memory_mib": 1.0} for entry in measured if "skipped" not in entry] or measured, seconds, device
-        )
-
-    asked: list[int] = []
-    monkeypatch.setattr(benchmark_efficiency, "obstacle", short_of_memory)
+    # The Conformer, third to ask, finds too little memory for 2 s, and is not asked again for 3.
+    free = iter([1e9, 1e9, -1.0, 1e9, 1e9])
+    monkeypatch.setattr(benchmark_efficiency, "available_memory_mib", lambda device: next(free))
+    monkeypatch.setattr(benchmark_efficiency, "added_memory_mib", lambda run, device: 1.0)
     monkeypatch.setattr("sys.argv", ["benchmark_efficiency.py", *options, "--json", str(file)])
     benchmark_efficiency.main()
     figures = json.loads(file.read_text(encoding="utf-8"))
@@ -367,16 +357,18 @@ def test_efficiency_benchmark_skips_what_may_not_fit(monkeypatch):
     import benchmark_efficiency
     import torch
 
-    cpu = torch.device("cpu")
+    def obstacle(measured, seconds):
+        return benchmark_efficiency.obstacle(measured, seconds, torch.device("cpu"), 10.0)
+
     monkeypatch.setattr(benchmark_efficiency, "available_memory_mib", lambda device: 1000.0)
-    measured = [{"seconds": 10, "memory_mib": 100.0}]
-    assert benchmark_efficiency.obstacle([], 1200, cpu) is None
-    assert benchmark_efficiency.obstacle(measured, 20, cpu) is None
-    assert "may take 1 GiB, 1 GiB are available" in benchmark_efficiency.obstacle(measured, 30, cpu)
-    assert "as a shorter one was" in benchmark_efficiency.obstacle([{"seconds": 20, "skipped": "skipped: x"}], 30, cpu)
-    unknown = [{"seconds": 60, "memory_mib": None}]
-    assert benchmark_efficiency.obstacle(unknown, 120, cpu) is None
-    assert "does not tell" in benchmark_efficiency.obstacle(unknown, 300, cpu)
+    measured = [{"seconds": 10, "memory_mib": 100.0, "encoder_seconds": 1.0}]
+    assert obstacle([], 1200) is None and obstacle(measured, 20) is None
+    assert "may take 1 GiB, 1 GiB are available" in obstacle(measured, 30)
+    assert "may take 16 s, more than the patience" in obstacle(measured, 40)
+    assert "as a shorter one was" in obstacle([{"seconds": 20, "skipped": "skipped: x"}], 30)
+    unknown = [{"seconds": 60, "memory_mib": None, "encoder_seconds": 0.1}]
+    assert obstacle(unknown, 120) is None
+    assert "does not tell" in obstacle(unknown, 300)
 
 
 def test_efficiency_benchmark_refuses_an_encoder_that_batch_mates_reach(monkeypatch):

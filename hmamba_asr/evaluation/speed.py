@@ -12,9 +12,11 @@ first token comes with the last. The first token of a beam is its best one then;
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,10 @@ from hmamba_asr.evaluation.efficiency import StageTimer, added_memory_mib
 WARMUP = 1  # passes
 PASSES = 3
 WAYS = ("batch_1", "batched")
+RUN_FILE = "efficiency.json"  # in a run's folder, of `hmamba-asr efficiency`
+RUN_KIND, BENCHMARK_KIND = "run", "benchmark"  # of a file of figures
+
+_WRITERS = {RUN_KIND: "hmamba-asr efficiency", BENCHMARK_KIND: "scripts/benchmark_efficiency.py --json"}
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,25 @@ def _figures(timers: Sequence[StageTimer], audio: float, memory: float | None) -
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Least, median and greatest."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def read_figures(path: str | Path, kind: str) -> dict[str, Any]:
+    """A file of `hmamba-asr efficiency` (`RUN_KIND`) or of scripts/benchmark_efficiency.py (`BENCHMARK_KIND`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or not of that kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; write it with {_WRITERS[kind]}.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable as JSON ({error}); write it anew with {_WRITERS[kind]}.") from error
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        raise ValueError(f"{path} holds no figures of {_WRITERS[kind]}; give a file of its.")
+    return found
 
 
 def render_speed(found: Mapping[str, Any], *, what: str = "search") -> str:

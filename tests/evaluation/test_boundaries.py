@@ -163,6 +163,8 @@ def test_boundaries_at_every_phone_are_perfect_for_phones_and_too_many_for_words
     chunks = Chunks("u", frames=20, first=0.0, step=0.1, starts=(tuple(range(0, 20, 2)),))
     found = describe_boundaries([chunks, Chunks("other", 3, 0.0, 0.1, ((0,),))], alignments)
     phones, words = (found["agreement"][name]["20"] for name in ("phones", "words"))
+    over = phones["learned"].pop("f1_over")
+    assert over["uniform"] == [0.0, 0.0] and 0 < over["random"][0] == over["random"][1]  # one utterance, always the same
     assert phones["learned"] == {**dict.fromkeys(("precision", "recall", "f1", "r_value"), 1.0), "true": 9, "found": 9, "hits": 9}
     assert phones["uniform"]["f1"] == 1.0  # these phones are evenly spaced
     assert (words["learned"]["true"], words["learned"]["recall"], words["learned"]["precision"]) == (4, 1.0, pytest.approx(4 / 9))
