@@ -126,7 +126,7 @@ def test_boundaries_at_phones_beat_both_baselines_at_each_tolerance(run):
 
     runs = [run("learned", "learned", 0.5)]
     found = check(runs, agreement=agreement(0.01, 0.02))[PHONES]
-    assert found[0] == SUPPORTED and "dev, 20 ms: F1 0.600; less that of random 0.400 (+0.100 to +0.200)" in found[1]
+    assert found[0] == SUPPORTED and "dev, 20 ms: F1 0.600, over random (0.400) by +0.100 to +0.200" in found[1]
     assert check(runs, agreement=agreement(0.01, -0.02))[PHONES][0] == NOT_SUPPORTED
     missing = check(runs)[PHONES]
     assert missing[0] == NOT_MEASURED and "--alignments" in missing[1]
