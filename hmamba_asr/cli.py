@@ -193,14 +193,30 @@ def _add_boundaries(commands: Any) -> None:
         commands,
         name="boundaries",
         run=_run_boundaries,
-        text="compare a run's chunks with phones and words",
-        details="Needs the run's test set aligned: ID.TextGrid files with the tiers phones and words, and praatio"
-        " (pip install 'hmamba-asr[report]').",
+        text="compare a run's chunks with phones and words, and with those of changed recordings",
+        details="With --alignments, against forced alignments: ID.TextGrid files of test utterances with the tiers phones and"
+        " words, read by praatio (pip install 'hmamba-asr[report]'). Without, against the reference's tokens and words where a"
+        " CTC has them: the run's own, or another's with --aligner. --noise and --speed measure how stable the boundaries are.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run with a chunking encoder")
     parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its test splits")
-    parser.add_argument("--alignments", required=True, metavar="DIR", help="folder with the TextGrids, also in subfolders")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--alignments", metavar="DIR", help="folder with the TextGrids, also in subfolders")
+    source.add_argument("--aligner", metavar="RUN", help="output folder of the run whose CTC aligns (default: RUN itself)")
+    parser.add_argument("--noise", type=float, nargs="+", default=[], metavar="DB", help="white noise at these SNRs, in dB")
+    parser.add_argument(
+        "--speed", type=float, nargs="+", default=[], metavar="FACTOR", help="played at these speeds, such as 0.9"
+    )
+    parser.add_argument(
+        "--utterances",
+        type=int,
+        default=50,
+        metavar="N",
+        help="for CTC, noise and speed, evenly spaced by duration (default: 50)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of noise and random boundaries (default: 0)")
     parser.add_argument("--stage", type=int, default=0, metavar="N", help="chunking stage, the outermost is 0 (default: 0)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -209,9 +225,31 @@ def _run_boundaries(args: argparse.Namespace) -> int:
     from hmamba_asr.evaluation.results import plain
 
     chunks = boundaries.read_chunks(Path(args.folder) / "test" / args.split / "chunks.jsonl")
-    alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
-    found = boundaries.describe_boundaries(chunks, alignments, stage=args.stage)
-    print(json.dumps(plain(found, "boundaries")) if args.json else boundaries.render_boundaries(found))
+    sample = {"split": args.split, "utterances": args.utterances, "device": args.device}
+    source: dict[str, Any] = {"kind": "TextGrid", "folder": args.alignments}
+    if args.alignments:
+        alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
+    else:
+        from hmamba_asr.probing import ctc_alignments
+
+        aligner = args.aligner or args.folder
+        found_by_ctc = ctc_alignments(aligner, args.folder, **sample)
+        alignments = found_by_ctc.alignments
+        source = {"kind": "CTC", "folder": aligner, "chunk_rate": found_by_ctc.chunk_rate}
+    found = {"source": source, **boundaries.describe_boundaries(chunks, alignments, stage=args.stage, seed=args.seed)}
+    if args.noise or args.speed:
+        from hmamba_asr.probing import measure_stability
+
+        changes = {"noise": args.noise, "speed": args.speed, "stage": args.stage, "seed": args.seed}
+        found["stability"] = measure_stability(args.folder, **sample, **changes)
+    if args.json:
+        print(json.dumps(plain(found, "boundaries")))
+        return 0
+    print(boundaries.render_boundaries(found))
+    if "stability" in found:
+        from hmamba_asr.evaluation.stability import render_stability
+
+        print("", render_stability(found["stability"]), sep="\n")
     return 0
 
 

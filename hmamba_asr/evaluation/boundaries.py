@@ -317,10 +317,25 @@ def render_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]], t
     return lines
 
 
+def _source_lines(source: Mapping[str, Any]) -> list[str]:
+    if source["kind"] != "CTC":
+        return [f"Forced alignments in {source['folder']}"]
+    lines = [
+        f"No forced alignment: tokens and words of the reference where the CTC of {source['folder']} has them. These are a",
+        "model's own, without phones and silences, a token lasting until the next one starts.",
+    ]
+    if source["chunk_rate"]:
+        lines += [
+            "That CTC has its steps at the chunks of its encoder: every token starts where a chunk starts, or at an equal part",
+            "of one, so that agreement with its own chunks means nothing. Give --aligner a run whose CTC reads frames.",
+        ]
+    return lines
+
+
 def render_boundaries(found: Mapping[str, Any]) -> str:
-    """What `describe_boundaries` found, for people."""
+    """What `describe_boundaries` found, and the `source` of its alignments, for people."""
     without = f", {found['without_alignment']} without alignment" if found["without_alignment"] else ""
-    lines = [f"{found['utterances']} utterances{without}", ""]
+    lines = [f"{found['utterances']} utterances{without}", *_source_lines(found["source"]), ""]
     lines += render_agreement(found["agreement"], "tier")
     if silence := found["silence"]:
         shares = f"{silence['boundaries']:.1%} of the boundaries, {silence['time']:.1%} of the time"

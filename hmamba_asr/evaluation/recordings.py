@@ -17,17 +17,18 @@ import yaml
 
 @dataclass(frozen=True)
 class Recording:
-    """An utterance's audio file and duration."""
+    """An utterance's audio file, duration and transcript."""
 
     id: str
     path: Path
     seconds: float
+    text: str
 
 
 @cache
-def _manifest(path: Path) -> dict[str, tuple[str, float]]:
+def _manifest(path: Path) -> dict[str, tuple[str, float, str]]:
     with open(path, newline="", encoding="utf-8") as stream:
-        return {row["ID"]: (row["wav"], float(row["duration"])) for row in csv.DictReader(stream)}
+        return {row["ID"]: (row["wav"], float(row["duration"]), row["wrd"]) for row in csv.DictReader(stream)}
 
 
 def _data_root(hparams: str) -> str | None:
@@ -45,7 +46,8 @@ def split_recordings(folder: Path, split: str, *, hparams: str) -> list[Recordin
         known = ", ".join(sorted(path.stem for path in manifest.parent.glob("*.csv"))) or "none"
         raise FileNotFoundError(f"there is no {manifest}; give one of the run's splits: {known}.")
     root = _data_root(hparams) or ""
-    found = [Recording(key, Path(wav.replace("$data_root", root)), s) for key, (wav, s) in sorted(_manifest(manifest).items())]
+    rows = sorted(_manifest(manifest).items())
+    found = [Recording(key, Path(wav.replace("$data_root", root)), seconds, text) for key, (wav, seconds, text) in rows]
     gone = [item for item in found if not item.path.is_file()]
     if gone or not found:
         raise FileNotFoundError(
@@ -68,7 +70,7 @@ def find_recording(folder: Path, split: str, utterance: str, *, hparams: str) ->
     manifest = folder / "manifests" / f"{split}.csv"
     if not manifest.is_file():
         return None
-    file, _ = _manifest(manifest).get(utterance, (None, None))
+    file, *_ = _manifest(manifest).get(utterance, (None,))
     root = _data_root(hparams)
     if file is None or root is None:
         return None
