@@ -30,7 +30,7 @@ from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
 from hmamba_asr.evaluation.efficiency import StageTimer, added_memory_mib, available_memory_mib, hardware
-from hmamba_asr.evaluation.speed import BENCHMARK_KIND, Subject, measure, render_speed
+from hmamba_asr.evaluation.speed import BENCHMARK_KIND, PASSES, Subject, measure, render_speed
 
 FRAMES_PER_CHUNK = 2
 MODELS = {"ConMamba": "conmamba_small_ls100", "H-Mamba, N=2": "hmamba_small_ls100", "Conformer": "conformer_small_ls100"}
@@ -53,17 +53,17 @@ def main() -> None:
         "--seconds", type=int, nargs="*", default=[5, 15, 30, 60, 120, 300, 600, 1200], help="lengths for the encoders"
     )
     parser.add_argument(
-        "--utterances", type=int, help="for the recognisers (default: 8 on a CPU, 64 on a GPU; 0: leave them out)"
+        "--utterances", type=int, help="for the recognisers (default: 8 on a CPU, 32 on a GPU; 0: leave them out)"
     )
     parser.add_argument("--batch", type=int, help="of the batched RTF (default: 4 on a CPU, 16 on a GPU)")
-    parser.add_argument("--rounds", type=int, help="timed rounds (default: 3 on a CPU, 10 on a GPU)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: 3; of the encoders on a GPU 10)")
     parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="for one call of an encoder (default: 120 s)")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
-    rounds = options.rounds or (10 if on_gpu else 3)
-    count = (64 if on_gpu else 8) if options.utterances is None else options.utterances
+    rounds, passes = options.rounds or (10 if on_gpu else 3), options.rounds or PASSES
+    count = (32 if on_gpu else 8) if options.utterances is None else options.utterances
     figures = {
         "kind": BENCHMARK_KIND,
         "hardware": hardware(device),
@@ -81,7 +81,7 @@ def main() -> None:
         encoders = {name: model.encode for name, model in models.items()}
         figures["encoders"] = time_encoders(encoders, sorted(options.seconds), device, rounds, options.patience)
         if count:
-            figures["recognisers"] = time_recognisers(recognisers, device, count=count, batch=options.batch, passes=rounds)
+            figures["recognisers"] = time_recognisers(recognisers, device, count=count, batch=options.batch, passes=passes)
     write_json(options.json, figures)
 
 

@@ -165,7 +165,7 @@ def render_speed(found: Mapping[str, Any], *, what: str = "search") -> str:
     lines = [
         f"{protocol['utterances']} utterances of {protocol['shortest_seconds']:.1f} to {protocol['longest_seconds']:.1f} s "
         f"(median {protocol['median_seconds']:.1f} s), samples in memory; median (min to max) of {protocol['passes']} "
-        f"passes after {protocol['warmup']} to warm up",
+        f"passes after {protocol['warmup']} to warm up; MiB: what the longest batch adds",
         "",
     ]
     width = max(map(len, [*found["subjects"], what]))
