@@ -145,7 +145,7 @@ def time_encoders(encoders: dict[str, Callable], lengths: list[int], device: tor
             rows.append([f"{seconds} s", name, f"{middle:.4g}", f"{seconds / middle:.0f}", mib, str(ratio or "")])
         for name in encoders:
             if "skipped" in found[name][-1]:
-                rows.append([f"{seconds} s", name, found[name][-1]["skipped"], "", "", ""])
+                rows.append([f"{seconds} s", name, "", "", "", found[name][-1]["skipped"]])
         for row in rows[-len(encoders) :]:
             print(*row, sep=" | ", flush=True)
     header = ["audio", "encoder", "seconds", "audio s/s", "added MiB", f"{PEER}'s time over its: median (min to max)"]
