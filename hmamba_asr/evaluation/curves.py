@@ -102,6 +102,7 @@ def draw_efficiency(encoders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figu
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name if axes is times else None)
     for axes, label in ((times, "seconds"), (memory, "memory (MiB)")):
         axes.set(ylabel=label, xscale="log", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")  # instead of powers of ten
         axes.grid(alpha=0.3)
     lengths = sorted({entry["seconds"] for entries in encoders.values() for entry in entries})
     memory.set_xticks(lengths, [f"{s // 60} min" if s >= 60 and s % 60 == 0 else f"{s} s" for s in lengths])
