@@ -104,7 +104,7 @@ def _requirements() -> list[str]:
     """Direct dependencies of pyproject.toml, those of the `cuda` extra apart: it is built for the machine's own CUDA."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     lists = dict(re.findall(r"^(\w+) = (\[.*?\])", text, flags=re.DOTALL | re.MULTILINE))
-    wanted = [item for name in ("dependencies", "demo", "dev") for item in ast.literal_eval(lists[name])]
+    wanted = [item for name in ("dependencies", "ngram", "demo", "dev") for item in ast.literal_eval(lists[name])]
     return [re.split(r"[<>=!~\[ ;]", item)[0] for item in wanted]
 
 

@@ -161,9 +161,13 @@ def ordered_loader(dataset: Dataset, ranks: Ranks, *, batch_size: int, num_worke
 
 
 def eval_loader(
-    dataset: DynamicItemDataset, ranks: Ranks, *, max_batch_seconds: float, max_batch_size: int, num_workers: int
+    dataset: DynamicItemDataset, ranks: Ranks, *, max_batch_seconds: float, max_batch_size: int, num_workers: int, skip: int = 0
 ) -> SaveableDataLoader:
-    """This rank's share of the utterances, longest first, in batches of at most ``max_batch_seconds`` with padding."""
+    """This rank's share of the utterances, longest first, in batches of at most ``max_batch_seconds`` with padding; without the
+    first ``skip`` batches.
+
+    The utterances are dealt out in the order of their durations, so that the shares differ by less than the longest one lasts.
+    """
     order = sorted(range(len(dataset)), key=lambda i: -dataset.data[dataset.data_ids[i]]["duration"])
     batches: list[list[int]] = []
     for index in order[ranks.rank :: ranks.world_size]:
@@ -173,4 +177,4 @@ def eval_loader(
         if not batches or len(batches[-1]) >= max(1, room):
             batches.append([])
         batches[-1].append(index)
-    return _loader(dataset, batches, num_workers)
+    return _loader(dataset, batches[skip:], num_workers)

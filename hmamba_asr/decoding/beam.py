@@ -18,6 +18,7 @@ from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, lo
 from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
 
+LM_FUSIONS = ("shallow", "rescore", "ilm")
 STEPS_BETWEEN_CHECKS = {"cpu": 1}  # elsewhere 4: asking a GPU whether a search is over makes the host wait for it
 
 
@@ -71,6 +72,7 @@ class JointBeamSearcher(nn.Module):
       tokens are at most 0 (or a positive length bonus).
     - ``max_attn_shift`` and the CTC window follow the newest token's attention. A shift blocks hypotheses, unless it would block
       all of an utterance.
+    - Language models can be left out of the search and rank its ``beam_size`` best results instead: :meth:`rescore`.
 
     Results hold on to two of SpeechBrain's rules: ``beam_size`` finished hypotheses end an utterance, and one that is open at
     the step limit gives its last token up for the end of sentence.
@@ -96,8 +98,8 @@ class JointBeamSearcher(nn.Module):
         self.eos_threshold = eos_threshold if using_eos_threshold else None
         self.max_attn_shift = max_attn_shift if using_max_attn_shift else None
         self.decoder = decoder_stepper(self.model)
-        self.scorers = read_scorers(scorer)
-        self.candidates = int(beam_size * scorer.scorer_beam_scale) if scorer is not None else 0
+        self.scorers, self.rescorers = read_scorers(scorer), []
+        self.candidates = int(beam_size * (scorer.scorer_beam_scale if scorer is not None else 2))  # SpeechBrain's default
         ctc = next((s for s in self.scorers if s.name == "ctc"), None)
         self.attention_weight = 1.0 - ctc.weight if ctc else 1.0
         self.blocked = ctc.blank if ctc else None
@@ -110,13 +112,31 @@ class JointBeamSearcher(nn.Module):
         self._look_at_scorers()
 
     def add(self, scorer: Scorer) -> None:
-        """One scorer more, for the full vocabulary."""
-        self.scorers.insert(0, scorer)
+        """One scorer more."""
+        self.scorers.insert(len(self.scorers) if scorer.partial else 0, scorer)
+        self._look_at_scorers()
+
+    def rescore(self) -> None:
+        """Search without language models from now on, and let them rank what was found.
+
+        A hypothesis' score is then the search's with the weighted log-probability of its tokens and the end of sentence added,
+        normalised by length as before. One that is open at the step limit is scored with the end of sentence that it gets.
+
+        Raises
+        ------
+        ValueError
+            If there is no language model.
+        """
+        self.rescorers = [s for s in self.scorers if s.rescores]
+        self.scorers = [s for s in self.scorers if not s.rescores]
+        if not self.rescorers:
+            raise ValueError("there is no language model to rescore with; give --lm_folder, or a scorer of one in the YAML.")
         self._look_at_scorers()
 
     def _look_at_scorers(self) -> None:
         self.needs_attention = self.max_attn_shift is not None or any(s.needs_attention for s in self.scorers)
-        self.max_steps = int(min(self.decoder.max_steps, *[s.max_steps for s in self.scorers], math.inf))
+        self.max_steps = int(min(self.decoder.max_steps, *[s.max_steps for s in [*self.scorers, *self.rescorers]], math.inf))
+        self.nbest = self.beam_size if self.rescorers else self.topk
         # The most that one more token can add; infinite (no early end) where a negative weight turns scores around.
         self.highest = sum(s.weight * s.highest if s.weight >= 0 else math.inf for s in self.scorers)
 
@@ -149,8 +169,23 @@ class JointBeamSearcher(nn.Module):
         if rows.numel():
             longest = int(lengths.max())
             self._search(states[rows, :longest], lengths[rows], rows.tolist(), trellis)
-        best = trellis.best(self.topk)
+        best = trellis.best(self.nbest)
+        if self.rescorers and best:
+            best = self._rescored(best, states.device)
         return [best.get(row, [Hypothesis([], 0.0, log_probs=[0.0])]) for row in range(len(lengths))]
+
+    def _rescored(self, found: dict[int, list[Hypothesis]], device: torch.device) -> dict[int, list[Hypothesis]]:
+        """The ``topk`` best of each utterance's hypotheses, now with the language models' scores."""
+        sentences = [hypothesis.tokens for hypotheses in found.values() for hypothesis in hypotheses]
+        totals = [s.sentences(sentences, bos=self.bos_index, eos=self.eos_index, device=device).tolist() for s in self.rescorers]
+        shares = iter(zip(*totals, strict=True))
+        for hypotheses in found.values():
+            for hypothesis in hypotheses:
+                for scorer, share in zip(self.rescorers, next(shares), strict=True):
+                    hypothesis.parts[scorer.name] = share
+                    count = len(hypothesis.tokens) + 1 if self.length_normalization else 1
+                    hypothesis.score += scorer.weight * share / count
+        return {row: sorted(hypotheses, key=lambda h: -h.score)[: self.topk] for row, hypotheses in found.items()}
 
     def _search(self, states: Tensor, lengths: Tensor, utterances: list[int], trellis: Trellis) -> None:
         """Fill the trellis; every length is 1 or more."""
@@ -206,7 +241,7 @@ class JointBeamSearcher(nn.Module):
             parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
             peaks=zeros.long(), first_end=(frames * self.min_decode_ratio).long(),
             limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps),
-            finished=zeros[:, 0].long(), best=zeros.new_full((batch, self.topk), -math.inf), done=zeros[:, 0].bool(),
+            finished=zeros[:, 0].long(), best=zeros.new_full((batch, self.nbest), -math.inf), done=zeros[:, 0].bool(),
         )  # fmt: skip
         return beams, memory
 
@@ -276,7 +311,7 @@ class JointBeamSearcher(nn.Module):
         rank = beams.finished.unsqueeze(1) + ends.cumsum(1)
         accepted = ends & (rank <= self.beam_size) | cut & (rank[:, -1:] + cut.cumsum(1) <= self.beam_size)
         beams.finished = beams.finished + accepted.sum(1)
-        beams.best = torch.cat([beams.best, scores.masked_fill(~accepted, -math.inf)], 1).topk(self.topk, -1).values
+        beams.best = torch.cat([beams.best, scores.masked_fill(~accepted, -math.inf)], 1).topk(self.nbest, -1).values
         beams.sums = beams.sums.masked_fill(beams.tokens == self.eos_index, -math.inf)
         beams.done = beams.done | (beams.finished >= self.beam_size) | (beams.limit <= step + 1)
         if math.isfinite(self.highest):
@@ -300,21 +335,45 @@ class BeamSearch(nn.Module):
     """The search of a recogniser: a :class:`JointBeamSearcher`, or one of SpeechBrain's, which lets batch mates matter.
 
     ``lm`` names the language model that the scorers hold, so that it follows the search to its device. Or ``lm_folder``, what
-    train_lm.py exported, adds one with ``lm_weight``. ``internal_lm_weight`` takes the decoder's own language model off.
+    train_lm.py or train_ngram.py exported, adds one with ``lm_weight``. ``lm_fusion`` says how language models have their say:
+
+    - ``shallow``: in the search, beside the decoder.
+    - ``rescore``: only on the search's ``beam_size`` best results (:meth:`JointBeamSearcher.rescore`).
+    - ``ilm``: in the search, with the decoder's internal language model taken off by ``internal_lm_weight``
+      (:class:`~hmamba_asr.decoding.scorers.InternalLM`).
+
+    Raises
+    ------
+    ValueError
+        For an unknown ``lm_fusion``, ``rescore`` and ``ilm`` without a language model or with SpeechBrain's searcher, and an
+        ``internal_lm_weight`` that nothing uses.
     """
 
     def __init__(
         self, *, searcher: nn.Module, lm: nn.Module | None = None, lm_folder: str | None = None, lm_weight: float = 0.0,
-        internal_lm_weight: float = 0.0,
+        lm_fusion: str = "shallow", internal_lm_weight: float = 0.0,
     ):  # fmt: skip
         super().__init__()
-        if internal_lm_weight:
-            searcher.add(InternalLM(searcher.decoder, searcher.fc, internal_lm_weight))
+        if lm_fusion not in LM_FUSIONS:
+            raise ValueError(f"lm_fusion is '{lm_fusion}'; choose one of {', '.join(LM_FUSIONS)}.")
+        if internal_lm_weight and lm_fusion != "ilm":
+            raise ValueError(f"internal_lm_weight is {internal_lm_weight} and lm_fusion {lm_fusion}; set lm_fusion: ilm.")
+        if (lm_folder or lm_fusion != "shallow") and not isinstance(searcher, JointBeamSearcher):
+            raise ValueError(f"lm_folder and lm_fusion need JointBeamSearcher; the searcher is a {type(searcher).__name__}.")
         if lm_folder:
             scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
             searcher.add(scorer)
-            lm = scorer.stepper.model
-        self.lm = lm
+            lm = scorer.model
+        if lm_fusion != "shallow" and not any(s.rescores for s in searcher.scorers):
+            raise ValueError(
+                f"lm_fusion is {lm_fusion} and the search has no language model; give --lm_folder, or its scorer in the YAML."
+            )
+        if lm_fusion == "rescore":
+            searcher.rescore()
+        elif lm_fusion == "ilm":
+            temperature = searcher.temperature
+            searcher.add(InternalLM(searcher.decoder, searcher.fc, weight=internal_lm_weight, temperature=temperature))
+        self.lm, self.lm_folder = lm, lm_folder
         # Not a submodule: the searcher holds the recogniser itself, whose device and mode are the Brain's business.
         object.__setattr__(self, "searcher", searcher)
 

@@ -125,7 +125,8 @@ class TransformerStepper:
         return self.positions.pe.shape[1]
 
     def start(self, states: Tensor | None = None, lengths: Tensor | None = None) -> StepperState:
-        """State in front of the first token. Decoder layers need states (B, T, d_model) with lengths (B,) of 1 or more."""
+        """State in front of the first token. Decoder layers attend to states (B, T, d_model) with lengths (B,) of 1 or more;
+        without any, their cross-attention counts as zero."""
         state = StepperState(KeyValuePool(len(self.layers)))
         if states is not None:
             states = states.to(self.norm.norm.weight.dtype)
@@ -151,7 +152,9 @@ class TransformerStepper:
             if mask is None:
                 mask = _additive(state.pool.ancestors.unsqueeze(1), query.dtype)
             x = layer.attend_self(x, query, *state.pool.write(index, keys_values), mask)
-            if layer.cross is not None:
+            if layer.cross is not None and state.memory is None:
+                x = layer.skip_memory(x)
+            elif layer.cross is not None:
                 memory = (*state.memory[index], state.memory_mask)
                 if with_attention and layer is self.layers[-1]:
                     attention = layer.memory_weights(x, memory[0], memory[2])
@@ -194,6 +197,10 @@ class _Layer:
 
     def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         return self._add(x, _attend(self.cross, self._memory_query(x), keys, values, mask), 1)
+
+    def skip_memory(self, x: Tensor) -> Tensor:
+        """As :meth:`attend_memory` where the attention's output is zero."""
+        return x if self.pre_norm else self.norms[1](x)
 
     def memory_weights(self, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """Attention weights (B, hypotheses, T), the mean over the heads."""

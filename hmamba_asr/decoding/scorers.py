@@ -7,16 +7,21 @@ utterances with K hypotheses each. The calls of one step are ``scores`` and then
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.decoders import scorer as speechbrain_scorers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
 from hmamba_asr.decoding.incremental import LanguageModelStepper, TransformerStepper
+from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.ctc_head import ctc_steps_per_state
+
+LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
 
 
 class Scorer:
@@ -29,6 +34,8 @@ class Scorer:
     highest = 0.0  # that the score of one token can be: probabilities are below one
     needs_attention = False
     max_steps = math.inf
+    rescores = False  # has ``sentences``: can be left out of the search and asked about its results
+    model: nn.Module | None = None  # what has parameters of its own, apart from the recogniser's
 
     def __init__(self, weight: float, partial: bool):
         self.weight, self.partial = weight, partial
@@ -45,6 +52,11 @@ class Scorer:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
+
+    def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
+        """Log-probabilities (N,) of N whole sentences of any length, each from ``bos``, which is not scored, to ``eos``, which
+        is."""
+        raise NotImplementedError
 
 
 class CTC(Scorer):
@@ -89,14 +101,15 @@ class CTC(Scorer):
 
 class TransformerLM(Scorer):
     name = "transformerlm"
+    rescores = True
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
-        self.stepper, self.temperature = LanguageModelStepper(settings.lm), settings.temperature
+        self.model, self.stepper, self.temperature = settings.lm, LanguageModelStepper(settings.lm), settings.temperature
         self.max_steps = self.stepper.max_steps
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
-        self.stepper.model.eval().to(states.device)
+        self.model.eval().to(states.device)
         self.state = self.stepper.start()
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
@@ -108,25 +121,47 @@ class TransformerLM(Scorer):
     def keep(self, rows: Tensor) -> None:
         self.state.keep(rows)
 
+    def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
+        """All in one padded batch, in parts where its logits would be more than ``LOGITS_AT_ONCE`` numbers."""
+        model = self.model.eval().to(device)
+        lengths = torch.tensor([len(sentence) + 1 for sentence in sentences], device=device)
+        rows = [torch.tensor([bos, *sentence, eos]) for sentence in sentences]
+        whole = pad_sequence(rows, batch_first=True).to(device)  # with 0, which the model takes for padding
+        at_once = max(1, LOGITS_AT_ONCE // (whole.shape[1] * model.custom_src_module.emb.num_embeddings))
+        dtype = next(model.parameters()).dtype
+        half = dtype in (torch.bfloat16, torch.float16)
+        # SpeechBrain's masks are float32 in whatever precision the model is, which only autocast brings together.
+        precision = torch.autocast(device.type, dtype=dtype) if half else nullcontext()
+        totals = []
+        for tokens, ends in zip(whole.split(at_once), lengths.split(at_once), strict=True):
+            with precision:
+                logits = at_least_float32(model(tokens[:, :-1])) / self.temperature
+            log_probs = logits.log_softmax(-1).gather(-1, tokens[:, 1:].unsqueeze(-1)).squeeze(-1)
+            totals.append(log_probs.masked_fill(~valid_mask(ends, log_probs.shape[1]), 0.0).sum(1))
+        return torch.cat(totals)
+
 
 class InternalLM(Scorer):
     """What the attention decoder says without hearing anything, to be taken off when a language model joins.
 
-    Its encoder states are zero (Meng et al. 2021, "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech
-    Recognition", https://arxiv.org/abs/2011.01991); ``weight`` is what is taken off, so the scorer's own is negative.
+    The output of its cross-attention is zero in every layer (Meng et al. 2021, "Internal Language Model Estimation for
+    Domain-Adaptive End-to-End Speech Recognition", https://arxiv.org/abs/2011.01991; Variani et al. 2020, "Hybrid Autoregressive
+    Transducer", https://arxiv.org/abs/2003.07705). ``temperature`` is the one that the decoder is searched with; ``weight`` is
+    what is taken off, so the scorer's own is negative.
     """
 
     name = "internal_lm"
 
-    def __init__(self, decoder: TransformerStepper, head: nn.Module, weight: float):
+    def __init__(self, decoder: TransformerStepper, head: nn.Module, *, weight: float, temperature: float):
         super().__init__(-weight, partial=False)
-        self.decoder, self.head = decoder, head
+        self.decoder, self.head, self.temperature = decoder, head, temperature
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
-        self.state = self.decoder.start(torch.zeros_like(states[:, :1]), torch.ones_like(lengths))
+        self.state = self.decoder.start()
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
-        return at_least_float32(self.head(self.decoder.step(self.state, tokens)[0])).log_softmax(-1)
+        hidden, _ = self.decoder.step(self.state, tokens)
+        return (at_least_float32(self.head(hidden)) / self.temperature).log_softmax(-1)
 
     def advance(self, parents: Tensor, tokens: Tensor) -> None:
         self.state.reorder(parents)
@@ -153,15 +188,14 @@ class Ngram(Scorer):
     """KenLM, a call for each token scored: have it among the partial scorers."""
 
     name = "kenlm"
+    rescores = True
 
     def __init__(self, settings: speechbrain_scorers.KenLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
         self.lm, self.new_state, self.words = settings.lm, settings.kenlm.State, settings.id2char
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
-        empty = self.new_state()
-        self.lm.NullContextWrite(empty)
-        self.states = [[empty] for _ in lengths]
+        self.states = [[self._empty()] for _ in lengths]
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         every = range(len(self.words))
@@ -180,6 +214,22 @@ class Ngram(Scorer):
 
     def keep(self, rows: Tensor) -> None:
         self.states = [self.states[row] for row in rows.tolist()]
+
+    def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
+        totals = []
+        for sentence in sentences:
+            state, total = self._empty(), 0.0
+            for token in [*sentence, eos]:
+                score, state = self._score(state, token)
+                total += score
+            totals.append(total)
+        return torch.tensor(totals, device=device)
+
+    def _empty(self):
+        """The state that knows of no words: as SpeechBrain's scorer begins, without a begin of sentence."""
+        state = self.new_state()
+        self.lm.NullContextWrite(state)
+        return state
 
     def _score(self, state, token: int):
         """log P(token | state) and the state after it; KenLM counts in log10."""
@@ -218,27 +268,42 @@ def read_scorers(builder: speechbrain_scorers.ScorerBuilder | None) -> list[Scor
     return scorers
 
 
-def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> TransformerLM:
-    """The scorer of a language model that train_lm.py exported: its YAML lm.yaml and its parameters lm.ckpt.
+def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> Scorer:
+    """The scorer of a language model: of train_lm.py's export its YAML lm.yaml and its parameters lm.ckpt, of train_ngram.py's
+    ngram.bin or ngram.arpa and tokens.txt. An n-gram is a partial scorer.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the folder lacks one of them, or the model has another vocabulary.
+        If the folder lacks one of them, the model has another vocabulary, an n-gram cannot be read or lacks the package kenlm.
     """
-    yaml, parameters = (Path(folder) / name for name in ("lm.yaml", "lm.ckpt"))
-    for path in (yaml, parameters):
+    folder = Path(folder)
+    ngram = next((path for name in ("ngram.bin", "ngram.arpa") if (path := folder / name).is_file()), None)
+    needed = [folder / name for name in (("lm.yaml", "lm.ckpt") if ngram is None else ("tokens.txt",))]
+    for path in needed:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py.")
-    model = load_hyperpyyaml(yaml.read_text(encoding="utf-8"))["model"]
-    model.load_state_dict(torch.load(parameters, map_location="cpu", weights_only=True))
-    size = model.custom_src_module.emb.num_embeddings
+            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py or train_ngram.py.")
+    if ngram is not None:
+        tokens = needed[0].read_text(encoding="utf-8").rstrip("\n").split("\n")
+        _require_vocabulary(folder, len(tokens), vocab_size)
+        try:
+            return Ngram(speechbrain_scorers.KenLMScorer(str(ngram), vocab_size, tokens), weight, partial=True)
+        except ImportError as error:
+            raise ValueError(f"{ngram} needs the package kenlm; install it: pip install kenlm.") from error
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"KenLM cannot read {ngram} ({' '.join(str(error).split())}); run train_ngram.py again.") from error
+    model = load_hyperpyyaml(needed[0].read_text(encoding="utf-8"))["model"]
+    model.load_state_dict(torch.load(needed[1], map_location="cpu", weights_only=True))
+    _require_vocabulary(folder, model.custom_src_module.emb.num_embeddings, vocab_size)
+    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
+
+
+def _require_vocabulary(folder: Path, size: int, vocab_size: int) -> None:
     if size != vocab_size:
         raise ValueError(
             f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with the recogniser's "
             "tokenizer."
         )
-    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

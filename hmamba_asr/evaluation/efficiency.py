@@ -73,7 +73,8 @@ class Efficiency:
     Attributes:
         audio_seconds: duration of the audio processed.
         stage_seconds: processing time per stage (read, features, encoder, ...), summed over processes.
-        wall_seconds: elapsed time from the first to the last utterance, in the slowest process.
+        wall_seconds: elapsed time from the first to the last utterance, in the slowest process; of an evaluation that was
+            interrupted the sum of its pieces, without what lies between them.
         batch: utterances per batch, or a description such as "dynamic, at most 200 s".
         hardware: what `hardware` returned.
         processes: number of processes (ranks) the work was spread over.

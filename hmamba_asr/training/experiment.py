@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -36,22 +37,27 @@ EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" f
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     """End the process with what ``main`` makes of the command line; an error that a user can mend is one line on stderr."""
+    failed = False
     try:
         code = main(sys.argv[1:])
+    except SystemExit:  # argparse's: nothing has begun
+        raise
     except (ValueError, OSError) as error:
         logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
         print(f"error: {error}", file=sys.stderr)
-        code = EXIT_BAD_INPUT
-    distributed = dist.is_initialized() and code != EXIT_BAD_INPUT  # after an error the others may be waiting: torchrun ends them
-    if distributed:
-        # All ranks leave together and at once: now and then one aborts while it tears itself down (seen with gloo), and torchrun
-        # then stops the others, which may still be writing results.
+        code, failed = EXIT_BAD_INPUT, True
+    except BaseException:  # a fault of the program, or Ctrl-C
+        traceback.print_exc()
+        code, failed = 1, True
+    if dist.is_initialized() and not failed:  # after an error the others may be waiting: torchrun ends them
+        # All ranks leave together: now and then one aborts while it tears itself down (seen with gloo), and torchrun then stops
+        # the others, which may still be writing results.
         dist.barrier()
-    if distributed or code == EXIT_PREEMPTED:
-        # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
-        sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
+    # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class Experiment:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from tqdm import tqdm
 
 from hmamba_asr.evaluation.boundaries import Chunks, write_chunks
@@ -24,6 +24,7 @@ from hmamba_asr.evaluation.wer import score_split, write_alignments, write_trn
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.brain import ASRBrain
+from hmamba_asr.training.decoded import NAME, DecodedBatch, DecodedBatches, Fingerprints, forget
 from hmamba_asr.training.progress import merge_sums
 from hmamba_asr.training.stages import chunk_records, stage_figures
 
@@ -67,19 +68,26 @@ def evaluate(
     Also writes ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and ref.trn, hyp.trn for sclite, and, of an
     encoder that chunks, where chunks begin into ``test/<split>/chunks.jsonl``. Under
     torchrun each rank decodes its share and the main process writes; returns the results there and None elsewhere.
+
+    What is decoded is kept until the results are written (:mod:`~hmamba_asr.training.decoded`): after a kill the same command
+    decodes the rest.
     """
     checkpoints = load_best(brain)
+    fingerprints = Fingerprints(brain, checkpoints=checkpoints, hparams_text=hparams_text)
+    test_folder = Path(brain.hparams.output_folder) / "test"
     evaluation: dict[str, dict] = {}
     for split, dataset in datasets.items():
         evaluation[split] = {}
         for search_name, search in brain.hparams.test_searches.items():
-            texts, efficiency, stages, chunks = _decode(brain, dataset, search, f"{split}, {search_name}")
+            folder = test_folder / split / search_name
+            fingerprint = fingerprints.of(dataset, search_name, search)
+            decoded = DecodedBatches(folder / NAME.format(rank=brain.ranks.rank), fingerprint)
+            texts, efficiency, stages, chunks = _decode(brain, dataset, search, f"{split}, {search_name}", decoded)
             if not if_main_process():
                 continue
             references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
             score = score_split(references, texts)
             interval = score.wer_interval()
-            folder = Path(brain.hparams.output_folder) / "test" / split / search_name
             write_alignments(folder / "wer.txt", references, texts)
             write_trn(folder, references, texts)
             if chunks:
@@ -93,65 +101,79 @@ def evaluate(
                 split, search_name, score.wer.rate, *interval, score.wer.insertions, score.wer.deletions,
                 score.wer.substitutions, score.cer.rate, score.wer.sentence_error_rate, efficiency.rtf,
             )  # fmt: skip
-    if not if_main_process():
-        return None
-    results = {
-        "schema": 1,
-        "name": name,
-        "overrides": dict(overrides or {}),
-        "seed": brain.hparams.seed,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "environment": collect_environment(brain.device),
-        "parameters": _parameters(brain),
-        "hparams": hparams_text,
-        "training": _training(brain),
-        "checkpoints": checkpoints,
-        "evaluation": evaluation,
-    }
-    write_results(Path(brain.hparams.output_folder) / "results.json", results)
+    results = None
+    if if_main_process():
+        results = {
+            "schema": 1,
+            "name": name,
+            "overrides": dict(overrides or {}),
+            "seed": brain.hparams.seed,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "environment": collect_environment(brain.device),
+            "parameters": _parameters(brain),
+            "hparams": hparams_text,
+            "training": _training(brain),
+            "checkpoints": checkpoints,
+            "evaluation": evaluation,
+        }
+        write_results(Path(brain.hparams.output_folder) / "results.json", results)
+    ddp_barrier()
+    forget(test_folder)  # on every rank, for machines that share no disk
     return results
 
 
 @torch.no_grad()
 def _decode(
-    brain: ASRBrain, dataset: DynamicItemDataset, search, title: str
+    brain: ASRBrain, dataset: DynamicItemDataset, search, title: str, decoded: DecodedBatches
 ) -> tuple[dict[str, str], Efficiency, list[dict[str, float]], list[Chunks]]:
-    """Hypotheses of all ranks by utterance ID, the time they took, warm, what each chunking stage did, and where chunks begin."""
-    brain.modules.eval()
-    search.to(brain.device)
-    shortest = min(dataset.data_ids, key=lambda i: dataset.data[i]["duration"])
-    _decode_batch(brain, PaddedBatch([dataset[dataset.data_ids.index(shortest)]]), search, StageTimer(brain.device))
+    """Hypotheses of all ranks by utterance ID, the time they took, warm, what each chunking stage did, and where chunks begin.
 
-    loader = brain.hparams.eval_loader(dataset, brain.ranks)
-    timer = StageTimer(brain.device)
-    texts: dict[str, str] = {}
-    chunks: list[Chunks] = []
-    sums: Counter = Counter()
-    audio_seconds, started = 0.0, time.perf_counter()
+    This rank goes on behind the batches in ``decoded``. Times are sums over batches, those of earlier runs as they were measured
+    there: what lies between the runs, and a batch that a kill cut short, counts nowhere, audio and all.
+    """
+    loader = brain.hparams.eval_loader(dataset, brain.ranks, skip=len(decoded.batches))
+    if decoded.batches:
+        done = len(decoded.batches)
+        logger.info("%s: %d of %d batches were decoded before.", title, done, done + len(loader))
+    if len(loader):
+        brain.modules.eval()
+        search.to(brain.device)
+        shortest = min(dataset.data_ids, key=lambda i: dataset.data[i]["duration"])
+        _decode_batch(brain, PaddedBatch([dataset[dataset.data_ids.index(shortest)]]), search, StageTimer(brain.device))
     batches = iter(loader)
     for _ in tqdm(range(len(loader)), desc=title, disable=not if_main_process() or brain.noprogressbar):
+        timer, started = StageTimer(brain.device), time.perf_counter()
         with timer.stage("read"):
             batch = next(batches)
-        found, output = _decode_batch(brain, batch, search, timer)
-        texts.update(found)
-        merge_sums(sums, {name: float(value) for name, value in brain.stage_sums(output).items()})
+        texts, output = _decode_batch(brain, batch, search, timer)
+        sums = {name: float(value) for name, value in brain.stage_sums(output).items()}
         centres, hop = brain.raw_model.frontend.centres, brain.modules.features.hop_seconds
-        chunks += chunk_records(output.encoded.stages, batch.id, centres=centres, hop_seconds=hop)
-        audio_seconds += float(sum(batch.duration))
-    efficiency = Efficiency(
-        audio_seconds=audio_seconds, stage_seconds=dict(timer.seconds), wall_seconds=time.perf_counter() - started,
-        batch=brain.hparams.eval_batching, hardware=hardware(brain.device),
-    )  # fmt: skip
-    if brain.ranks.world_size == 1:
-        return texts, efficiency, stage_figures(sums, len(texts)), chunks
-    parts: list = [None] * brain.ranks.world_size
-    dist.all_gather_object(parts, (texts, efficiency, sums, chunks))
-    texts = {i: text for part in parts for i, text in part[0].items()}
+        chunks = chunk_records(output.encoded.stages, batch.id, centres=centres, hop_seconds=hop)
+        seconds, wall = dict(timer.seconds), time.perf_counter() - started
+        decoded.append(DecodedBatch(texts, float(sum(batch.duration)), wall, seconds, sums, chunks))
+    parts: list = [decoded.batches]
+    if brain.ranks.world_size > 1:
+        parts = [None] * brain.ranks.world_size
+        dist.all_gather_object(parts, decoded.batches)
+    everything = [batch for part in parts for batch in part]
+    texts = {i: text for batch in everything for i, text in batch.texts.items()}
     sums = Counter()
-    for part in parts:
-        merge_sums(sums, part[2])
-    chunks = [item for part in parts for item in part[3]]
-    return texts, merge([part[1] for part in parts]), stage_figures(sums, len(texts)), chunks
+    for batch in everything:
+        merge_sums(sums, batch.sums)
+    efficiency = merge([_efficiency(brain, part) for part in parts])
+    return texts, efficiency, stage_figures(sums, len(texts)), [item for batch in everything for item in batch.chunks]
+
+
+def _efficiency(brain: ASRBrain, batches: list[DecodedBatch]) -> Efficiency:
+    """Of one rank; all have the same hardware, or their fingerprints would not let them share."""
+    stages: Counter = Counter()
+    for batch in batches:
+        stages.update(batch.stage_seconds)
+    return Efficiency(
+        audio_seconds=sum(batch.audio_seconds for batch in batches), stage_seconds=dict(stages),
+        wall_seconds=sum(batch.wall_seconds for batch in batches), batch=brain.hparams.eval_batching,
+        hardware=hardware(brain.device),
+    )  # fmt: skip
 
 
 def _decode_batch(brain: ASRBrain, batch: PaddedBatch, search, timer: StageTimer) -> tuple[dict[str, str], ASROutput]:

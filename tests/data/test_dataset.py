@@ -163,6 +163,24 @@ def test_evaluation_shares(dataset, world_size):
     assert sorted(seen) == list(range(20))
 
 
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_evaluation_shares_are_equally_long(dataset, world_size):
+    """Each rank has utterances of all durations; in seconds the shares differ by less than the longest utterance."""
+    limits = {"max_batch_seconds": 2.5, "max_batch_size": 4, "num_workers": 0}
+    shares = [eval_loader(dataset, Ranks(rank, world_size), **limits).batch_sampler for rank in range(world_size)]
+    totals = [sum(SECONDS[i] for batch in share for i in batch) for share in shares]
+    assert max(totals) - min(totals) <= max(SECONDS) + 1e-6
+
+
+def test_evaluation_goes_on_behind_the_batches_that_are_done(dataset):
+    limits = {"max_batch_seconds": 2.5, "max_batch_size": 4, "num_workers": 0}
+    whole = [batch.id for batch in eval_loader(dataset, Ranks(1, 2), **limits)]
+    for skip in (0, 2, len(whole), len(whole) + 1):
+        loader = eval_loader(dataset, Ranks(1, 2), **limits, skip=skip)
+        assert len(loader) == max(0, len(whole) - skip)
+        assert [batch.id for batch in loader] == whole[skip:]
+
+
 def test_evaluation_batches_are_full(dataset):
     loader = eval_loader(dataset, Ranks(), max_batch_seconds=1000, max_batch_size=8, num_workers=0)
     assert [len(batch) for batch in loader.batch_sampler] == [8, 8, 4]

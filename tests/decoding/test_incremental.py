@@ -101,6 +101,26 @@ def test_decoder_steps_are_the_whole_prefixes(normalize_before, dtype, attention
             torch.testing.assert_close(attention.flatten(0, 1), weights.to(attention.dtype), rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("normalize_before", [True, False])
+def test_decoder_steps_without_states_are_those_of_zero_cross_attention(normalize_before, monkeypatch):
+    """Of the whole prefixes, with every layer's cross-attention made to give zeros."""
+    model = transformer_asr(normalize_before=normalize_before)
+    stepper, generator = decoder_stepper(model), torch.Generator().manual_seed(2)
+    for layer in model.decoder.layers:
+        attend = layer.multihead_attn.forward
+        zeros = lambda *args, attend=attend, **options: (torch.zeros_like((out := attend(*args, **options))[0]), out[1])  # noqa: E731
+        monkeypatch.setattr(layer.multihead_attn, "forward", zeros)
+    with torch.no_grad():
+        state = stepper.start()
+        step = lambda tokens: stepper.step(state, tokens, with_attention=True)  # noqa: E731
+        for (hidden, attention), prefixes in walk(step, state.reorder, batch=2, steps=20, beam=3, generator=generator):
+            count = prefixes.shape[0] * prefixes.shape[1]
+            states, lengths = torch.randn(count, 5, D, dtype=torch.float64), torch.full((count,), 5)
+            expected, _ = whole_decode(model, prefixes.flatten(0, 1), states, lengths)
+            torch.testing.assert_close(hidden.flatten(0, 1), expected, rtol=0, atol=1e-9)
+            assert attention is None
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("normalize_before", [True, False])
 @pytest.mark.parametrize("d_embedding", [None, 6])

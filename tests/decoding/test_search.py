@@ -76,26 +76,6 @@ def test_beam_is_speechbrains_on_one_utterance(recogniser):
             assert beam_search(model)(output) == beam_search(model, searcher=S2STransformerBeamSearcher)(output)
 
 
-def test_the_internal_language_model_is_the_decoder_without_sound_and_taken_off(recogniser):
-    model = recogniser(eos_bias=1.0)
-    plain, off = beam_search(model).searcher, beam_search(model)
-    off = BeamSearch(searcher=off.searcher, internal_lm_weight=0.25).searcher
-    states, lengths = torch.randn(2, 20, 16), torch.tensor([20, 11])
-    differ = 0
-    for found, without in zip(off.search(states, lengths), plain.search(states, lengths), strict=True):
-        (best,) = found
-        given = torch.tensor([[BOS, *best.tokens]])
-        with torch.no_grad():
-            hidden, _ = model.decode(given, torch.zeros(1, 1, 16), torch.tensor([1]))
-            log_probs = model.output_head(hidden)[0].log_softmax(-1)
-        expected = log_probs.gather(-1, torch.tensor([*best.tokens, EOS]).unsqueeze(1)).sum()
-        assert best.ended and best.parts["internal_lm"] == pytest.approx(float(expected), abs=1e-4)
-        total = 0.6 * best.parts["attention"] + 0.4 * best.parts["ctc"] - 0.25 * best.parts["internal_lm"]
-        assert best.score == pytest.approx(total / (len(best.tokens) + 1), abs=1e-4)
-        differ += best.score != without[0].score
-    assert differ == 2
-
-
 def test_search_follows_no_gradient_and_leaves_the_recogniser_where_it_is(recogniser):
     model = recogniser()
     search = beam_search(model)

@@ -188,6 +188,11 @@ def train_lm_script():
     yield from _as_module(LMRecipe.script)
 
 
+@pytest.fixture
+def train_ngram_script():
+    yield from _as_module(REPO / "recipes" / "librispeech" / "train_ngram.py")
+
+
 def _as_module(script: Path):
     specification = importlib.util.spec_from_file_location(script.stem, script)
     module = importlib.util.module_from_spec(specification)

@@ -101,5 +101,5 @@ def test_an_export_joins_the_beam_search_of_a_recogniser(full_run, new_brain, tm
     assert found[0].parts["transformerlm"] < 0
     with pytest.raises(ValueError, match="has 20 tokens and the recogniser 16"):
         new_brain(tmp_path / "b", lm_folder=full_run.folder / "export")
-    with pytest.raises(FileNotFoundError, match="lm_folder must be the export folder"):
+    with pytest.raises(FileNotFoundError, match="lm_folder must be the export folder of train_lm.py"):
         new_brain(tmp_path / "c", lm_folder=tmp_path)

@@ -66,3 +66,10 @@ def test_sigterm_saves_and_exits_then_the_same_command(recipe, full_run, tmp_pat
     assert resumed.code == 0, resumed.errors
     assert f"Resuming after optimizer step {last}." in resumed.output  # no step is lost
     same_training(resumed, full_run)
+
+
+def test_a_step_limit_ends_the_process_while_a_worker_still_reads(recipe, tmp_path):
+    folder = tmp_path / "limited"
+    run = recipe.train([*recipe.arguments(folder, num_workers=1), "--optimizer_step_limit", "3"], folder)
+    assert run.code == 0, run.errors
+    assert run.results["training"]["optimizer_steps"] == 3
