@@ -25,7 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0 done, 2 a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="hmamba-asr", description="Speech recognition with Mamba encoders.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_download, _add_prepare, _add_demo, _add_transcribe, _add_compare, _add_boundaries, _add_report):
+    for add in (
+        _add_download,
+        _add_prepare,
+        _add_demo,
+        _add_transcribe,
+        _add_compare,
+        _add_boundaries,
+        _add_efficiency,
+        _add_report,
+    ):
         add(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -184,14 +193,30 @@ def _add_boundaries(commands: Any) -> None:
         commands,
         name="boundaries",
         run=_run_boundaries,
-        text="compare a run's chunks with phones and words",
-        details="Needs the run's test set aligned: ID.TextGrid files with the tiers phones and words, and praatio"
-        " (pip install 'hmamba-asr[report]').",
+        text="compare a run's chunks with phones and words, and with those of changed recordings",
+        details="With --alignments, against forced alignments: ID.TextGrid files of test utterances with the tiers phones and"
+        " words, read by praatio (pip install 'hmamba-asr[report]'). Without, against the reference's tokens and words where a"
+        " CTC has them: the run's own, or another's with --aligner. --noise and --speed measure how stable the boundaries are.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run with a chunking encoder")
     parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its test splits")
-    parser.add_argument("--alignments", required=True, metavar="DIR", help="folder with the TextGrids, also in subfolders")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--alignments", metavar="DIR", help="folder with the TextGrids, also in subfolders")
+    source.add_argument("--aligner", metavar="RUN", help="output folder of the run whose CTC aligns (default: RUN itself)")
+    parser.add_argument("--noise", type=float, nargs="+", default=[], metavar="DB", help="white noise at these SNRs, in dB")
+    parser.add_argument(
+        "--speed", type=float, nargs="+", default=[], metavar="FACTOR", help="played at these speeds, such as 0.9"
+    )
+    parser.add_argument(
+        "--utterances",
+        type=int,
+        default=50,
+        metavar="N",
+        help="for CTC, noise and speed, evenly spaced by duration (default: 50)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of noise and random boundaries (default: 0)")
     parser.add_argument("--stage", type=int, default=0, metavar="N", help="chunking stage, the outermost is 0 (default: 0)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -200,9 +225,59 @@ def _run_boundaries(args: argparse.Namespace) -> int:
     from hmamba_asr.evaluation.results import plain
 
     chunks = boundaries.read_chunks(Path(args.folder) / "test" / args.split / "chunks.jsonl")
-    alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
-    found = boundaries.describe_boundaries(chunks, alignments, stage=args.stage)
-    print(json.dumps(plain(found, "boundaries")) if args.json else boundaries.render_boundaries(found))
+    sample = {"split": args.split, "utterances": args.utterances, "device": args.device}
+    source: dict[str, Any] = {"kind": "TextGrid", "folder": args.alignments}
+    if args.alignments:
+        alignments = boundaries.read_alignments(args.alignments, [item.id for item in chunks])
+    else:
+        from hmamba_asr.probing import ctc_alignments
+
+        aligner = args.aligner or args.folder
+        found_by_ctc = ctc_alignments(aligner, args.folder, **sample)
+        alignments = found_by_ctc.alignments
+        source = {"kind": "CTC", "folder": aligner, "chunk_rate": found_by_ctc.chunk_rate}
+    found = {"source": source, **boundaries.describe_boundaries(chunks, alignments, stage=args.stage, seed=args.seed)}
+    if args.noise or args.speed:
+        from hmamba_asr.probing import measure_stability
+
+        changes = {"noise": args.noise, "speed": args.speed, "stage": args.stage, "seed": args.seed}
+        found["stability"] = measure_stability(args.folder, **sample, **changes)
+    if args.json:
+        print(json.dumps(plain(found, "boundaries")))
+        return 0
+    print(boundaries.render_boundaries(found))
+    if "stability" in found:
+        from hmamba_asr.evaluation.stability import render_stability
+
+        print("", render_stability(found["stability"]), sep="\n")
+    return 0
+
+
+def _add_efficiency(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="efficiency",
+        run=_run_efficiency,
+        text="measure how fast a trained run recognises",
+        details="RTF one by one and batched, audio hours per hour, time to the first token, memory, on test utterances evenly"
+        " spaced over their durations, samples in memory, warm. Also written to RUN/efficiency.json, which the report shows.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run")
+    parser.add_argument("--split", metavar="SPLIT", help="one of its test splits (default: the first)")
+    parser.add_argument("--search", nargs="+", metavar="NAME", help="of the YAML's test_searches (default: those evaluated)")
+    parser.add_argument("--utterances", type=int, default=16, metavar="N", help="how many (default: 16)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="of the batched figures (default: 8)")
+    parser.add_argument("--passes", type=int, default=3, metavar="N", help="timed ones, after one to warm up (default: 3)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_efficiency(args: argparse.Namespace) -> int:
+    from hmamba_asr.probing import measure_run, render_run
+
+    sizes = {"utterances": args.utterances, "batch": args.batch, "passes": args.passes}
+    found = measure_run(args.folder, split=args.split, searches=args.search, device=args.device, **sizes)
+    print(json.dumps(found) if args.json else render_run(found))
     return 0
 
 
@@ -219,12 +294,13 @@ def _add_report(commands: Any) -> None:
     parser.add_argument("--output", "-o", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
     parser.add_argument("--title", default="Speech recognition runs", help="of the page")
     parser.add_argument("--alignments", metavar="DIR", help="TextGrids of test utterances, to set chunks beside phones and words")
+    parser.add_argument("--efficiency", metavar="FILE", help="of scripts/benchmark_efficiency.py --json, to draw speed by length")
 
 
 def _run_report(args: argparse.Namespace) -> int:
     from hmamba_asr.evaluation.report import write_report
 
-    write_report(args.output, args.runs, title=args.title, alignments=args.alignments)
+    write_report(args.output, args.runs, title=args.title, alignments=args.alignments, efficiency=args.efficiency)
     print(args.output)
     return 0
 

@@ -103,7 +103,10 @@ class Recogniser:
         text = self.tokenizer.decode(tokens)
         if not timestamps:
             return Transcription(text)
+        return Transcription(text, words_of(self.align(output, tokens)))
+
+    def align(self, output: ASROutput, tokens: list[int]) -> list[Span]:
+        """When the CTC has each of these tokens, of a batch of one; see :func:`~hmamba_asr.decoding.alignment.align_tokens`."""
         log_probs = output.ctc_logits[0, : int(output.encoded.lengths[0])].log_softmax(-1)
         times = state_times(output.encoded, frame_seconds=self.features.hop_seconds * self.model.frontend.stride)
-        spans = align_tokens(log_probs, tokens, blank=self.blank, state_times=times, piece=self.tokenizer.id_to_piece)
-        return Transcription(text, words_of(spans))
+        return align_tokens(log_probs, tokens, blank=self.blank, state_times=times, piece=self.tokenizer.id_to_piece)

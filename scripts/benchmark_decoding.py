@@ -19,7 +19,7 @@ import time
 from collections import Counter
 
 import torch
-from benchmarking import compare, peak_memory_mib, print_table, write_json
+from benchmarking import compare, print_table, write_json
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
@@ -27,7 +27,7 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
 from hmamba_asr.models.asr import ASRModel
 
 BLANK, BOS, EOS, VOCAB, D_MODEL = 0, 1, 2, 5000, 144
@@ -68,7 +68,7 @@ def main() -> None:
             identical, total = identical + same, total + len(states)
             runs = [lambda search=search: decode(search, states) for search in (ours, theirs)]
             ratio = compare(*runs, device, pairs=options.pairs, warmup=0)  # the check was the warm-up
-            memory = [peak_memory_mib(run, device) for run in runs]
+            memory = [added_memory_mib(run, device) for run in runs]
             shares = where_time_goes(ours, states, device)
             audio = SECONDS * len(states)
             figures[f"speedup_beam{beam}{name}"] = ratio.median

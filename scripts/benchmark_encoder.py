@@ -22,14 +22,14 @@ from benchmarking import (
     compare,
     graphed,
     median_seconds,
-    peak_memory_mib,
     print_table,
     relative_error,
     require,
+    require_batch_invariance,
     write_json,
 )
 
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
 from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
 
 SECONDS = (10, 30, 120, 600)
@@ -55,7 +55,8 @@ def main() -> None:
     print(f"{hardware(device)}, torch {torch.__version__}; ConMamba {sizes[0]:.2f}M, Conformer {sizes[1]:.2f}M parameters")
     for model in (conmamba, conformer):
         model.train(options.train)
-        check_padding(model, device)
+        x = torch.randn(2, 60, COMMON["d_model"], device=device)
+        require_batch_invariance(type(model).__name__, model, x, 23)
 
     compiled = copy.deepcopy(conmamba)
     for block in compiled.blocks:
@@ -76,11 +77,11 @@ def main() -> None:
             output = ours()
             if output is not None:  # the replay of a graph returns nothing; what it captured was checked as "eager"
                 require(f"ConMamba {name}, {seconds} s", relative_error(output, exact), 3e-2 if on_gpu else 1e-5)
-            audio, figure = batch * seconds, {"batch": batch, "ours_mib": peak_memory_mib(ours, device)}
+            audio, figure = batch * seconds, {"batch": batch, "ours_mib": added_memory_mib(ours, device)}
             pairs, warmup = options.pairs or (15 if on_gpu else 3), 3 if on_gpu else 1
             try:
                 ratio = compare(ours, peer, device, pairs=pairs, warmup=warmup)
-                taken, figure["theirs_mib"] = ratio.ours, peak_memory_mib(peer, device)
+                taken, figure["theirs_mib"] = ratio.ours, added_memory_mib(peer, device)
                 figure |= {"theirs_audio_seconds_per_second": audio / ratio.theirs, "encoder_vs_conformer": ratio.median}
                 cells = [f"{audio / ratio.theirs:.0f}", str(ratio)]
             except (torch.OutOfMemoryError, CaptureFailed) as error:
@@ -132,16 +133,6 @@ def step_of(model, x: torch.Tensor, lengths: torch.Tensor, *, train: bool):
         return states.detach()
 
     return run
-
-
-def check_padding(model, device: torch.device) -> None:
-    """An utterance gets the same states alone and beside a longer one, in full float32."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # SpeechBrain allows it on import
-    x = torch.randn(2, 60, COMMON["d_model"], device=device)
-    with torch.no_grad():
-        padded = model(x, torch.tensor([60, 23], device=device)).states[1, :23]
-        alone = model(x[1:, :23], torch.tensor([23], device=device)).states[0]
-    require(f"{type(model).__name__} with padding", relative_error(padded, alone), 1e-4)
 
 
 if __name__ == "__main__":

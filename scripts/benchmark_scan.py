@@ -20,9 +20,9 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from benchmarking import compare, graphed, median_seconds, peak_memory_mib, print_table, relative_error, require, write_json
+from benchmarking import compare, graphed, median_seconds, print_table, relative_error, require, write_json
 
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
 from hmamba_asr.modules.bimamba import BiMamba
 from hmamba_asr.ops.selective_scan import mamba_ssm, scan_directions
 
@@ -205,7 +205,8 @@ def on_gpu(device: torch.device, pairs: int) -> dict:
         def run_ours():
             return step(lambda: ours(x, lengths))  # noqa: B023
 
-        figure = {"ours_mib": peak_memory_mib(run_ours, device)}
+        run_ours()  # compiles
+        figure = {"ours_mib": added_memory_mib(run_ours, device)}
         replay = graphed(run_ours)
         if reason:
             figure["ours_seconds"] = median_seconds(run_ours, device, repeats=pairs)
@@ -220,7 +221,7 @@ def on_gpu(device: torch.device, pairs: int) -> dict:
             eager = compare(run_ours, run_theirs, device, pairs=pairs)
             gpu = compare(replay, graphed(run_theirs), device, pairs=pairs)
             figure |= {
-                "theirs_mib": peak_memory_mib(run_theirs, device), "ours_seconds": eager.ours, "theirs_seconds": eager.theirs,
+                "theirs_mib": added_memory_mib(run_theirs, device), "ours_seconds": eager.ours, "theirs_seconds": eager.theirs,
                 "gpu_fwd_bwd_vs_mamba_ssm": eager.median, "ours_gpu_seconds": gpu.ours, "theirs_gpu_seconds": gpu.theirs,
                 "gpu_fwd_bwd_vs_mamba_ssm_graph": gpu.median,
             }  # fmt: skip

@@ -1,16 +1,43 @@
-"""What the benchmark scripts share: timing two sides in turns, peak memory, a table, a JSON file."""
+"""What the benchmark scripts share: recognisers with random weights, timing in turns, checks, a table, a JSON file."""
 
 from __future__ import annotations
 
-import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from hmamba_asr.modules.chunking import DynamicChunker
+
+HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
+
+
+class ForcedChunker(DynamicChunker):
+    """A router whose scores are computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
+
+    def scores(self, x, lengths):
+        computed, prob = super().scores(x, lengths)
+        begins = torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0
+        forced = torch.where(begins, 0.9, 0.1)
+        return forced + 0.0 * computed, forced + 0.0 * prob
+
+
+def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int | None = None) -> dict:
+    """The objects of ``hparams/<yaml>.yaml`` with random weights; with ``frames_per_chunk`` its encoder's chunks are forced.
+
+    Nothing is read from or written to ``folder``.
+    """
+    torch.manual_seed(0)
+    text = (HPARAMS / f"{yaml}.yaml").read_text(encoding="utf-8")
+    hparams = load_hyperpyyaml(text, {"data_folder": folder, "output_folder": folder, **overrides})
+    if frames_per_chunk is not None:
+        hparams["encoder"].chunker = ForcedChunker(d_model=hparams["d_model"], target_ratio=frames_per_chunk)
+    return hparams
 
 
 @dataclass
@@ -51,12 +78,25 @@ def median_seconds(run: Callable[[], object], device: torch.device, *, repeats: 
 
 def compare(ours: Callable, theirs: Callable, device: torch.device, *, pairs: int, warmup: int = 3) -> Ratio:
     """Run both in turns, so that whatever else the machine does hits both alike."""
+    times = in_turns({"ours": ours, "theirs": theirs}, device, rounds=pairs, warmup=warmup)
+    return ratio_of(times["ours"], times["theirs"])
+
+
+def in_turns(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    """Seconds of each run in each round, after ``warmup`` rounds."""
     for _ in range(warmup):
-        ours(), theirs()
-    times = [(seconds(ours, device), seconds(theirs, device)) for _ in range(pairs)]
-    ratios = [b / a for a, b in times]
-    a, b = (statistics.median(side) for side in zip(*times, strict=True))
-    return Ratio(min(ratios), statistics.median(ratios), max(ratios), a, b)
+        for run in runs.values():
+            run()
+    times = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(rounds)]
+    return {name: [taken[name] for taken in times] for name in runs}
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Of the seconds of both sides in the same rounds."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return Ratio(min(ratios), statistics.median(ratios), max(ratios), statistics.median(ours), statistics.median(theirs))
 
 
 def graphed(run: Callable[[], object]) -> Callable[[], None]:
@@ -73,20 +113,6 @@ def graphed(run: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def peak_memory_mib(run: Callable[[], object], device: torch.device) -> float | None:
-    """Highest GPU memory allocated during one call, on top of what was there before it; None on a CPU."""
-    if device.type != "cuda":
-        return None
-    run()
-    gc.collect()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """||actual - expected|| / ||expected|| in float64; NaN stays NaN, which no bound accepts."""
     actual, expected = (x.detach().double().cpu() for x in (actual, expected))
@@ -97,6 +123,22 @@ def require(name: str, error: float, bound: float) -> None:
     """Refuse to time what is not right."""
     if not error <= bound:
         raise SystemExit(f"error: {name} is off by {error:.2e} (relative), more than {bound:.0e}: not timed.")
+
+
+def require_batch_invariance(name: str, encode: Callable, x: torch.Tensor, length: int) -> None:
+    """``encode(x, lengths)``, an EncoderOutput, gives the first ``length`` of x[1] what they get alone, in full float32."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False  # SpeechBrain allows it on import
+    with torch.no_grad():
+        padded = encode(x, torch.tensor([x.shape[1], length], device=x.device))
+        alone = encode(x[1:2, :length], torch.tensor([length], device=x.device))
+    for switch, allowed in zip(switches, before, strict=True):
+        switch.allow_tf32 = allowed
+    count = int(alone.lengths[0])
+    require(f"{name}'s number of states with padding", abs(int(padded.lengths[1]) - count), 0)
+    require(f"{name} with padding", relative_error(padded.states[1, :count], alone.states[0, :count]), 1e-4)
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -101,7 +101,9 @@ def test_demo_calls_the_builder(monkeypatch, capsys):
     assert capsys.readouterr().out == "where\nwhere\n"
 
 
-@pytest.mark.parametrize("command", [[], ["download"], ["prepare"], ["demo"], ["compare"], ["boundaries"], ["report"]])
+@pytest.mark.parametrize(
+    "command", [[], ["download"], ["prepare"], ["demo"], ["compare"], ["boundaries"], ["efficiency"], ["report"]]
+)
 def test_help_and_missing_arguments(command, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main([*command, "--help"])

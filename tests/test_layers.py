@@ -25,7 +25,8 @@ ALLOWED = {
     "decoding": {"lengths", "ops", "modules", "models"},
     "training": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation"},
     "inference": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation", "training"},
-    "cli": {"lengths", "data", "evaluation", "inference"},
+    "probing": {"lengths", "models", "decoding", "data", "evaluation", "training", "inference"},
+    "cli": {"lengths", "data", "evaluation", "inference", "probing"},
 }
 SPEECHBRAIN_ALLOWED = (
     "hmamba_asr.data.dataset", "hmamba_asr.modules.frontend", "hmamba_asr.evaluation.wer", "hmamba_asr.models",

@@ -70,7 +70,7 @@ def test_commands_in_the_documents_are_accepted(monkeypatch):
     monkeypatch.setattr(cli, "download", lambda **options: called.append(options["splits"]) or {})
     monkeypatch.setattr(cli, "prepare_manifests", lambda **options: called.append(options["splits"]) or {})
     monkeypatch.setattr(cli, "_run_demo", lambda args: called.append([]) or 0)
-    for name in ("transcribe", "compare", "boundaries", "report"):
+    for name in ("transcribe", "compare", "boundaries", "efficiency", "report"):
         monkeypatch.setattr(cli, f"_run_{name}", lambda args: 0)
     for path in DOCUMENTS:
         for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
@@ -297,6 +297,7 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
 
 def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):
     import benchmark_chunking
+    from benchmarking import ForcedChunker
 
     file = tmp_path / "figures.json"
     options = ["--device", "cpu", "--seconds", "1", "--splits", "8+4", "--ratios", "2", "--forms", "chunks", "--pairs", "1"]
@@ -308,12 +309,78 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):
     assert case["kept"] == pytest.approx(13 / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
     assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
 
-    forced = benchmark_chunking.ForcedChunker.boundary_prob
-    monkeypatch.setattr(
-        benchmark_chunking.ForcedChunker, "boundary_prob", lambda self, x, lengths: (forced(self, x, lengths)[0] * 0 + 0.9,) * 2
-    )
+    forced = ForcedChunker.boundary_prob
+    monkeypatch.setattr(ForcedChunker, "boundary_prob", lambda self, x, lengths: (forced(self, x, lengths)[0] * 0 + 0.9,) * 2)
     with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=2, chunks is off by .* not timed"):
         benchmark_chunking.main()
+
+
+TINY_ENCODER = {"num_layers": 1}
+TINY = {
+    "d_model": 16, "d_ffn": 16, "vocab_size": 30, "frontend": {"channels": [4, 4]}, "model": {"num_decoder_layers": 1, "nhead": 2}
+}  # fmt: skip
+
+
+def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsys):
+    import benchmark_efficiency
+
+    build = benchmark_efficiency.build
+
+    def tiny(yaml, overrides, folder, **options):
+        parts = ("outer", "inner") if "hmamba" in yaml else ("encoder",)
+        return build(yaml, {**overrides, **TINY, **dict.fromkeys(parts, TINY_ENCODER)}, folder, **options)
+
+    file = tmp_path / "figures.json"
+    options = ["--device", "cpu", "--seconds", "1", "2", "3", "--utterances", "2", "--batch", "2", "--rounds", "2"]
+    monkeypatch.setattr(benchmark_efficiency, "build", tiny)
+    monkeypatch.setattr(benchmark_efficiency, "LONGEST", 3.0)
+    # The Conformer, third to ask, finds too little memory for 2 s, and is not asked again for 3.
+    free = iter([1e9, 1e9, -1.0, 1e9, 1e9])
+    monkeypatch.setattr(benchmark_efficiency, "available_memory_mib", lambda device: next(free))
+    monkeypatch.setattr(benchmark_efficiency, "added_memory_mib", lambda run, device: 1.0)
+    monkeypatch.setattr("sys.argv", ["benchmark_efficiency.py", *options, "--json", str(file)])
+    benchmark_efficiency.main()
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    encoders = figures["encoders"]
+    assert [[entry["seconds"] for entry in part] for part in encoders.values()] == [[1, 2, 3]] * 3
+    assert encoders["ConMamba"][0]["encoder_seconds"] > 0 and encoders["ConMamba"][0]["ratio"]["median"] > 0
+    assert "may take" in encoders["Conformer"][1]["skipped"] and "ratio" not in encoders["ConMamba"][1]
+    assert set(figures["recognisers"]) == {"greedy", "beam 10"}
+    for found in figures["recognisers"].values():
+        assert {name: part["same_hypotheses"] for name, part in found["subjects"].items()} == dict.fromkeys(encoders, 2)
+        assert found["subjects"]["H-Mamba, N=2"]["batched"]["ratio"]["median"] > 0
+    printed = capsys.readouterr().out
+    assert "skipped: may take" in printed and "Recognisers, beam 10" in printed
+
+
+def test_efficiency_benchmark_skips_what_may_not_fit(monkeypatch):
+    import benchmark_efficiency
+    import torch
+
+    def obstacle(measured, seconds):
+        return benchmark_efficiency.obstacle(measured, seconds, torch.device("cpu"), 10.0)
+
+    monkeypatch.setattr(benchmark_efficiency, "available_memory_mib", lambda device: 1000.0)
+    measured = [{"seconds": 10, "memory_mib": 100.0, "encoder_seconds": 1.0}]
+    assert obstacle([], 1200) is None and obstacle(measured, 20) is None
+    assert "may take 1 GiB, 1 GiB are available" in obstacle(measured, 30)
+    assert "may take 16 s, more than the patience" in obstacle(measured, 40)
+    assert "as a shorter one was" in obstacle([{"seconds": 20, "skipped": "skipped: x"}], 30)
+    unknown = [{"seconds": 60, "memory_mib": None, "encoder_seconds": 0.1}]
+    assert obstacle(unknown, 120) is None
+    assert "does not tell" in obstacle(unknown, 300)
+
+
+def test_efficiency_benchmark_refuses_an_encoder_that_batch_mates_reach(monkeypatch):
+    import benchmarking
+    import torch
+
+    from hmamba_asr.models.encoder import EncoderOutput
+
+    with pytest.raises(SystemExit, match="leaky with padding is off by .* not timed"):
+        benchmarking.require_batch_invariance(
+            "leaky", lambda x, lengths: EncoderOutput(x - x.mean(1, keepdim=True), lengths), torch.randn(2, 9, 4), 5
+        )
 
 
 def test_a_result_that_is_nan_is_never_timed():

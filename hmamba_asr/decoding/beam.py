@@ -53,6 +53,10 @@ class GreedySearch(nn.Module):
     def forward(self, output: ASROutput) -> list[list[int]]:
         return ctc_greedy(output.ctc_logits, output.encoded.lengths, blank=self.blank)
 
+    def first_tokens(self, output: ASROutput) -> list[int | None]:
+        """The first token of each utterance, None where all is blank; there is nothing to be had before the rest."""
+        return [tokens[0] if tokens else None for tokens in self(output)]
+
 
 class JointBeamSearcher(nn.Module):
     """Beam search of an attention decoder joined by CTC, language models and a length bonus.
@@ -160,8 +164,7 @@ class JointBeamSearcher(nn.Module):
 
         states (B, T, d_model) with lengths (B,) in frames; an utterance without frames has the empty hypothesis.
         """
-        names = [*(["attention"] if self.attention_weight > 0 else []), *(scorer.name for scorer in self.scorers)]
-        trellis = Trellis(names, self.eos_index)
+        trellis = Trellis(self._part_names(), self.eos_index)
         rows = lengths.nonzero().flatten()
         if rows.numel():
             longest = int(lengths.max())
@@ -187,10 +190,7 @@ class JointBeamSearcher(nn.Module):
     def _search(self, states: Tensor, lengths: Tensor, utterances: list[int], trellis: Trellis) -> None:
         """Fill the trellis; every length is 1 or more."""
         _refuse_nonfinite(states, lengths, utterances)
-        beams = self._start(states, lengths, len(trellis.part_names))
-        memory = self.decoder.start(states, lengths) if self.attention_weight > 0 else None
-        for scorer in self.scorers:
-            scorer.start(states, lengths)
+        beams, memory = self._start(states, lengths, len(trellis.part_names))
         trellis.utterances(utterances)
         steps, every = int(beams.limit.max()), STEPS_BETWEEN_CHECKS.get(states.device.type, 4)
         for step in range(steps):
@@ -209,16 +209,41 @@ class JointBeamSearcher(nn.Module):
                 utterances = [utterances[row] for row in kept]
                 trellis.utterances(utterances)
 
-    def _start(self, states: Tensor, lengths: Tensor, num_parts: int) -> _Beams:
+    @torch.no_grad()
+    def first_tokens(self, states: Tensor, lengths: Tensor) -> list[int]:
+        """The best first token of each utterance after one step, the end of sentence among them; later steps may prefer another
+        beginning. states (B, T, d_model) with lengths (B,) of 1 or more.
+
+        Raises
+        ------
+        ValueError
+            If an utterance has no states.
+        """
+        if int(lengths.min()) < 1:
+            raise ValueError("an utterance has no encoder states, so it has no first token; leave it out.")
+        _refuse_nonfinite(states, lengths, list(range(len(lengths))))
+        beams, memory = self._start(states, lengths, len(self._part_names()))
+        self._step(beams, memory, 0)
+        return beams.tokens[:, 0].tolist()
+
+    def _part_names(self) -> list[str]:
+        return [*(["attention"] if self.attention_weight > 0 else []), *(scorer.name for scorer in self.scorers)]
+
+    def _start(self, states: Tensor, lengths: Tensor, num_parts: int) -> tuple[_Beams, StepperState | None]:
+        """Decoder and scorers in front of the first token."""
+        memory = self.decoder.start(states, lengths) if self.attention_weight > 0 else None
+        for scorer in self.scorers:
+            scorer.start(states, lengths)
         batch, frames = len(lengths), lengths.double()
         zeros = torch.zeros(batch, 1, device=states.device)
-        return _Beams(
+        beams = _Beams(
             tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long), sums=zeros,
             parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
             peaks=zeros.long(), first_end=(frames * self.min_decode_ratio).long(),
             limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps),
             finished=zeros[:, 0].long(), best=zeros.new_full((batch, self.nbest), -math.inf), done=zeros[:, 0].bool(),
         )  # fmt: skip
+        return beams, memory
 
     def _step(self, beams: _Beams, memory: StepperState | None, step: int) -> Step:
         """One more token for every hypothesis."""
@@ -354,10 +379,24 @@ class BeamSearch(nn.Module):
 
     @torch.no_grad()
     def forward(self, output: ASROutput) -> list[list[int]]:
-        encoded = output.encoded
+        states, lengths = self._states(output)
+        hypotheses, _, _, _ = self.searcher(states, to_relative(lengths, states.shape[1]).float())
+        return hypotheses
+
+    def first_tokens(self, output: ASROutput) -> list[int]:
+        """See :meth:`JointBeamSearcher.first_tokens`.
+
+        Raises
+        ------
+        ValueError
+            If the searcher is one of SpeechBrain's, which cannot stop after a step, or an utterance has no states.
+        """
+        if not isinstance(self.searcher, JointBeamSearcher):
+            raise ValueError(f"{type(self.searcher).__name__} cannot stop after its first step; use JointBeamSearcher.")
+        return self.searcher.first_tokens(*self._states(output))
+
+    def _states(self, output: ASROutput) -> tuple[Tensor, Tensor]:
         if self.lm is not None:
             self.lm.eval()
-        longest = int(encoded.lengths.max())  # the searcher's masks allow no frames past it
-        relative = to_relative(encoded.lengths, longest).float()
-        hypotheses, _, _, _ = self.searcher(encoded.states[:, :longest].float(), relative)
-        return hypotheses
+        lengths = output.encoded.lengths
+        return output.encoded.states[:, : int(lengths.max())].float(), lengths  # the searcher's masks allow no frames past it

@@ -26,6 +26,8 @@ Seconds = float
 TOLERANCES = (0.02, 0.04)  # seconds
 SILENCES = frozenset({"", "sil", "sp", "<eps>"})  # of the Montreal Forced Aligner and its kin; spn is a word they do not know
 RANDOM_DRAWS = 20
+KINDS = ("learned", "random", "uniform")
+RESAMPLES = 2000  # of utterances, for the intervals of differences
 _ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is a hit
 
 
@@ -85,7 +87,8 @@ def read_chunks(path: str | Path) -> list[Chunks]:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Intervals (start, end, label) of an utterance in seconds, by tier: "phones" and "words"."""
+    """Intervals (start, end, label) of an utterance in seconds, by tier: "phones" and "words" of a TextGrid, or "tokens" and
+    "words" where a CTC aligned them, which knows no silence."""
 
     tiers: Mapping[str, Sequence[tuple[Seconds, Seconds, str]]]
 
@@ -96,7 +99,7 @@ class Alignment:
         return np.array([after[0] for before, after in pairs if not (_silent(before[2]) and _silent(after[2]))])
 
     def silent(self, times: Sequence[Seconds]) -> np.ndarray:
-        """Whether each of these times lies in silence."""
+        """Whether each of these times lies in silence, of an alignment with phones."""
         pauses = [(start, end) for start, end, label in self.tiers["phones"] if _silent(label)]
         instants = np.asarray(times, dtype=float)
         inside = np.zeros(len(instants), dtype=bool)
@@ -208,9 +211,39 @@ def hits(true: Sequence[Seconds], found: Sequence[Seconds], tolerance: Seconds) 
     return count
 
 
-def _random_boundaries(item: Chunks, count: int, random: np.random.Generator) -> np.ndarray:
-    """As many different frames of the utterance, not its first, as seconds in rising order."""
-    return item.seconds(1 + np.sort(random.permutation(item.frames - 1)[:count]))
+def candidates(item: Chunks, stage: int, random: np.random.Generator) -> dict[str, list[np.ndarray]]:
+    """A stage's boundaries in seconds ("learned"), and as many on the same frames, the first one apart: `RANDOM_DRAWS` draws
+    ("random"), and evenly spaced ones ("uniform")."""
+    learned = item.boundaries(stage)
+    count = len(learned)
+    return {
+        "learned": [learned],
+        "random": [item.seconds(1 + np.sort(random.permutation(item.frames - 1)[:count])) for _ in range(RANDOM_DRAWS)],
+        "uniform": [item.seconds(np.round(np.linspace(0, item.frames, count + 2)[1:-1]))],
+    }
+
+
+def agreements(true: Sequence[Seconds], drawn: Mapping[str, Sequence[np.ndarray]], tolerance: Seconds) -> dict[str, Agreement]:
+    """Of each kind of `candidates` with the true boundaries of an utterance; the mean over draws."""
+    return {
+        kind: Agreement(len(true), len(draws[0]), float(np.mean([hits(true, one, tolerance) for one in draws])))
+        for kind, draws in drawn.items()
+    }
+
+
+def summarise(by_utterance: Sequence[Mapping[str, Agreement]], *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """{kind: `Agreement.to_dict()`} of all utterances together; of "learned" also `f1_over` {other kind: [low, high]}, the 95%
+    bootstrap interval, over utterances, of its F1 less the other's."""
+    totals = {kind: sum((item[kind] for item in by_utterance), Agreement(0, 0, 0)) for kind in KINDS}
+    sides = np.array([sum((item["learned"].true, item["learned"].found)) for item in by_utterance])  # alike for all kinds
+    won = {kind: np.array([item[kind].hits for item in by_utterance]) for kind in KINDS}
+    drawn = np.random.default_rng(seed).integers(len(sides), size=(RESAMPLES, len(sides)))
+    result: dict[str, dict[str, Any]] = {kind: total.to_dict() for kind, total in totals.items()}
+    result["learned"]["f1_over"] = {}
+    for kind in KINDS[1:]:
+        differences = 2 * (won["learned"] - won[kind])[drawn].sum(1) / np.maximum(sides[drawn].sum(1), 1)
+        result["learned"]["f1_over"][kind] = np.percentile(differences, [2.5, 97.5]).tolist()
+    return result
 
 
 def describe_boundaries(
@@ -218,9 +251,9 @@ def describe_boundaries(
 ) -> dict[str, Any]:
     """How a stage's boundaries agree with the alignments, beside as many random and evenly spaced ones on the same frames.
 
-    Returns what JSON can hold: `utterances` that have an alignment; `agreement` {tier: {tolerance in ms: {learned | random |
-    uniform: `Agreement.to_dict()`}}}, random ones as the mean of 20 draws; `silence`, the share of boundaries in silence and that
-    of the time; `durations` of chunks, the number of chunks by their length in frames, and `frame_ms`.
+    Returns what JSON can hold: `utterances` that have an alignment; `agreement` {tier: {tolerance in ms: what `summarise`
+    returns}}; `silence`, the share of boundaries in silence and that of the time, None without a tier of phones; `durations` of
+    chunks, the number of chunks by their length in frames, and `frame_ms`.
 
     Raises:
         ValueError: no utterance has an alignment, or there is no such stage.
@@ -228,69 +261,86 @@ def describe_boundaries(
     aligned = [item for item in chunks if item.id in alignments]
     if not aligned:
         raise ValueError("no utterance of these chunks has an alignment; compare the IDs with the TextGrids' names.")
-    if not 0 <= stage < len(aligned[0].starts):
-        raise ValueError(f"there is no chunking stage {stage}; these chunks have {len(aligned[0].starts)}, counted from 0.")
+    check_stage(aligned, stage)
     random = np.random.default_rng(seed)
-    totals = {
-        (tier, tolerance, kind): Agreement(0, 0, 0)
-        for tier in ("phones", "words")
-        for tolerance in TOLERANCES
-        for kind in ("learned", "random", "uniform")
-    }
-    in_silence = found = 0
-    durations: dict[int, int] = {}
+    tiers = list(alignments[aligned[0].id].tiers)
+    found: dict[tuple[str, Seconds], list[dict[str, Agreement]]] = {(tier, t): [] for tier in tiers for t in TOLERANCES}
     for item in aligned:
-        alignment = alignments[item.id]
-        learned = item.boundaries(stage)
-        count = len(learned)
-        candidates = {
-            "learned": [learned],
-            "random": [_random_boundaries(item, count, random) for _ in range(RANDOM_DRAWS)],
-            "uniform": [item.seconds(np.round(np.linspace(0, item.frames, count + 2)[1:-1]))],
-        }
-        for tier, tolerance, kind in totals:
-            true = alignment.boundaries(tier)
-            mean = float(np.mean([hits(true, drawn, tolerance) for drawn in candidates[kind]]))
-            totals[tier, tolerance, kind] += Agreement(len(true), count, mean)
-        in_silence += int(alignment.silent(learned).sum())
-        found += count
-        for frames in np.diff([*item.starts[stage], item.frames]).tolist():
-            durations[frames] = durations.get(frames, 0) + 1
-    agreement: dict[str, dict[str, dict[str, Any]]] = {}
-    for (tier, tolerance, kind), total in totals.items():
-        agreement.setdefault(tier, {}).setdefault(f"{1000 * tolerance:.0f}", {})[kind] = total.to_dict()
-    seconds = sum(alignments[item.id].seconds for item in aligned)
+        drawn = candidates(item, stage, random)
+        for tier in tiers:
+            true = alignments[item.id].boundaries(tier)
+            for tolerance in TOLERANCES:
+                found[tier, tolerance].append(agreements(true, drawn, tolerance))
+    agreement: dict[str, dict[str, Any]] = {tier: {} for tier in tiers}
+    for (tier, tolerance), by_utterance in found.items():
+        agreement[tier][f"{1000 * tolerance:.0f}"] = summarise(by_utterance, seed=seed)
+    durations = np.concatenate([np.diff([*item.starts[stage], item.frames]) for item in aligned])
     return {
         "utterances": len(aligned),
         "without_alignment": len(chunks) - len(aligned),
         "agreement": agreement,
-        "silence": {
-            "boundaries": in_silence / found if found else math.nan,
-            "time": sum(alignments[item.id].silent_seconds for item in aligned) / seconds,
-        },
+        "silence": _silence(aligned, alignments, stage) if "phones" in tiers else None,
         "frame_ms": 1000 * aligned[0].step,
-        "durations": dict(sorted(durations.items())),
+        "durations": dict(zip(*(x.tolist() for x in np.unique(durations, return_counts=True)), strict=True)),
     }
 
 
-def render_boundaries(found: Mapping[str, Any]) -> str:
-    """What `describe_boundaries` found, for people."""
-    without = f", {found['without_alignment']} without alignment" if found["without_alignment"] else ""
-    lines = [f"{found['utterances']} utterances{without}", ""]
-    lines.append(f"{'tier':<8}{'within':>8}  {'boundaries':<10}{'precision':>10}{'recall':>8}{'F1':>8}{'R-value':>9}")
-    for tier, by_tolerance in found["agreement"].items():
+def check_stage(chunks: Sequence[Chunks], stage: int) -> None:
+    """Refuse a stage that these chunks do not have.
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    if not 0 <= stage < len(chunks[0].starts):
+        raise ValueError(f"there is no chunking stage {stage}; these chunks have {len(chunks[0].starts)}, counted from 0.")
+
+
+def _silence(aligned: Sequence[Chunks], alignments: Mapping[str, Alignment], stage: int) -> dict[str, float]:
+    inside = np.concatenate([alignments[item.id].silent(item.boundaries(stage)) for item in aligned])
+    seconds = sum(alignments[item.id].seconds for item in aligned)
+    return {
+        "boundaries": float(inside.mean()) if len(inside) else math.nan,
+        "time": sum(alignments[item.id].silent_seconds for item in aligned) / seconds,
+    }
+
+
+def render_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> list[str]:
+    """Lines of a table: `agreement` by row name, tolerance in ms and kind."""
+    width = max(map(len, [*agreement, title])) + 2
+    lines = [f"{title:<{width}}{'within':>6}  {'boundaries':<10}{'precision':>10}{'recall':>8}{'F1':>8}{'R-value':>9}"]
+    for name, by_tolerance in agreement.items():
         for tolerance, kinds in by_tolerance.items():
-            for kind, measured in kinds.items():
-                figures = [measured[name] for name in ("precision", "recall", "f1", "r_value")]
-                shown = "".join(f"{value:>{width}.3f}" for value, width in zip(figures, (10, 8, 8, 9), strict=True))
-                lines.append(f"{tier:<8}{tolerance + ' ms':>8}  {kind:<10}{shown}")
-    silence = found["silence"]
-    lines += [
-        "",
-        f"In silence: {silence['boundaries']:.1%} of the boundaries, {silence['time']:.1%} of the time.",
-        "",
-        "Chunks by length:",
+            for kind in KINDS:
+                figures = [kinds[kind][key] for key in ("precision", "recall", "f1", "r_value")]
+                shown = "".join(f"{value:>{wide}.3f}" for value, wide in zip(figures, (10, 8, 8, 9), strict=True))
+                lines.append(f"{name:<{width}}{tolerance + ' ms':>6}  {kind:<10}{shown}")
+    return lines
+
+
+def _source_lines(source: Mapping[str, Any]) -> list[str]:
+    if source["kind"] != "CTC":
+        return [f"Forced alignments in {source['folder']}"]
+    lines = [
+        f"No forced alignment: tokens and words of the reference where the CTC of {source['folder']} has them. These are a",
+        "model's own, without phones and silences, a token lasting until the next one starts.",
     ]
+    if source["chunk_rate"]:
+        lines += [
+            "That CTC has its steps at the chunks of its encoder: every token starts where a chunk starts, or at an equal part",
+            "of one, so that agreement with its own chunks means nothing. Give --aligner a run whose CTC reads frames.",
+        ]
+    return lines
+
+
+def render_boundaries(found: Mapping[str, Any]) -> str:
+    """What `describe_boundaries` found, and the `source` of its alignments, for people."""
+    without = f", {found['without_alignment']} without alignment" if found["without_alignment"] else ""
+    lines = [f"{found['utterances']} utterances{without}", *_source_lines(found["source"]), ""]
+    lines += render_agreement(found["agreement"], "tier")
+    if silence := found["silence"]:
+        shares = f"{silence['boundaries']:.1%} of the boundaries, {silence['time']:.1%} of the time"
+        lines += ["", f"In silence: {shares}."]
+    lines += ["", "Chunks by length:"]
     total = sum(found["durations"].values())
     for frames, count in found["durations"].items():
         lines.append(f"{frames * found['frame_ms']:>7.0f} ms {count:>7} {'#' * round(50 * count / total)}")

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hmamba_asr.evaluation.results import load_results
 from hmamba_asr.evaluation.significance import matched_pairs, paired_bootstrap
 from hmamba_asr.evaluation.wer import AlignedUtterance, align, read_trn
+from hmamba_asr.evaluation.yaml_difference import yaml_difference
 
 ALPHA = 0.05  # a difference is called significant if both tests have a p-value below
 
@@ -120,56 +119,6 @@ def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]
         "better": better,
         "verdict": f"{better.upper()} is better" if better else "no significant difference",
     }
-
-
-# ---- YAMLs ------------------------------------------------------------------------------------------------------------
-
-
-def yaml_difference(a: str, b: str) -> dict[str, list[str | None]]:
-    """{key: [value in a, value in b]} of two resolved YAMLs, keys as `model.encoder.num_layers`, None where there is no such key.
-
-    An object that is referred to again stands where it is defined. Paths below the run's own output_folder or data_folder are
-    equal if the rest of them is.
-    """
-    values = [_flatten(text) for text in (a, b)]
-    keys = dict.fromkeys(key for flat in values for key in flat)
-    return {key: [flat.get(key) for flat in values] for key in keys if values[0].get(key) != values[1].get(key)}
-
-
-def _flatten(text: str) -> dict[str, str]:
-    root = yaml.compose(text)
-    found: dict[str, str] = {}
-    seen: set[int] = set()
-
-    def visit(node: yaml.Node, key: str) -> None:
-        # PyYAML gives an alias the very node that it stands for.
-        if isinstance(node, yaml.CollectionNode) and id(node) in seen:
-            return
-        seen.add(id(node))
-        tag = node.tag if node.tag.startswith("!") else ""
-        if isinstance(node, yaml.ScalarNode):
-            found[key] = f"{tag} {node.value}".strip() or "null"
-            return
-        if tag:
-            found[key] = tag
-        if isinstance(node, yaml.MappingNode):
-            for name, value in node.value:
-                visit(value, f"{key}.{name.value}" if key else name.value)
-        elif all(isinstance(item, yaml.ScalarNode) for item in node.value):
-            found[key] = f"[{', '.join(item.value for item in node.value)}]"
-        else:
-            for index, item in enumerate(node.value):
-                visit(item, f"{key}[{index}]")
-
-    if root is not None:
-        visit(root, "")
-    for name in ("output_folder", "data_folder"):
-        folder = found.get(name)
-        if folder:
-            found = {
-                key: f"<{name}>{value[len(folder) :]}" if value.startswith(folder) else value for key, value in found.items()
-            }
-    return found
 
 
 # ---- Text -------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,27 @@ def draw_stage_times(rows: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
+def draw_efficiency(encoders: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Seconds for one utterance, and the memory that this takes, against its length; `encoders` as
+    scripts/benchmark_efficiency.py writes them. Lengths that were skipped have no point."""
+    figure, (times, memory) = _subplots(2, 1, figsize=(7, 6.0), sharex=True)
+    for name, entries in encoders.items():
+        for axes, key in ((times, "encoder_seconds"), (memory, "memory_mib")):
+            points = [(entry["seconds"], entry[key]) for entry in entries if entry.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name if axes is times else None)
+    for axes, label in ((times, "seconds"), (memory, "memory (MiB)")):
+        axes.set(ylabel=label, xscale="log", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")  # instead of powers of ten
+        axes.grid(alpha=0.3)
+    lengths = sorted({entry["seconds"] for entries in encoders.values() for entry in entries})
+    memory.set_xticks(lengths, [f"{s // 60} min" if s >= 60 and s % 60 == 0 else f"{s} s" for s in lengths])
+    memory.minorticks_off()
+    memory.set_xlabel("length of the utterance")
+    _legend_above(times)
+    return figure
+
+
 def draw_durations(runs: Mapping[str, Sequence[float]]) -> Figure:
     """Share of chunks by their duration; each run's durations in seconds."""
     import numpy as np

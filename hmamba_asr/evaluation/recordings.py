@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import csv
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +15,54 @@ import soundfile
 import yaml
 
 
+@dataclass(frozen=True)
+class Recording:
+    """An utterance's audio file, duration and transcript."""
+
+    id: str
+    path: Path
+    seconds: float
+    text: str
+
+
 @cache
-def _manifest(path: Path) -> dict[str, str]:
+def _manifest(path: Path) -> dict[str, tuple[str, float, str]]:
     with open(path, newline="", encoding="utf-8") as stream:
-        return {row["ID"]: row["wav"] for row in csv.DictReader(stream)}
+        return {row["ID"]: (row["wav"], float(row["duration"]), row["wrd"]) for row in csv.DictReader(stream)}
+
+
+def _data_root(hparams: str) -> str | None:
+    return next((node.value for key, node in yaml.compose(hparams).value if key.value == "data_folder"), None)
+
+
+def split_recordings(folder: Path, split: str, *, hparams: str) -> list[Recording]:
+    """The recordings of a test split of the run in `folder` with the resolved YAML `hparams`, sorted by ID.
+
+    Raises:
+        FileNotFoundError: the run has no manifest of the split, or the recordings are not where it says.
+    """
+    manifest = folder / "manifests" / f"{split}.csv"
+    if not manifest.is_file():
+        known = ", ".join(sorted(path.stem for path in manifest.parent.glob("*.csv"))) or "none"
+        raise FileNotFoundError(f"there is no {manifest}; give one of the run's splits: {known}.")
+    root = _data_root(hparams) or ""
+    rows = sorted(_manifest(manifest).items())
+    found = [Recording(key, Path(wav.replace("$data_root", root)), seconds, text) for key, (wav, seconds, text) in rows]
+    gone = [item for item in found if not item.path.is_file()]
+    if gone or not found:
+        raise FileNotFoundError(
+            f"{len(gone)} of the {len(found)} recordings of {split} are not where {manifest} says "
+            f"({gone[0].path if gone else root}); bring the corpus back to its place."
+        )
+    return found
+
+
+def spread_over_durations(found: Sequence[Recording], count: int) -> list[Recording]:
+    """As many of the recordings (all, if there are fewer), evenly spaced in the order of their durations, the shortest and the
+    longest among them."""
+    ordered = sorted(found, key=lambda item: (item.seconds, item.id))
+    places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+    return [ordered[place] for place in places]
 
 
 def find_recording(folder: Path, split: str, utterance: str, *, hparams: str) -> Path | None:
@@ -24,11 +70,11 @@ def find_recording(folder: Path, split: str, utterance: str, *, hparams: str) ->
     manifest = folder / "manifests" / f"{split}.csv"
     if not manifest.is_file():
         return None
-    file = _manifest(manifest).get(utterance)
-    roots = [node.value for key, node in yaml.compose(hparams).value if key.value == "data_folder"]
-    if file is None or not roots:
+    file, *_ = _manifest(manifest).get(utterance, (None,))
+    root = _data_root(hparams)
+    if file is None or root is None:
         return None
-    path = Path(file.replace("$data_root", roots[0]))
+    path = Path(file.replace("$data_root", root))
     return path if path.is_file() else None
 
 

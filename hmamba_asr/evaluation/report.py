@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmamba_asr.evaluation import curves, figures, recordings
+from hmamba_asr.evaluation import claims, curves, figures, recordings
 from hmamba_asr.evaluation.boundaries import Chunks, describe_boundaries, read_alignments, read_chunks
 from hmamba_asr.evaluation.breakdown import by_length, by_speaker, confusions
 from hmamba_asr.evaluation.compare import ALPHA, RunFolder, compare, format_p, load_run, yaml_difference
 from hmamba_asr.evaluation.macs import count_macs
 from hmamba_asr.evaluation.results import write_atomically
+from hmamba_asr.evaluation.speed import BENCHMARK_KIND, RUN_FILE, RUN_KIND, read_figures
 from hmamba_asr.evaluation.summary import format_duration, format_wer, model_name
 from hmamba_asr.evaluation.wer import AlignedUtterance
 
@@ -34,22 +36,27 @@ MACS_OF = (10.0, 40)  # seconds and tokens of the utterance whose operations are
 TEMPLATE = "report.html.j2"
 
 
-def write_report(output: str | Path, folders: Sequence[str | Path], *, title: str, alignments: str | Path | None = None) -> None:
+def write_report(
+    output: str | Path, folders: Sequence[str | Path], *, title: str, alignments: str | Path | None = None,
+    efficiency: str | Path | None = None,
+) -> None:  # fmt: skip
     """Write the page about the runs in these output folders; the others are tested against the first one.
 
-    ``alignments`` is a folder of TextGrids of test utterances. What a run lacks (log, transcripts, recordings, chunks) is left
-    out of the page, which says so.
+    ``alignments`` is a folder of TextGrids of test utterances, ``efficiency`` what scripts/benchmark_efficiency.py wrote. What a
+    run lacks (log, transcripts, recordings, chunks) is left out of the page, which says so.
 
     Raises:
-        FileNotFoundError: a folder holds no evaluated run, or there is no alignment.
+        FileNotFoundError: a folder holds no evaluated run, or there is no alignment or file.
         ValueError: a file of a run is not as it should be, or a run is named twice.
     """
     import jinja2
 
     runs = _labelled([load_run(folder) for folder in folders])
+    benchmark = read_figures(efficiency, BENCHMARK_KIND) if efficiency else None
     scored = {(split, search): None for run in runs for split, search, _ in run.scored()}
     splits = list(dict.fromkeys(split for split, _ in scored))
     page = Page(runs, alignments)
+    chunking = page.chunking_sections()
     context = {
         "title": title,
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -58,11 +65,16 @@ def write_report(output: str | Path, folders: Sequence[str | Path], *, title: st
         "summary": [page.summary_row(run, list(scored)) for run in runs],
         "training": page.training_figure(),
         "splits": [page.split_section(split) for split in splits],
-        "chunking": page.chunking_sections(),
+        "chunking": chunking,
+        "claims": page.claims({section["label"]: section["agreement"] for section in chunking}),
+        "claim_rules": textwrap.dedent(claims.__doc__).split("\n\n")[1:],
         "durations": page.durations_figure(),
         "speed": page.speed_rows(),
         "macs_of": MACS_OF,
         "speed_figure": page.speed_figure(),
+        "measured": page.measured,
+        "benchmark": benchmark,
+        "benchmark_figure": as_image(curves.draw_efficiency(benchmark["encoders"])) if benchmark else None,
         "provenance": [page.provenance(run) for run in runs],
         "notes": list(dict.fromkeys(page.notes)),
     }
@@ -115,6 +127,9 @@ class Page:
         self.runs, self.notes = runs, []
         self._alignments = alignments
         self._clips = 0
+        self._compared: dict[tuple[str, str], dict[str, Any]] = {}
+        files = {run.label: run.folder / RUN_FILE for run in runs}
+        self.measured = {label: read_figures(file, RUN_KIND) for label, file in files.items() if file.is_file()}
         self._aligned: dict[tuple[str, str, str], list[AlignedUtterance]] = {}
         for run in runs:
             for split, search, _ in run.scored():
@@ -127,7 +142,7 @@ class Page:
         tests = {}
         if run is not self.runs[0]:
             try:
-                tests = {(score["split"], score["search"]): score for score in compare(self.runs[0], run)["scores"]}
+                tests = {(score["split"], score["search"]): score for score in self._compare(self.runs[0], run)["scores"]}
             except ValueError as error:  # nothing in common
                 self.notes.append(str(error))
         entries = {(split, search): entry for split, search, entry in run.scored()}
@@ -137,6 +152,15 @@ class Page:
             "parameters": f"{run.results['parameters']['total'] / 1e6:.3g}",
             "cells": [_score_cell(entries.get(column), tests.get(column)) for column in columns],
         }
+
+    def _compare(self, a: RunFolder, b: RunFolder) -> dict[str, Any]:
+        if (a.label, b.label) not in self._compared:
+            self._compared[a.label, b.label] = compare(a, b)
+        return self._compared[a.label, b.label]
+
+    def claims(self, agreement: Mapping[str, Any]) -> list[claims.Claim]:
+        """See `claims.check_claims`; ``agreement`` of each label's boundaries with alignments."""
+        return claims.check_claims(self.runs, compare=self._compare, agreement=agreement, speed=self.measured)
 
     def training_figure(self) -> str | None:
         epochs = {}

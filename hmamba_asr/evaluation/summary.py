@@ -5,12 +5,14 @@ The schema of a results file, and what reads and writes one, are in `results`.
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmamba_asr.evaluation.results import collect_environment, load_results, write_atomically, write_results
+from hmamba_asr.evaluation.yaml_difference import differ_in_seed_only
 
 __all__ = ["collect_environment", "load_results", "render_table", "update_summary", "write_results"]
 
@@ -34,7 +36,8 @@ def render_table(results: Sequence[_Result], expected: Iterable[str] = ()) -> st
     """Markdown: one table per corpus, one row per result.
 
     Results that share a scored split (same name, utterances and words) share a table. WER and RTF have a
-    column per search; ± is half the width of the WER's 95% interval, the RTF is that of all splits together. The kept
+    column per search; ± is half the width of the WER's 95% interval, the RTF is that of all splits together. Results that differ
+    in nothing but the seed share a row: means, ± being the standard deviation over seeds, whose number stands beside it. The kept
     fraction of an encoder that chunks has a column per split, where a row of the table has one. What was not measured is
     an empty cell.
 
@@ -106,27 +109,27 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
     labels = {item: item.split if item.split in unique else f"{item.split} ({sizes[item]})" for item in scored}
     rtf_header = [f"RTF {search}" for search in all_searches] or ["RTF"]
     wer_header = [f"{labels[item]} WER {search}" for item, search in columns] or ["WER"]
-    kept = {item: [_kept_cell(row, item) for row in rows] for item in scored}
+    units = _units(rows)
+    kept = {item: [_kept_cell(unit, item) for unit in units] for item in scored}
     chunked = [item for item in scored if any(kept[item])]
     kept_header = [f"{labels[item]} kept" for item in chunked]
     header = ["model", "train data", "params (M)", "epochs", *wer_header, *kept_header, *rtf_header, *_SPEED_HEADER[1:]]
     body = []
-    for index, row in enumerate(rows):
-        training = row["training"] or {}
-        git = row["environment"]["git"]
+    for index, unit in enumerate(units):
+        training = [row["training"] or {} for row in unit]
         body.append(
             [
-                model_name(row) + (f" (seed {row['seed']})" if model_name(row) in several_seeds else ""),
-                " + ".join(map(str, training.get("train_splits", ()))),
-                f"{row['parameters']['total'] / 1e6:.3g}",
-                _cell(training.get("epochs"), "d"),
-                *([_wer_cell(row, item, search) for item, search in columns] or [""]),
+                _label(unit, several_seeds),
+                _joined(" + ".join(map(str, item.get("train_splits", ()))) for item in training),
+                _joined(f"{row['parameters']['total'] / 1e6:.3g}" for row in unit),
+                _joined(_cell(item.get("epochs"), "d") for item in training),
+                *([_wer_cell(unit, item, search) for item, search in columns] or [""]),
                 *(kept[item][index] for item in chunked),
-                *([_rtf_cell(row, search) for search in all_searches] or [""]),
-                _cell(training.get("audio_seconds_per_second"), ".0f"),
-                format_duration(training.get("seconds")),
-                _hardware_cell(row),
-                git["commit"][:8] + (" (dirty)" if git["dirty"] else "") if git else "",
+                *([_rtf_cell(unit, search) for search in all_searches] or [""]),
+                _cell(_mean(item.get("audio_seconds_per_second") for item in training), ".0f"),
+                format_duration(_mean(item.get("seconds") for item in training)),
+                _joined(map(_hardware_cell, unit)),
+                _joined(map(_commit_cell, unit)),
             ]
         )
     title = ", ".join(dict.fromkeys(names)) or "Not evaluated"
@@ -136,9 +139,53 @@ def _render_group(scored: list[_Scored], rows: list[_Result], several_seeds: set
     return "\n\n".join([*paragraphs, _markdown(header, body)])
 
 
-def _wer_cell(row: _Result, item: _Scored, search: str) -> str:
-    entry = row["evaluation"].get(item.split, {}).get(search)
-    return format_wer(entry["wer"]) if entry and _scored(item.split, entry) == item else ""
+def _units(rows: Sequence[_Result]) -> list[list[_Result]]:
+    """The rows, those in one list that differ in nothing but the seed."""
+    units: list[list[_Result]] = []
+    for row in rows:
+        mates = next((unit for unit in units if all(differ_in_seed_only(row, other) for other in unit)), None)
+        if mates is None:
+            units.append([row])
+        else:
+            mates.append(row)
+    return units
+
+
+def _label(unit: Sequence[_Result], several_seeds: set[str]) -> str:
+    name = model_name(unit[0])
+    if len(unit) > 1:
+        return f"{name} ({len(unit)} seeds)"
+    return f"{name} (seed {unit[0]['seed']})" if name in several_seeds else name
+
+
+def _joined(cells: Iterable[str]) -> str:
+    """What is in the cells, each text once."""
+    return " / ".join(dict.fromkeys(cell for cell in cells if cell))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that were measured."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def _over_seeds(values: Sequence[float], form: str) -> str:
+    """Mean ± standard deviation (n seeds); of one alone no deviation."""
+    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{form}}{spread} ({len(values)} seed{'s' if len(values) > 1 else ''})"
+
+
+def _wer_cell(unit: Sequence[_Result], item: _Scored, search: str) -> str:
+    entries = [row["evaluation"].get(item.split, {}).get(search) for row in unit]
+    found = [entry["wer"] for entry in entries if entry and _scored(item.split, entry) == item]
+    if not found:
+        return ""
+    return format_wer(found[0]) if len(unit) == 1 else _over_seeds([errors["rate"] for errors in found], ".2f")
+
+
+def _commit_cell(row: _Result) -> str:
+    git = row["environment"]["git"]
+    return git["commit"][:8] + (" (dirty)" if git["dirty"] else "") if git else ""
 
 
 def format_wer(errors: Mapping[str, Any]) -> str:
@@ -147,16 +194,27 @@ def format_wer(errors: Mapping[str, Any]) -> str:
     return f"{errors['rate']:.2f}" + (f" ± {(interval[1] - interval[0]) / 2:.2f}" if interval else "")
 
 
-def _kept_cell(row: _Result, item: _Scored) -> str:
-    """Kept fraction of each chunking stage, outermost first; the search makes no difference to it."""
-    for entry in row["evaluation"].get(item.split, {}).values():
-        if _scored(item.split, entry) == item and entry.get("stages"):
-            return " / ".join(f"{stage['kept']:.2f}" for stage in entry["stages"])
-    return ""
+def _kept_cell(unit: Sequence[_Result], item: _Scored) -> str:
+    """Mean kept fraction of each chunking stage, outermost first; the search makes no difference to it."""
+    measured = []
+    for row in unit:
+        for entry in row["evaluation"].get(item.split, {}).values():
+            if _scored(item.split, entry) == item and entry.get("stages"):
+                measured.append([stage["kept"] for stage in entry["stages"]])
+                break
+    return " / ".join(f"{statistics.mean(stage):.2f}" for stage in zip(*measured, strict=True))
 
 
-def _rtf_cell(row: _Result, search: str) -> str:
-    """Processing over audio seconds of all splits decoded with this search, and the batch size."""
+def _rtf_cell(unit: Sequence[_Result], search: str) -> str:
+    """RTF and the batch size; those of several seeds as a mean if they were measured alike, else one after another."""
+    measured = [found for row in unit if (found := _rtf(row, search))]
+    if len({(batches, hardware) for _, batches, hardware in measured}) == 1 and len(unit) > 1:
+        return f"{_over_seeds([rtf for rtf, *_ in measured], '.3g')[:-1]}, batch {measured[0][1]})"
+    return _joined(f"{rtf:.3g} (batch {batches})" for rtf, batches, _ in measured)
+
+
+def _rtf(row: _Result, search: str) -> tuple[float, str, str] | None:
+    """Processing over audio seconds of all splits decoded with this search, batch sizes and hardware; None if not measured."""
     measured = [
         entries[search]["efficiency"]
         for entries in row["evaluation"].values()
@@ -164,11 +222,14 @@ def _rtf_cell(row: _Result, search: str) -> str:
     ]
     measured = [item for item in measured if item["processing_seconds"] is not None and item["audio_seconds"]]
     if not measured:
-        return ""
+        return None
     audio = sum(item["audio_seconds"] for item in measured)
     rtf = sum(item["processing_seconds"] for item in measured) / audio
-    batches = dict.fromkeys(str(item["batch"]) for item in measured)
-    return f"{rtf:.3g} (batch {', '.join(batches)})"
+    batches, hardware = (
+        ", ".join(dict.fromkeys(values))
+        for values in zip(*((str(item["batch"]), _hardware_name(item["hardware"])) for item in measured), strict=True)
+    )
+    return rtf, batches, hardware
 
 
 def _hardware_cell(row: _Result) -> str:

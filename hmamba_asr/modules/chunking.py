@@ -115,30 +115,36 @@ class _Router(nn.Module):
 
 
 class DynamicChunker(_Router):
-    """Learned boundaries on a budget: of an utterance's L frames the first and those that differ most from the one before them
-    begin chunks, ceil(L / ``target_ratio``) in all; fewer only if others do not differ at all, more only if some differ as much as
-    the last of them to the bit.
+    """Learned boundaries on a budget: the frames that differ most from the one before them begin chunks, a fixed share of them.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
-    to the number of chunks. A frame's score s_t is the logit of its dissimilarity, standardised over the utterance; p_t =
-    sigmoid(s_t - threshold), the threshold half-way between the last score inside the budget and the first outside it. A chunk's
-    state is the mean of its frames weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where
-    frames are alike. Through the weights recognition teaches the router which frames to begin chunks with.
+    to the number of chunks. Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks, the first one always; every
+    ``window`` frames get their part of these (None: the utterance is one window), and no chunk is longer than two windows. Fewer
+    begin chunks only where others do not differ at all, more only where some differ equally to the bit.
+
+    A frame's score s_t is the logit of its dissimilarity, standardised over the utterance; p_t = sigmoid(s_t - threshold), the
+    threshold half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of
+    its frames weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike.
+    Through the weights recognition teaches the router which frames to begin chunks with.
 
     H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss. On speech the
     rate swings between its extremes, and blurring uncertain chunks with the ones before them costs accuracy; here the rate
-    cannot move and no loss is needed. The router works in float32 at least, whatever the precision around it.
+    cannot move and no loss is needed. Without windows a deep outer encoder learns to spend the budget of a long utterance in one
+    half of it. The router works in float32 at least, whatever the precision around it.
 
     Raises
     ------
     ValueError
-        For a target_ratio below 1, or an lr_multiplier that is not above 0.
+        For a target_ratio below 1, an lr_multiplier that is not above 0, or a window shorter than a chunk.
     """
 
     smooths = False
 
-    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
+    def __init__(self, *, d_model: int, target_ratio: float, window: int | None = None, lr_multiplier: float = 1.0):
         super().__init__(d_model=d_model, target_ratio=target_ratio, lr_multiplier=lr_multiplier)
+        if window is not None and window < target_ratio:
+            raise ValueError(f"window must be target_ratio = {target_ratio} frames or more (or null), not {window}.")
+        self.window = window
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         valid = valid_mask(lengths, x.shape[1])
@@ -164,12 +170,23 @@ class DynamicChunker(_Router):
         unlike = self.dissimilarity(x)
         differs = (unlike > MIN_DISSIMILARITY) & valid_mask(lengths - 1, unlike.shape[1])
         scores = SHARPNESS * _standardized(unlike.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
-        ranked = F.pad(scores.detach().masked_fill(~differs, -FAR).sort(dim=1, descending=True).values, (1, 1), value=-FAR)
-        ranked[:, 0] = FAR  # the first frame
-        budget = (lengths.double() / self.target_ratio).ceil().long().clamp(min=1)
-        threshold = (ranked.gather(1, budget.unsqueeze(1) - 1) + ranked.gather(1, budget.unsqueeze(1))) / 2
-        prob = (scores - threshold).sigmoid() * differs
-        return F.pad(scores, (1, 0), value=SHARPNESS), F.pad(prob, (1, 0), value=1.0) * valid_mask(lengths, x.shape[1])
+        scores = F.pad(scores, (1, 0), value=SHARPNESS)
+        ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs, -FAR), (1, 0), value=FAR)
+        prob = (scores - self._thresholds(ranked, lengths)).sigmoid() * F.pad(differs, (1, 0), value=True)
+        return scores, torch.cat([torch.ones_like(prob[:, :1]), prob[:, 1:]], 1) * valid_mask(lengths, x.shape[1])
+
+    def _thresholds(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Of every frame (B, T), that of its window: between the last of scores (B, T) inside the budget and the next one."""
+        batch, length = scores.shape
+        window = self.window or length
+        count = -(-length // window)
+        windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
+        ends = torch.arange(count + 1, device=scores.device) * window
+        due = (torch.minimum(ends, lengths.unsqueeze(1)).double() / self.target_ratio).ceil().long()  # until each window's end
+        ranked = F.pad(F.pad(windows.sort(dim=-1, descending=True).values, (1, 0), value=FAR), (0, 1), value=-FAR)
+        last = due.diff(dim=1).unsqueeze(-1)
+        thresholds = (ranked.gather(-1, last) + ranked.gather(-1, last + 1)) / 2
+        return thresholds.expand(-1, -1, window).reshape(batch, count * window)[:, :length]
 
 
 class HNetChunker(_Router):

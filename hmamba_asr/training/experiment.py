@@ -28,15 +28,11 @@ from speechbrain.utils.run_opts import RunOptions
 from hmamba_asr.data.dataset import load_dataset
 from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
+from hmamba_asr.evaluation.yaml_difference import NO_CHANGE
 
 logger = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
 EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
-# Keys that the table has columns for, or that are no part of what is measured.
-NO_CHANGE = (
-    "seed", "data_folder", "output_folder", "train_splits", "valid_splits", "test_splits", "pretrained_source", "num_workers",
-    "log_every_steps", "ckpt_interval_minutes",
-)  # fmt: skip
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:

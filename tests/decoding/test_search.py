@@ -82,3 +82,33 @@ def test_search_follows_no_gradient_and_leaves_the_recogniser_where_it_is(recogn
     assert not list(search.parameters())
     hypotheses = search(model(batch_of_features()[:, :60], torch.tensor(FRAMES)))
     assert len(hypotheses) == len(FRAMES) and all(isinstance(token, int) for token in hypotheses[0])
+
+
+def test_first_tokens_are_those_of_a_beam_of_one_and_do_not_depend_on_the_batch(recogniser):
+    """After one step the wider beam's best beginning is the narrow one's."""
+    seen = set()
+    for seed in range(4):
+        model, features = recogniser(seed=seed), batch_of_features(seed)
+        wide, narrow, greedy = beam_search(model), beam_search(model), GreedySearch(blank=BLANK)
+        narrow.searcher.beam_size = 1
+        for search, whole in ((wide, narrow), (greedy, greedy)):
+            together, alone = together_and_alone(model, search.first_tokens, features)
+            hypotheses, _ = together_and_alone(model, whole, features)
+            assert together == alone
+            ends = None if search is greedy else EOS
+            limits = model.frontend.output_lengths(torch.tensor(FRAMES)).tolist()
+            for token, hypothesis, limit in zip(together, hypotheses, limits, strict=True):
+                if search is greedy or limit > 1:  # a hypothesis gives its last token up at its limit
+                    assert token == (hypothesis[0] if hypothesis else ends)
+            seen |= set(together)
+    assert len(seen) > 3
+
+
+def test_first_tokens_of_what_cannot_give_them_are_refused(recogniser):
+    model = recogniser()
+    output = model(batch_of_features()[:, :60], torch.tensor(FRAMES))
+    with pytest.raises(ValueError, match="S2STransformerBeamSearcher cannot stop after its first step"):
+        beam_search(model, searcher=S2STransformerBeamSearcher).first_tokens(output)
+    output.encoded.lengths[2] = 0
+    with pytest.raises(ValueError, match="has no encoder states"):
+        beam_search(model).first_tokens(output)

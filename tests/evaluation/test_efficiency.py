@@ -13,6 +13,8 @@ from hmamba_asr.evaluation import efficiency
 from hmamba_asr.evaluation.efficiency import (
     Efficiency,
     StageTimer,
+    added_memory_mib,
+    available_memory_mib,
     hardware,
     merge,
     peak_memory_kind,
@@ -147,6 +149,19 @@ def test_peak_memory_on_cpu_is_the_kernels_high_water_mark():
     assert peak_memory_kind("cpu") == "peak resident set"
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak anew")
+def test_added_memory_is_that_of_the_call():
+    """Also of a smaller call after a larger one, and without what was held before."""
+    held = torch.ones(2**22)
+    for mib in (64, 16):
+        found = added_memory_mib(lambda mib=mib: torch.ones(mib * 2**18) * held[0], "cpu")
+        if found is None:
+            pytest.skip("this kernel does not let the peak be reset")
+        assert found == pytest.approx(2 * mib, abs=4)  # the ones and their product
+    available = available_memory_mib("cpu")
+    assert 0 < available < 2**24
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda():
@@ -154,6 +169,8 @@ def test_on_cuda():
     assert peak_memory_mib("cuda") >= held.numel() * 4 / 2**20
     found = hardware("cuda")
     assert found["gpu"] == torch.cuda.get_device_name() and found["gpu_memory_mib"] > 0
+    assert added_memory_mib(lambda: torch.ones(2**22, device="cuda"), "cuda") == pytest.approx(16)
+    assert 0 < available_memory_mib("cuda") <= found["gpu_memory_mib"]
     timer = StageTimer("cuda")
     with timer.stage("sleep"):
         torch.cuda._sleep(100_000_000)  # cycles: returns at once, runs for tens of milliseconds

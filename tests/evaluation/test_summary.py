@@ -18,6 +18,7 @@ from hmamba_asr.evaluation.summary import (
     update_summary,
     write_results,
 )
+from hmamba_asr.evaluation.yaml_difference import differ_in_seed_only
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,7 +128,7 @@ def test_seeds_are_named_only_where_there_are_several(make_results, make_entry):
     scored = {"dev": {"greedy": make_entry(words=10, sentences=2, errors=1, audio=None)}}
     results = [
         make_results("a", scored, seed=20),
-        make_results("a", scored, seed=3),
+        make_results("a", scored, seed=3, hparams="size: 2\n"),  # not the same experiment
         make_results("b", scored),
     ]
     assert [row["model"] for row in _rows(render_table(results))] == ["a (seed 3)", "a (seed 20)", "b"]
@@ -142,7 +143,74 @@ def test_variants_of_a_yaml_are_models_of_their_own(make_results, make_entry):
         make_results("a", scored, **changed),
     ]
     models = [row["model"] for row in _rows(render_table(results, ["a"]))]
-    assert models == ["a", "a --chunker {target_ratio: 3.0} (seed 1)", "a --chunker {target_ratio: 3.0} (seed 1234)"]
+    assert models == ["a", "a --chunker {target_ratio: 3.0} (2 seeds)"]
+
+
+@pytest.fixture
+def seeds(make_results, make_entry):
+    """Three seeds of one YAML on two splits, the third evaluated on one; of different commits, folders and kept fractions."""
+    results = []
+    for seed, errors, kept in ((1, 10, 0.50), (2, 12, 0.52), (3, 17, 0.54)):
+        evaluation = {
+            "dev": {"beam": make_entry(words=100, sentences=9, errors=errors, audio=100.0, processing=0.01 * errors)},
+            "test": {"beam": make_entry(words=200, sentences=9, errors=errors, audio=None)},
+        }
+        for searches in evaluation.values():
+            searches["beam"] |= {"stages": [{"kept": kept}]}
+            searches["beam"]["wer"]["interval_95"] = [0.0, 99.0]  # of one run; not shown for several
+        if seed == 3:
+            del evaluation["test"]
+        text = f"seed: {seed}\noutput_folder: r/{seed}\nsave: r/{seed}/save\nloader:\n  seed: {seed}\ndata_folder: /d{seed}\n"
+        results.append(make_results("a", evaluation, seed=seed, hparams=text))
+        results[-1]["environment"] |= {"git": {"commit": f"{min(seed, 2)}" * 16, "dirty": False}}
+        results[-1]["training"] |= {"seconds": 60.0 * seed}
+    return results
+
+
+def test_what_differs_in_the_seed_alone_is_one_row_of_means(seeds):
+    for order in (seeds, seeds[::-1]):
+        (row,) = _rows(render_table(order))
+        assert row["model"] == "a (3 seeds)"
+        assert row["dev WER beam"] == "13.00 ± 3.61 (3 seeds)"
+        assert row["test WER beam"] == "5.50 ± 0.71 (2 seeds)"
+        assert (row["dev kept"], row["test kept"]) == ("0.52", "0.51")
+        assert row["RTF beam"] == "0.0013 ± 0.000361 (3 seeds, batch 16)"
+        assert (row["train time"], row["commit"]) == ("2 min", "11111111 / 22222222")
+    del seeds[0]["evaluation"]["test"]
+    (row,) = _rows(render_table(seeds))
+    assert row["test WER beam"] == "6.00 (1 seed)"
+
+
+def test_rtfs_of_seeds_on_different_machines_are_not_averaged(seeds):
+    seeds[1]["evaluation"]["dev"]["beam"]["efficiency"]["hardware"] |= {"gpu": "NVIDIA H100"}
+    (row,) = _rows(render_table(seeds))
+    assert row["RTF beam"] == "0.001 (batch 16) / 0.0012 (batch 16) / 0.0017 (batch 16)"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},  # twice the same
+        {"overrides": {"size": "3"}},
+        {"hparams": "seed: 2\nsize: 3\n"},
+        {"training": None},
+    ],
+    ids=str,
+)
+def test_what_differs_in_more_keeps_its_row(seeds, changes):
+    seeds[1] |= changes
+    models = sorted(row["model"] for row in _rows(render_table(seeds)))
+    assert len(models) == 2 and sum("(2 seeds)" in model for model in models) == 1
+
+
+def test_the_projects_yamls_with_two_seeds_are_one_experiment(make_results):
+    from hyperpyyaml import resolve_references
+
+    for path in sorted((ROOT / "hparams").glob("*.yaml")):
+        texts = [resolve_references(path.read_text(), {"seed": seed, "data_folder": f"/d{seed}"}).read() for seed in (7, 8)]
+        one, other = (make_results(path.stem, {}, seed=seed, hparams=text) for seed, text in zip((7, 8), texts, strict=True))
+        assert differ_in_seed_only(one, other), path
+        assert not differ_in_seed_only(one, {**other, "hparams": texts[1].replace("weight_decay: 0.01", "weight_decay: 0.1")})
 
 
 def test_unmeasured_numbers_are_empty_cells(make_results, make_entry):
@@ -249,15 +317,16 @@ def _summarize(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_script_updates_checks_and_complains(tmp_path, summary, golden_results):
     folder = tmp_path / "results"
-    for result in golden_results:
-        write_results(folder / f"{result['name']}.results.json", result)
+    for result in [*golden_results, {**golden_results[2], "seed": 5}]:
+        names = {5: f"{result['name']}.5"}  # several seeds of a row
+        write_results(folder / f"{names.get(result['seed'], result['name'])}.results.json", result)
     stale = _summarize(folder, "--summary", summary, "--check")
     assert stale.returncode == 1 and "not up to date" in stale.stderr
     done = _summarize(folder, "--summary", summary)
     assert done.returncode == 0, done.stderr
     expected = [path.stem for path in (ROOT / "hparams").glob("*.yaml")]
     assert done.stdout.strip() == render_table(load_results([folder]), expected)
-    assert done.stdout.strip() in summary.read_text()
+    assert done.stdout.strip() in summary.read_text() and "| demo (2 seeds) |" in done.stdout
     assert _summarize(folder, "--summary", summary, "--check").returncode == 0
     (folder / "demo.results.json").write_text("{")
     broken = _summarize(folder, "--summary", summary)

@@ -46,6 +46,26 @@ def test_words_have_times_inside_the_recording(moved_run, corpus, capsys):
         assert all(0 < word["confidence"] <= 1 for word in result["words"])
 
 
+def test_the_speed_of_a_run_is_measured_on_its_test_utterances(moved_run, capsys):
+    command = ["efficiency", str(moved_run), "--utterances", "3", "--batch", "2", "--passes", "1", "--device", "cpu"]
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((moved_run / "efficiency.json").read_text())
+    assert (found["split"], list(found["subjects"]), found["protocol"]["utterances"]) == ("test-clean", ["greedy", "beam"], 3)
+    assert (found["protocol"]["shortest_seconds"], found["protocol"]["longest_seconds"]) == pytest.approx((0.4, 1.2), abs=0.01)
+    for figures in found["subjects"].values():
+        assert figures["same_hypotheses"] == 3 and figures["batched"]["rtf"]["median"] > 0
+        assert 0 < figures["first_token_seconds"]["median"] < 5
+    assert cli.main([*command, "--split", "test-other", "--search", "greedy"]) == 0
+    assert "test-other, " in (text := capsys.readouterr().out) and "beam" not in text
+    for wrong, message in (
+        (["--split", "gone"], "one of the run's splits: dev-clean"),
+        (["--utterances", "0"], "nothing to measure"),
+    ):
+        assert cli.main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_wrong_input_is_one_sentence(moved_run, corpus, tmp_path, capsys):
     audio = next((corpus / "test-clean").rglob("*.flac"))
     stereo, text = tmp_path / "stereo.wav", tmp_path / "text.wav"
