@@ -32,9 +32,10 @@ def chunkers():
     torch.manual_seed(3)
     dynamic = DynamicChunker(d_model=D, target_ratio=2.5)
     hnet = HNetChunker(d_model=D, target_ratio=2.5)
-    for chunker in (dynamic, hnet):
+    windowed = DynamicChunker(d_model=D, target_ratio=2.5, window=5)
+    for chunker in (dynamic, hnet, windowed):
         torch.nn.init.normal_(chunker.query.weight)
-    return [dynamic, hnet, FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
+    return [dynamic, hnet, windowed, FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
 
 
 def test_known_boundaries():
@@ -67,19 +68,33 @@ def test_a_budget_by_hand():
         assert DynamicChunker(d_model=2, target_ratio=ratio).double()(x, lengths).chunk_frames[0].tolist() == kept
 
 
+@pytest.mark.parametrize("window", [None, 6, 16])
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0, 6.0])
-def test_a_router_keeps_what_it_should_whatever_it_has_learned(ratio):
+def test_a_router_keeps_what_it_should_whatever_it_has_learned(ratio, window):
     """Also where neighbours are alike but for a little noise, and where the projections turn them away from each other."""
     torch.manual_seed(0)
     lengths = torch.tensor([200, 77, 5, 1])
     for noise in (0.01, 1.0):
         for weight in (None, 1.0, -1.0):
             x = (torch.randn(4, 1, 64) + noise * torch.randn(4, 200, 64)).double()  # without ties
-            chunker = DynamicChunker(d_model=64, target_ratio=ratio).double()
+            chunker = DynamicChunker(d_model=64, target_ratio=ratio, window=window).double()
             if weight is not None:
                 torch.nn.init.normal_(chunker.query.weight)
                 chunker.key.weight.data *= weight
             assert torch.equal(chunker(x, lengths).chosen, (lengths / ratio).ceil().long())
+
+
+def test_every_window_gets_its_part():
+    """Though all the differences are at the end: 12 frames of which the last 4 alone move fast."""
+    angles = torch.cat([0.01 * torch.arange(8), torch.tensor([0.5, 1.5, 3.0, 5.0])])
+    x = torch.stack([angles.cos(), angles.sin()], -1).double().unsqueeze(0)
+    x[0, 1:8] += 1e-3 * torch.randn(7, 2, generator=torch.Generator().manual_seed(0))  # without ties
+    whole, parts = (DynamicChunker(d_model=2, target_ratio=2, window=window)(x, torch.tensor([12])) for window in (None, 4))
+    assert [int(part.sum()) for part in whole.boundary_mask[0].split(4)] == [1, 1, 4]
+    assert [int(part.sum()) for part in parts.boundary_mask[0].split(4)] == [2, 2, 2]
+    assert torch.equal(parts.boundary_mask, parts.boundary_prob >= 0.5)
+    short = DynamicChunker(d_model=2, target_ratio=2, window=4)(x, torch.tensor([9]))
+    assert [int(part.sum()) for part in short.boundary_mask[0].split(4)] == [2, 2, 1]
 
 
 def test_recognition_teaches_the_router():
@@ -100,7 +115,7 @@ def test_pooling_by_hand_and_its_gradients():
     assert torch.autograd.gradcheck(lambda a, w: pool_chunks(a, w, chunked), (x.requires_grad_(), weights.requires_grad_()))
 
 
-@pytest.mark.parametrize("index", [0, 1, 2, 3])
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4])
 def test_batch_equals_utterances_alone(index):
     chunker, x = chunkers()[index].double(), frames(torch.float64)
     for row, n in enumerate(LENGTHS.tolist()):
@@ -274,6 +289,8 @@ def test_bad_settings():
             chunker(d_model=2, target_ratio=0.5)
         with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
             chunker(d_model=2, target_ratio=2, lr_multiplier=0)
+    with pytest.raises(ValueError, match="window must be target_ratio = 3 frames or more .* not 2"):
+        DynamicChunker(d_model=2, target_ratio=3, window=2)
     with pytest.raises(ValueError, match="stride must be 1 frame or more, not 0"):
         FixedStrideChunker(stride=0)
     with pytest.raises(ValueError, match="pooling 'max' is unknown; choose first or mean"):
