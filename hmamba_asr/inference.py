@@ -108,5 +108,6 @@ class Recogniser:
     def align(self, output: ASROutput, tokens: list[int]) -> list[Span]:
         """When the CTC has each of these tokens, of a batch of one; see :func:`~hmamba_asr.decoding.alignment.align_tokens`."""
         log_probs = output.ctc_logits[0, : int(output.encoded.lengths[0])].log_softmax(-1)
-        times = state_times(output.encoded, frame_seconds=self.features.hop_seconds * self.model.frontend.stride)
+        first, second = (self.features.hop_seconds * self.model.frontend.centres(frame) for frame in (-0.5, 0.5))
+        times = state_times(output.encoded, first=first, step=second - first)
         return align_tokens(log_probs, tokens, blank=self.blank, state_times=times, piece=self.tokenizer.id_to_piece)

@@ -167,16 +167,13 @@ def ctc_alignments(
 
 
 def _as_alignment(recogniser: Recogniser, output: ASROutput, tokens: Sequence[Span]) -> Alignment:
-    """A token or word lasts until the next one starts: where a CTC's labels end says little.
-
-    Chunks begin half-way between frames, and so do frames here: half a frame before their centres.
-    """
+    """A token or word lasts until the next one starts: where a CTC's labels end says little."""
     centres, hop = recogniser.model.frontend.centres, recogniser.features.hop_seconds
     frames = int(output.encoded.stages[0].lengths[0] if output.encoded.stages else output.encoded.lengths[0])
     first, end = hop * centres(-0.5), hop * centres(frames - 0.5)
 
     def tier(spans: Sequence[Span]) -> tuple[tuple[float, float, str], ...]:
-        starts = [first + span.start for span in spans]
+        starts = [span.start for span in spans]
         intervals = list(zip(starts, [*starts[1:], end], [span.text for span in spans], strict=True))
         return ((first, starts[0], ""), *intervals) if starts[0] > first else tuple(intervals)
 

@@ -50,9 +50,12 @@ def align_tokens(
     return [Span(piece(span.token), times[span.start], times[span.end], math.exp(span.score)) for span in spans]
 
 
-def state_times(encoded: EncoderOutput, *, frame_seconds: float) -> Tensor:
-    """Seconds (T + 1,) at which each state of the first utterance begins and the last one ends; an encoder frame lasts
-    ``frame_seconds``, a chunk as long as its frames."""
+def state_times(encoded: EncoderOutput, *, first: float, step: float) -> Tensor:
+    """Seconds (T + 1,) at which each state of the first utterance begins and the last one ends, not before the recording does.
+
+    An encoder frame t begins at ``first + t * step``, half-way between its centre and the one before; a chunk lasts as long as
+    its frames.
+    """
     states = int(encoded.lengths[0])
     edges = torch.arange(states + 1, dtype=torch.float64)
     # States are the chunks of the stage with as many; where several have, each chunk of one is a chunk of the others.
@@ -60,7 +63,7 @@ def state_times(encoded: EncoderOutput, *, frame_seconds: float) -> Tensor:
     if stage is not None:
         edges[:states] = stage.chunk_starts[0, :states].double().cpu()
         edges[states] = float(encoded.stages[0].lengths[0])
-    return frame_seconds * edges
+    return (first + step * edges).clamp(min=0.0)
 
 
 def words_of(tokens: Sequence[Span]) -> list[Span]:
