@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soundfile
@@ -103,7 +103,9 @@ class Recogniser:
         text = self.tokenizer.decode(tokens)
         if not timestamps:
             return Transcription(text)
-        return Transcription(text, words_of(self.align(output, tokens)))
+        words = words_of(self.align(output, tokens))
+        # The first frame begins half a frame before the recording does.
+        return Transcription(text, [replace(word, start=max(0.0, word.start)) for word in words])
 
     def align(self, output: ASROutput, tokens: list[int]) -> list[Span]:
         """When the CTC has each of these tokens, of a batch of one; see :func:`~hmamba_asr.decoding.alignment.align_tokens`."""

@@ -50,9 +50,7 @@ def check(flat: dict, folder: str, device: torch.device) -> None:
     frames = torch.randn(2, 200, flat["n_mels"], device=device)
     lengths = torch.tensor([200, 120], device=device)
     same = recogniser(folder, device, split=(8, 4), ratio=1, form="chunks", frames=50, tokens=1)["model"]
-    # The head of one split is the flat one under another name.
-    renamed = {name.replace("ctc_head.", "ctc_head.w."): value for name, value in flat["model"].state_dict().items()}
-    weights = {name: value for name, value in renamed.items() if not name.startswith("encoder.")}
+    weights = {name: value for name, value in flat["model"].state_dict().items() if not name.startswith("encoder.")}
     for name, value in flat["encoder"].blocks.state_dict().items():
         layer, rest = name.split(".", 1)
         place = f"outer.blocks.{layer}" if int(layer) < 8 else f"inner.blocks.{int(layer) - 8}"

@@ -51,7 +51,7 @@ def align_tokens(
 
 
 def state_times(encoded: EncoderOutput, *, first: float, step: float) -> Tensor:
-    """Seconds (T + 1,) at which each state of the first utterance begins and the last one ends, not before the recording does.
+    """Seconds (T + 1,) at which each state of the first utterance begins and the last one ends.
 
     An encoder frame t begins at ``first + t * step``, half-way between its centre and the one before; a chunk lasts as long as
     its frames.
@@ -63,7 +63,7 @@ def state_times(encoded: EncoderOutput, *, first: float, step: float) -> Tensor:
     if stage is not None:
         edges[:states] = stage.chunk_starts[0, :states].double().cpu()
         edges[states] = float(encoded.stages[0].lengths[0])
-    return (first + step * edges).clamp(min=0.0)
+    return first + step * edges
 
 
 def words_of(tokens: Sequence[Span]) -> list[Span]:

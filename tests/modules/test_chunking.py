@@ -50,22 +50,34 @@ def test_known_boundaries():
 
 
 def test_a_budget_by_hand():
-    """Steps of 60 and 90 degrees, d = 1/4 and 1/2, a repetition, and padding: two logits of opposite sign around their mean."""
-    x = torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5], [-(0.75**0.5), 0.5], [-(0.75**0.5), 0.5], [7.0, 7.0]]], dtype=torch.float64)
+    """Four frames, the last a repetition, and padding. Contrasts are those to the mean (1, 1), as all frames are near."""
+    contrasts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.5, -0.5], [-0.5, -0.5]], dtype=torch.float64)
+    x = torch.cat([contrasts + 1.0, torch.full((1, 2), 7.0)]).unsqueeze(0)
     lengths = torch.tensor([4])
-    spread = math.log(3) / 2  # half the way from logit 1/4 to logit 1/2
-    z = 2 * spread / (spread**2 + 0.1**2) ** 0.5  # of the scores -z and z
-    out = DynamicChunker(d_model=2, target_ratio=2).double()(x, lengths)  # two chunks: the threshold is half-way, at 0
+    # Cosines 0 and -1/sqrt(2): of the scores -z and z the second is inside the budget of two chunks, with the threshold at 0.
+    logits = [math.log(d / (1 - d)) for d in (0.5, (1 + 0.5**0.5) / 2)]
+    spread = (logits[1] - logits[0]) / 2
+    z = 2 * spread / (spread**2 + 0.1**2) ** 0.5
+    out = DynamicChunker(d_model=2, target_ratio=2).double()(x, lengths)
     expected = [1.0, *(1 / (1 + math.exp(-score)) for score in (-z, z)), 0.0, 0.0]
     assert out.boundary_prob[0].tolist() == pytest.approx(expected, abs=1e-9)
     assert out.chunk_frames.tolist() == [[0, 2]] and out.chosen.tolist() == [2]
-    # The first frame weighs as if it stood one standard deviation above the mean; a frame that repeats has the lowest score.
-    repeats = 2 * (math.log(1e-6 / (1 - 1e-6)) + 1.5 * math.log(3) - spread) / (spread**2 + 0.1**2) ** 0.5
-    weights = [math.exp(2.0 - 2.0), math.exp(-z - 2.0)]
+    # The first frame weighs as if it stood one standard deviation above the mean.
+    weights = [math.exp(2.0), math.exp(-z)]
     torch.testing.assert_close(out.chunks[0, 0], (weights[0] * x[0, 0] + weights[1] * x[0, 1]) / sum(weights))
-    assert repeats < -10 and torch.allclose(out.chunks[0, 1], x[0, 2])
+    torch.testing.assert_close(out.chunks[0, 1], x[0, 2])
     for ratio, kept in ((4, [0]), (4 / 3, [0, 1, 2]), (1.01, [0, 1, 2])):  # the repetition is never a boundary
         assert DynamicChunker(d_model=2, target_ratio=ratio).double()(x, lengths).chunk_frames[0].tolist() == kept
+
+
+def test_what_all_frames_share_decides_nothing():
+    """Not even when the projections differ, which turns a shared part into an angle that is the same everywhere."""
+    torch.manual_seed(0)
+    x, lengths = torch.randn(2, 80, D, dtype=torch.float64), torch.tensor([80, 43])
+    chunker = DynamicChunker(d_model=D, target_ratio=2).double()
+    torch.nn.init.normal_(chunker.key.weight)
+    shifted = chunker(x + 100.0 * torch.randn(D, dtype=torch.float64), lengths)
+    assert torch.equal(chunker(x, lengths).boundary_mask, shifted.boundary_mask)
 
 
 @pytest.mark.parametrize("window", [None, 6, 16])

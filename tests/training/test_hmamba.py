@@ -194,11 +194,19 @@ def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_pat
 # ---- Probing a trained run ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def chunk_rate_run(recipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hmamba") / "chunks"
+    run = recipe.train(recipe.arguments(folder, **H_MAMBA), folder)
+    assert run.code == 0, run.errors
+    return run
+
+
 @pytest.mark.slow
-def test_boundaries_are_compared_with_the_tokens_of_a_ctc(uninterrupted, full_run, capsys):
+def test_boundaries_are_compared_with_the_tokens_of_a_ctc(chunk_rate_run, full_run, capsys):
     """Its own, whose steps are those of its chunks, or another run's."""
-    command = ["boundaries", str(uninterrupted.folder), "--split", "test-clean", "--utterances", "4"]
-    for more, aligner, chunk_rate in (([], uninterrupted, True), (["--aligner", str(full_run.folder)], full_run, False)):
+    command = ["boundaries", str(chunk_rate_run.folder), "--split", "test-clean", "--utterances", "4"]
+    for more, aligner, chunk_rate in (([], chunk_rate_run, True), (["--aligner", str(full_run.folder)], full_run, False)):
         assert cli.main([*command, *more, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["source"] == {"kind": "CTC", "folder": str(aligner.folder), "chunk_rate": chunk_rate}
@@ -211,10 +219,10 @@ def test_boundaries_are_compared_with_the_tokens_of_a_ctc(uninterrupted, full_ru
 
 
 @pytest.mark.slow
-def test_ctc_alignments_hold_the_reference(uninterrupted, full_run):
+def test_ctc_alignments_hold_the_reference(chunk_rate_run, full_run):
     references, _ = read_trn(full_run.folder / "test" / "test-clean" / "greedy")
-    found = ctc_alignments(full_run.folder, uninterrupted.folder, split="test-clean", utterances=6)
-    chunks = {item.id: item for item in read_chunks(uninterrupted.folder / "test" / "test-clean" / "chunks.jsonl")}
+    found = ctc_alignments(full_run.folder, chunk_rate_run.folder, split="test-clean", utterances=6)
+    chunks = {item.id: item for item in read_chunks(chunk_rate_run.folder / "test" / "test-clean" / "chunks.jsonl")}
     assert found.alignments and not found.chunk_rate
     for key, alignment in found.alignments.items():
         words = [label for *_, label in alignment.tiers["words"] if label]
@@ -230,8 +238,8 @@ def test_ctc_alignments_hold_the_reference(uninterrupted, full_run):
 
 
 @pytest.mark.slow
-def test_boundaries_stay_where_the_recording_stays(uninterrupted, full_run, capsys):
-    folder = uninterrupted.folder
+def test_boundaries_stay_where_the_recording_stays(chunk_rate_run, full_run, capsys):
+    folder = chunk_rate_run.folder
     found = measure_stability(folder, split="test-clean", noise=[200.0, -20.0], speed=[1.0, 1.1], utterances=5)
     assert list(found["conditions"]) == ["noise 200 dB", "noise -20 dB", "speed 1", "speed 1.1"]
     for unchanged in ("noise 200 dB", "speed 1"):
