@@ -309,8 +309,8 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):
     assert case["kept"] == pytest.approx(13 / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
     assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
 
-    forced = ForcedChunker.boundary_prob
-    monkeypatch.setattr(ForcedChunker, "boundary_prob", lambda self, x, lengths: (forced(self, x, lengths)[0] * 0 + 0.9,) * 2)
+    forced = ForcedChunker.scores
+    monkeypatch.setattr(ForcedChunker, "scores", lambda self, x, lengths: (forced(self, x, lengths)[0] * 0 + 0.9,) * 2)
     with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=2, chunks is off by .* not timed"):
         benchmark_chunking.main()
 
