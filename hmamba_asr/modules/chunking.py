@@ -88,6 +88,14 @@ def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor,
     return boundary_mask | torch.zeros_like(boundary_mask).scatter(1, order, ranks < wanted.unsqueeze(1))
 
 
+def choose(prob: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Boundaries (B, T) of prob (B, T), 0 past the end: those above the threshold, and what a floor adds; and how many (B,) are
+    above the threshold."""
+    mask = prob >= THRESHOLD
+    chosen = mask.sum(1)
+    return mask if min_chunks is None else with_at_least(prob, mask, lengths, min_chunks), chosen
+
+
 class _Router(nn.Module):
     """How much a frame differs from the one before it: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 of H-Net, eq. 4. Both
     projections start as the identity, so that boundaries first fall where neighbours differ; ``lr_multiplier`` scales their
@@ -156,10 +164,7 @@ class DynamicChunker(_Router):
         with torch.autocast(x.device.type, enabled=False):
             wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
             scores, prob = self.scores(wide, lengths)
-            mask = (prob >= THRESHOLD) & valid
-            chosen = mask.sum(1)
-            if min_chunks is not None:
-                mask = with_at_least(prob, mask, lengths, min_chunks)
+            mask, chosen = choose(prob, lengths, min_chunks)
             chunked = gather_chunks(wide, prob, mask, chosen=chosen)
             best = scores.detach().masked_fill(~valid, -FAR)
             best = best.new_full(chunked.chunk_frames.shape, -FAR).scatter_reduce(1, chunked.frame_to_chunk, best, "amax")
@@ -208,10 +213,7 @@ class HNetChunker(_Router):
         with torch.autocast(x.device.type, enabled=False):
             wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
             prob = F.pad(self.dissimilarity(wide), (1, 0), value=1.0) * valid
-        mask = (prob >= THRESHOLD) & valid
-        chosen = mask.sum(1)
-        if min_chunks is not None:
-            mask = with_at_least(prob, mask, lengths, min_chunks)
+        mask, chosen = choose(prob, lengths, min_chunks)
         return gather_chunks(x, prob, mask, chosen=chosen)
 
 
@@ -264,9 +266,7 @@ class FixedStrideChunker(nn.Module):
         chunk_of = (torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
         begins = F.pad(chunk_of[1:] > chunk_of[:-1], (1, 0), value=True)
         mask = begins.expand_as(valid) & valid
-        chosen = mask.sum(1)
-        if min_chunks is not None:
-            mask = with_at_least(mask.float(), mask, lengths, min_chunks)
+        mask, chosen = choose(mask.float(), lengths, min_chunks)
         chunked = gather_chunks(x, mask.float(), mask, chosen=chosen)
         if self.pooling == "mean":
             chunked.chunks = pool_chunks(x, valid.to(x.dtype), chunked)
