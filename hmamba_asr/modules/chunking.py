@@ -116,6 +116,20 @@ class _Router(nn.Module):
             nn.init.eye_(projection.weight)
             projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
 
+    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
+        if self.target_ratio == 1:
+            valid = valid_mask(lengths, x.shape[1])
+            return gather_chunks(x, valid.float(), valid)
+        with torch.autocast(x.device.type, enabled=False):
+            wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
+            chunked = self.route(wide, lengths, min_chunks)
+        chunked.chunks = chunked.chunks.to(x.dtype)
+        return chunked
+
+    def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
+        """Chunks of x (B, T, D), in float32 at least and zero past the end."""
+        raise NotImplementedError
+
     def dissimilarity(self, x: Tensor) -> Tensor:
         """d (B, T - 1) of all frames of x (B, T, D) but the first; neighbours that are both zero are alike."""
         query, key = F.linear(x[:, :-1], self.query.weight.to(x.dtype)), F.linear(x[:, 1:], self.key.weight.to(x.dtype))
@@ -157,19 +171,15 @@ class DynamicChunker(_Router):
             raise ValueError(f"window must be target_ratio = {target_ratio} frames or more (or null), not {window}.")
         self.window = window
 
-    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
+    def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
+        scores, prob = self.scores(x, lengths)
+        mask, chosen = choose(prob, lengths, min_chunks)
+        chunked = gather_chunks(x, prob, mask, chosen=chosen)
         valid = valid_mask(lengths, x.shape[1])
-        if self.target_ratio == 1:
-            return gather_chunks(x, valid.float(), valid)
-        with torch.autocast(x.device.type, enabled=False):
-            wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
-            scores, prob = self.scores(wide, lengths)
-            mask, chosen = choose(prob, lengths, min_chunks)
-            chunked = gather_chunks(wide, prob, mask, chosen=chosen)
-            best = scores.detach().masked_fill(~valid, -FAR)
-            best = best.new_full(chunked.chunk_frames.shape, -FAR).scatter_reduce(1, chunked.frame_to_chunk, best, "amax")
-            weights = (scores - best.gather(1, chunked.frame_to_chunk)).masked_fill(~valid, -FAR).exp()
-            chunked.chunks = pool_chunks(wide, weights, chunked).to(x.dtype)
+        best = scores.detach().masked_fill(~valid, -FAR)
+        best = best.new_full(chunked.chunk_frames.shape, -FAR).scatter_reduce(1, chunked.frame_to_chunk, best, "amax")
+        weights = (scores - best.gather(1, chunked.frame_to_chunk)).masked_fill(~valid, -FAR).exp()
+        chunked.chunks = pool_chunks(x, weights, chunked)
         return chunked
 
     def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,13 +216,8 @@ class HNetChunker(_Router):
     def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
         super().__init__(d_model=d_model, target_ratio=target_ratio, lr_multiplier=lr_multiplier)
 
-    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
-        valid = valid_mask(lengths, x.shape[1])
-        if self.target_ratio == 1:
-            return gather_chunks(x, valid.float(), valid)
-        with torch.autocast(x.device.type, enabled=False):
-            wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
-            prob = F.pad(self.dissimilarity(wide), (1, 0), value=1.0) * valid
+    def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
+        prob = F.pad(self.dissimilarity(x), (1, 0), value=1.0) * valid_mask(lengths, x.shape[1])
         mask, chosen = choose(prob, lengths, min_chunks)
         return gather_chunks(x, prob, mask, chosen=chosen)
 
