@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from hmamba_asr.lengths import valid_mask
 from hmamba_asr.modules.chunking import DynamicChunker
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
@@ -24,7 +25,7 @@ class ForcedChunker(DynamicChunker):
         computed, prob = super().scores(x, lengths)
         begins = torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0
         forced = torch.where(begins, 0.9, 0.1)
-        return forced + 0.0 * computed, forced + 0.0 * prob
+        return forced + 0.0 * computed, (forced + 0.0 * prob) * valid_mask(lengths, x.shape[1])
 
 
 def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int | None = None) -> dict:
