@@ -19,11 +19,13 @@ from hmamba_asr.models.encoder import EncoderOutput
 
 @dataclass
 class ASROutput:
-    """Encoder output, CTC logits (B, T, vocab) and, with targets, attention logits (B, U, vocab)."""
+    """Encoder output, CTC logits (B, T, vocab), with targets attention logits (B, U, vocab), and where asked for the CTC logits
+    of the encoder's intermediate output."""
 
     encoded: EncoderOutput
     ctc_logits: Tensor
     attention_logits: Tensor | None
+    intermediate_logits: Tensor | None = None
 
 
 def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
@@ -43,7 +45,8 @@ class ASRModel(nn.Module):
     Raises
     ------
     ValueError
-        In ``forward``, if a target is longer than ``max_target_length`` tokens.
+        In ``forward``, if a target is longer than ``max_target_length`` tokens, or the encoder lacks the intermediate output that
+        is asked for.
     """
 
     def __init__(
@@ -74,9 +77,11 @@ class ASRModel(nn.Module):
         return self.encoder(*self.frontend(features, lengths), *floor)
 
     def forward(
-        self, features: Tensor, lengths: Tensor, tokens_bos: Tensor | None = None, token_lengths: Tensor | None = None
-    ) -> ASROutput:
-        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both.
+        self, features: Tensor, lengths: Tensor, tokens_bos: Tensor | None = None, token_lengths: Tensor | None = None,
+        intermediate: bool = False,
+    ) -> ASROutput:  # fmt: skip
+        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both. With ``intermediate``, the CTC
+        head reads the encoder's intermediate output too.
 
         In training an encoder that ``shortens`` is held to as many states as the CTC needs for the labels; in evaluation it does
         not know them.
@@ -89,7 +94,15 @@ class ASRModel(nn.Module):
         if tokens_bos is not None:
             hidden, _ = self._decoder_states(tokens_bos, encoded.states, encoded.lengths, token_lengths)
             attention_logits = self.output_head(hidden)
-        return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits)
+        intermediate_logits = None
+        if intermediate:
+            if encoded.intermediate is None:
+                raise ValueError(
+                    "intermediate_ctc_weight is above 0, but the encoder has no intermediate output; give a ConMambaEncoder an "
+                    "intermediate_layer."
+                )
+            intermediate_logits = self.ctc_head(encoded.intermediate.states)
+        return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (B, U, d_model) after each prefix of ``tokens`` (B, U), and the last layer's attention (B, U, T)."""

@@ -48,21 +48,27 @@ class StageOutput:
 
 @dataclass
 class EncoderOutput:
-    """Encoder states (B, T, d_model), zero past the end, their lengths (B,), and one entry per chunking stage."""
+    """Encoder states (B, T, d_model), zero past the end, their lengths (B,), one entry per chunking stage, and the output of an
+    encoder that this one stands on, for an intermediate loss."""
 
     states: Tensor
     lengths: Tensor
     stages: tuple[StageOutput, ...] = ()
+    intermediate: EncoderOutput | None = None
 
 
 class ConMambaEncoder(nn.Module):
-    """A stack of ConMamba blocks at one frame rate (Jiang et al., https://arxiv.org/abs/2407.09732)."""
+    """A stack of ConMamba blocks at one frame rate (Jiang et al., https://arxiv.org/abs/2407.09732). The intermediate output is
+    that of its first ``intermediate_layer`` blocks."""
 
     def __init__(
         self, *, num_layers: int, d_model: int, d_ffn: int, kernel_size: int, dropout: float, causal: bool = False,
-        d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto",
+        d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto", intermediate_layer: int | None = None,
     ):  # fmt: skip
         super().__init__()
+        if intermediate_layer is not None and not 0 < intermediate_layer < num_layers:
+            raise ValueError(f"intermediate_layer must lie between 0 and num_layers = {num_layers}, not be {intermediate_layer}.")
+        self.intermediate_layer = intermediate_layer
         self.blocks = nn.ModuleList(
             ConMambaBlock(
                 d_model=d_model, d_ffn=d_ffn, kernel_size=kernel_size, dropout=dropout, causal=causal,
@@ -72,9 +78,12 @@ class ConMambaEncoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, lengths: Tensor) -> EncoderOutput:
-        for block in self.blocks:
+        intermediate = None
+        for i, block in enumerate(self.blocks):
+            if i == self.intermediate_layer:
+                intermediate = EncoderOutput(zero_padding(x, lengths), lengths)
             x = block(x, lengths)
-        return EncoderOutput(zero_padding(x, lengths), lengths)
+        return EncoderOutput(zero_padding(x, lengths), lengths, intermediate=intermediate)
 
 
 class HierarchicalEncoder(nn.Module):
@@ -131,13 +140,13 @@ class HierarchicalEncoder(nn.Module):
         stages = (*outer.stages, stage, *nested)
         states = self.narrow(inner.states)
         if self.inner_shortens:
-            return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages)
+            return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages, outer)
         if self.chunker.smooths:
             states = smooth_chunks(states, chunked)
         if self.shortens:
-            return EncoderOutput(states, inner.lengths, stages)
+            return EncoderOutput(states, inner.lengths, stages, outer)
         frames = dechunk(states, chunked, lengths) + self.residual(outer.states)
-        return EncoderOutput(zero_padding(frames, lengths), lengths, stages)
+        return EncoderOutput(zero_padding(frames, lengths), lengths, stages, outer)
 
 
 class ConformerControl(nn.Module):

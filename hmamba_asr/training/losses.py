@@ -83,6 +83,7 @@ def hybrid_loss(
     label_smoothing: float,
     blank: int,
     eos: int,
+    intermediate_ctc_weight: float = 0.0,
     ratio: RatioLoss | None = None,
     step: int = 0,
 ) -> HybridLoss:
@@ -92,17 +93,29 @@ def hybrid_loss(
     Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. targets (B, U) without
     begin or end of sentence, target_lengths (B,). An utterance's loss does not depend on its batch mates; sums, not means,
     so that averaging over utterances is exact however they are cut into batches, ranks and accumulation steps.
+
+    Of the CTC part, the share ``intermediate_ctc_weight`` is that of the intermediate logits (Lee and Watanabe, "Intermediate
+    Loss Regularization for CTC-based Speech Recognition", https://arxiv.org/abs/2102.03216, eq. 13).
     """
-    if not 0.0 <= ctc_weight <= 1.0:
-        raise ValueError(f"ctc_weight must lie in [0, 1], not {ctc_weight}.")
-    lengths = output.encoded.lengths
-    infeasible = ctc_frames_needed(targets, target_lengths) > lengths
+    for name, weight in (("ctc_weight", ctc_weight), ("intermediate_ctc_weight", intermediate_ctc_weight)):
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], not {weight}.")
+    needed = ctc_frames_needed(targets, target_lengths)
+    infeasible = needed > output.encoded.lengths
+
+    def ctc(logits: Tensor, lengths: Tensor) -> Tensor:
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        loss = F.ctc_loss(log_probs, targets, lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True)
+        # Not zero_infinity alone: its test is on the value, which a NaN passes.
+        return torch.where((needed > lengths) & ~loss.isnan(), torch.zeros_like(loss), loss)
+
     parts = {}
     if ctc_weight > 0:
-        log_probs = output.ctc_logits.float().log_softmax(-1).transpose(0, 1)
-        ctc = F.ctc_loss(log_probs, targets, lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True)
-        # Not zero_infinity alone: its test is on the value, which a NaN passes.
-        parts["ctc"] = ctc_weight * torch.where(infeasible & ~ctc.isnan(), torch.zeros_like(ctc), ctc)
+        intermediate = 0.0 if output.intermediate_logits is None else intermediate_ctc_weight
+        parts["ctc"] = (1 - intermediate) * ctc_weight * ctc(output.ctc_logits, output.encoded.lengths)
+        if intermediate > 0:
+            lengths = output.encoded.intermediate.lengths
+            parts["intermediate_ctc"] = intermediate * ctc_weight * ctc(output.intermediate_logits, lengths)
     if ctc_weight < 1:
         if output.attention_logits is None:
             raise ValueError("the attention loss has weight but the model was called without targets.")
