@@ -86,8 +86,7 @@ class ASRBrain(sb.Brain):
         self.totals = TrainingTotals()
         self.journal = TrainingJournal(self.hparams.output_folder)
         self.checkpointer.add_recoverable("totals", self.totals)
-        self.ratio_loss = getattr(self.hparams, "ratio_loss", None)
-        self.intermediate_ctc_weight = getattr(self.hparams, "intermediate_ctc_weight", 0.0)
+        self.ratio_loss = self.hparams.ratio_loss if hasattr(self.hparams, "ratio_loss") else None
         self.collapse_detector = CollapseDetector()
         self._window = _Window()
         self._sigterm = False
@@ -132,7 +131,7 @@ class ASRBrain(sb.Brain):
         tokens, relative = batch.tokens
         token_lengths = to_absolute(relative, tokens.shape[1])
         tokens_bos = F.pad(tokens, (1, 0), value=self.hparams.bos_index)
-        intermediate = stage == Stage.TRAIN and self.intermediate_ctc_weight > 0
+        intermediate = stage == Stage.TRAIN and self.hparams.intermediate_ctc_weight > 0
         output = self.modules.model(features, lengths, tokens_bos, token_lengths + 1, intermediate)
         return Forward(output, tokens, token_lengths, audio_seconds)
 
@@ -141,8 +140,8 @@ class ASRBrain(sb.Brain):
         return hybrid_loss(
             predictions.output, predictions.targets, predictions.target_lengths, ctc_weight=self.hparams.ctc_weight,
             label_smoothing=self.hparams.label_smoothing if stage == Stage.TRAIN else 0.0,
-            blank=self.hparams.blank_index, eos=self.hparams.eos_index, intermediate_ctc_weight=self.intermediate_ctc_weight,
-            ratio=self.ratio_loss, step=self.optimizer_step,
+            intermediate_ctc_weight=self.hparams.intermediate_ctc_weight, ratio=self.ratio_loss, step=self.optimizer_step,
+            blank=self.hparams.blank_index, eos=self.hparams.eos_index,
         )  # fmt: skip
 
     # ---- one training step ------------------------------------------------------------------------------------------

@@ -20,7 +20,10 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
     """Random parameters, with biases that are not zero, as after training."""
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "d_model": D_MODEL, "d_ffn": 32, "kernel_size": 7, "dropout": 0.1}
-    encoder = ConformerControl(**sizes, nhead=2) if kind == "conformer" else ConMambaEncoder(**sizes, d_state=4, causal=causal)
+    if kind == "conformer":
+        encoder = ConformerControl(**sizes, nhead=2)
+    else:
+        encoder = ConMambaEncoder(**sizes, d_state=4, causal=causal, intermediate_layer=1)
     if kind.startswith("hmamba"):
         encoder = HierarchicalEncoder(
             outer=encoder, chunker=DynamicChunker(d_model=D_MODEL, target_ratio=1.5), inner=ConMambaEncoder(**sizes, d_state=4),
@@ -39,13 +42,13 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
 
 
 def run(model, wavs, samples, targets):
-    """Output and loss of a padded batch of waveforms and label lists."""
+    """Output and loss of a padded batch of waveforms and label lists, with an intermediate CTC where the encoder offers one."""
     features, lengths = LogMelFeatures(n_mels=N_MELS)(wavs, torch.tensor(samples))
     labels, label_lengths = labels_of(targets)
     bos = torch.nn.functional.pad(labels, (1, 0), value=BOS)
-    output = model(features, lengths, bos, label_lengths + 1)
+    output = model(features, lengths, bos, label_lengths + 1, not isinstance(model.encoder, ConformerControl))
     ratio = RatioLoss(weight=0.03) if output.encoded.stages else None
-    weights = {"ctc_weight": 0.3, "label_smoothing": 0.1, "ratio": ratio}
+    weights = {"ctc_weight": 0.3, "label_smoothing": 0.1, "intermediate_ctc_weight": 0.5, "ratio": ratio}
     return output, hybrid_loss(output, labels, label_lengths, **weights, blank=0, eos=EOS)
 
 
@@ -85,6 +88,11 @@ def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill)
             (output.attention_logits[i, :u], alone.attention_logits[0, :u]),
         ]:
             torch.testing.assert_close(together, single, rtol=0, atol=atol)
+        if output.intermediate_logits is not None:
+            own, frames = alone.intermediate_logits[0], int(alone.encoded.intermediate.lengths)
+            assert output.encoded.intermediate.lengths[i] == frames == len(own)
+            torch.testing.assert_close(output.intermediate_logits[i, :frames], own, rtol=0, atol=atol)
+        assert ("intermediate_ctc" in loss.parts) == (kind != "conformer")
         # Losses are sums of up to tens of terms in float32.
         torch.testing.assert_close(loss.total[i], alone_loss.total[0], rtol=1e-5, atol=atol)
         for name, part in loss.parts.items():
@@ -192,6 +200,22 @@ def test_target_longer_than_the_limit():
     model(features, lengths, torch.ones(1, 4, dtype=torch.long), torch.tensor([4]))
     with pytest.raises(ValueError, match="a target has 5 tokens and the decoder's limit is 4"):
         model(features, lengths, torch.ones(1, 5, dtype=torch.long), torch.tensor([5]))
+
+
+def test_the_intermediate_logits_are_the_shared_head_on_what_the_encoder_gave():
+    features, lengths = torch.randn(2, 40, N_MELS), torch.tensor([40, 23])
+    for kind in ("conmamba", "hmamba chunks"):
+        model = recogniser(kind)
+        plain, both = model(features, lengths), model(features, lengths, intermediate=True)
+        assert plain.intermediate_logits is None and torch.equal(plain.ctc_logits, both.ctc_logits)
+        between = both.encoded.intermediate
+        assert between.lengths.tolist() == [10, 6] and both.intermediate_logits.shape == (2, 10, VOCAB)
+        assert torch.equal(both.intermediate_logits, model.ctc_head(between.states))
+
+
+def test_an_encoder_without_intermediate_output_says_so():
+    with pytest.raises(ValueError, match=r"the encoder has no intermediate output.*intermediate_layer"):
+        recogniser("conformer")(torch.randn(1, 40, N_MELS), torch.tensor([40]), intermediate=True)
 
 
 def test_without_targets_there_are_no_attention_logits():

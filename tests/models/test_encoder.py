@@ -39,6 +39,22 @@ def padded(dtype=torch.float32):
     return torch.randn(len(LENGTHS), 36, D_MODEL, dtype=dtype)  # noise past the ends
 
 
+def test_the_intermediate_output_is_that_of_the_first_blocks():
+    deep, x = conmamba(intermediate_layer=1).eval(), padded()
+    first = conmamba().eval()
+    first.load_state_dict(deep.state_dict())
+    first.blocks = first.blocks[:1]
+    output, expected = deep(x, LENGTHS), first(x, LENGTHS)
+    assert torch.equal(output.intermediate.states, expected.states) and torch.equal(output.intermediate.lengths, LENGTHS)
+    assert expected.intermediate is None and not torch.equal(output.states, expected.states)
+
+
+@pytest.mark.parametrize("layer", [0, 2, 8])
+def test_an_intermediate_layer_lies_inside(layer):
+    with pytest.raises(ValueError, match="intermediate_layer must lie between 0 and num_layers = 2"):
+        conmamba(intermediate_layer=layer)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_batch_equals_utterances_alone(encoder, dtype):
     if dtype == torch.float64 and isinstance(encoder, ConformerControl):

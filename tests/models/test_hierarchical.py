@@ -76,6 +76,12 @@ def test_batch_equals_utterances_alone(encoder):
             assert torch.equal(together.chunk_starts[b, :chunks], own.chunk_starts[0])
 
 
+def test_the_intermediate_output_is_the_outer_encoders(encoder):
+    encoder, x = encoder.double(), padded()
+    between, outer = encoder(x, LENGTHS).intermediate, encoder.outer(x, LENGTHS)
+    assert torch.equal(between.states, outer.states) and torch.equal(between.lengths, LENGTHS)
+
+
 def test_every_parameter_gets_a_gradient(encoder):
     out = encoder(padded(torch.float32), LENGTHS)
     assert all(stage.chunk_lengths.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn

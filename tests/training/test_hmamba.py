@@ -21,8 +21,8 @@ H_MAMBA = {
 }  # fmt: skip
 H_NET = {**H_MAMBA, "yaml": "hnet_an4", "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}"}
 STEP_FIGURES = (
-    "loss", "loss_ratio", "learning_rate", "grad_norm", "stage0_kept", "stage0_kept_std", "stage0_kept_min", "stage0_kept_max",
-    "stage0_prob", "stage0_chunk_ms", "stage0_ratio_loss", "stage0_floored",
+    "loss", "loss_intermediate_ctc", "loss_ratio", "learning_rate", "grad_norm", "stage0_kept", "stage0_kept_std",
+    "stage0_kept_min", "stage0_kept_max", "stage0_prob", "stage0_chunk_ms", "stage0_ratio_loss", "stage0_floored",
 )  # fmt: skip
 EPOCH_FIGURES = ("loss", "valid_loss", "valid_infeasible", "stage0_kept_min", "valid_stage0_kept", "valid_stage0_chunk_ms_max")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,8 +21,14 @@ def output(ctc_logits, lengths, attention_logits=None):
     return ASROutput(EncoderOutput(states, torch.tensor(lengths)), ctc_logits, attention_logits)
 
 
-def loss_of(*args, ctc_weight=0.3, label_smoothing=0.1):
-    return hybrid_loss(*args, ctc_weight=ctc_weight, label_smoothing=label_smoothing, blank=BLANK, eos=EOS)
+def loss_of(*args, ctc_weight=0.3, label_smoothing=0.1, **options):
+    return hybrid_loss(*args, ctc_weight=ctc_weight, label_smoothing=label_smoothing, blank=BLANK, eos=EOS, **options)
+
+
+def with_intermediate(out, logits, lengths):
+    """``out`` of a model whose encoder also gave the states that ``logits`` (B, T, vocab) were read from."""
+    between = EncoderOutput(torch.zeros(*logits.shape[:2], 4), torch.tensor(lengths))
+    return replace(out, encoded=replace(out.encoded, intermediate=between), intermediate_logits=logits)
 
 
 def collapse(path):
@@ -89,6 +96,53 @@ def test_weights_and_sum_of_parts():
     torch.testing.assert_close(both.parts["attention"], 0.75 * attention.total)
     torch.testing.assert_close(both.total, both.parts["ctc"] + both.parts["attention"])
     assert both.total.shape == (2,) and both.total.dtype == torch.float32
+
+
+def test_intermediate_ctc_by_enumeration_of_alignments():
+    """Frames and chunks have lengths of their own; the attention part is untouched."""
+    torch.manual_seed(0)
+    chunks, frames = torch.randn(2, 3, VOCAB), torch.randn(2, 5, VOCAB)
+    out = output(chunks, [3, 2], torch.randn(2, 3, VOCAB))
+    targets, lengths = torch.tensor([[3, 4], [4, 0]]), torch.tensor([2, 1])
+    loss = loss_of(with_intermediate(out, frames, [5, 4]), targets, lengths, intermediate_ctc_weight=0.25)
+    without = loss_of(out, targets, lengths)
+    expected = [
+        ctc_by_enumeration(frames[0].log_softmax(-1), [3, 4]),
+        ctc_by_enumeration(frames[1, :4].log_softmax(-1), [4]),
+    ]
+    assert loss.parts["intermediate_ctc"].tolist() == pytest.approx([0.25 * 0.3 * value for value in expected], rel=1e-4)
+    torch.testing.assert_close(loss.parts["ctc"], 0.75 * without.parts["ctc"])
+    torch.testing.assert_close(loss.parts["attention"], without.parts["attention"])
+    torch.testing.assert_close(loss.total, sum(loss.parts.values()))
+
+
+def test_without_intermediate_logits_its_weight_is_nothing():
+    """As in validation, whose losses compare across weights."""
+    torch.manual_seed(0)
+    out = output(torch.randn(2, 9, VOCAB), [9, 7], torch.randn(2, 4, VOCAB))
+    targets, lengths = torch.tensor([[3, 4, 1], [4, 3, 0]]), torch.tensor([3, 2])
+    loss, usual = loss_of(out, targets, lengths, intermediate_ctc_weight=0.5), loss_of(out, targets, lengths)
+    assert loss.parts.keys() == usual.parts.keys() and torch.equal(loss.total, usual.total)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_intermediate_weight_divides_the_gradient(weight):
+    """Too few chunks for the labels: still no gradient from them, and the one of the frames."""
+    torch.manual_seed(0)
+    chunks, frames = torch.randn(2, 2, VOCAB, requires_grad=True), torch.randn(2, 6, VOCAB, requires_grad=True)
+    out = with_intermediate(output(chunks, [2, 2], torch.randn(2, 4, VOCAB)), frames, [6, 6])
+    loss = loss_of(out, torch.tensor([[3, 4, 3], [4, 3, 0]]), torch.tensor([3, 2]), intermediate_ctc_weight=weight)
+    assert loss.infeasible.tolist() == [True, False]
+    loss.total.sum().backward()
+    of_frames = [False, False] if frames.grad is None else [bool(g.any()) for g in frames.grad]
+    assert of_frames == [weight > 0] * 2
+    assert [bool(g.any()) for g in chunks.grad] == [False, weight < 1]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5])
+def test_an_intermediate_weight_out_of_range(weight):
+    with pytest.raises(ValueError, match=r"intermediate_ctc_weight must lie in \[0, 1\]"):
+        loss_of(output(torch.randn(1, 3, VOCAB), [3]), torch.tensor([[3]]), torch.tensor([1]), intermediate_ctc_weight=weight)
 
 
 @settings(deadline=None, max_examples=60)
