@@ -71,7 +71,10 @@ def main() -> None:
         sides = {"eager": (eager, theirs)}
         if on_gpu:
             sides["compiled"] = step_of(compiled, x, lengths, train=options.train), theirs
-            sides["CUDA graph"] = graphed(eager), captured(theirs)
+            try:
+                sides["CUDA graph"] = graphed(eager), captured(theirs)
+            except RuntimeError as error:
+                print(f"{seconds} s: ConMamba cannot be captured: {error.__context__ or error}".splitlines()[0])
         exact = conmamba(x, lengths).states
         for name, (ours, peer) in sides.items():
             output = ours()

@@ -22,10 +22,10 @@ class ForcedChunker(DynamicChunker):
     """A router whose scores are computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
 
     def scores(self, x, lengths):
-        computed, prob = super().scores(x, lengths)
-        begins = torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0
-        forced = torch.where(begins, 0.9, 0.1)
-        return forced + 0.0 * computed, (forced + 0.0 * prob) * valid_mask(lengths, x.shape[1])
+        computed, prob, mask = super().scores(x, lengths)
+        begins = (torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0).expand_as(mask)
+        forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
+        return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
 
 
 def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int | None = None) -> dict:

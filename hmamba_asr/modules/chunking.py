@@ -9,6 +9,7 @@ frames; what lies behind its end changes nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +46,16 @@ class ChunkOutput:
     chosen: Tensor
 
 
-def gather_chunks(x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None) -> ChunkOutput:
+def gather_chunks(
+    x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None, most: int | None = None
+) -> ChunkOutput:
     """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) where
-    it is not the number of boundaries."""
+    it is not the number of boundaries. Where ``most``, which no utterance exceeds, is not given, a GPU is waited for to count."""
     batch, length = boundary_mask.shape
     counts = boundary_mask.sum(1)
-    most = max(1, int(counts.max())) if batch else 1
+    if most is None:
+        most = int(counts.max()) if batch else 1
+    most = max(1, most)
     index = boundary_mask.long().cumsum(1) - 1
     frames = torch.arange(length, device=x.device).expand(batch, length)
     # One slot more than there are chunks takes what is no boundary.
@@ -119,7 +124,7 @@ class _Router(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         if self.target_ratio == 1:
             valid = valid_mask(lengths, x.shape[1])
-            return gather_chunks(x, valid.float(), valid)
+            return gather_chunks(x, valid.float(), valid, most=x.shape[1])
         with torch.autocast(x.device.type, enabled=False):
             wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
             chunked = self.route(wide, lengths, min_chunks)
@@ -144,7 +149,7 @@ class DynamicChunker(_Router):
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks, the first one always; every
     ``window`` frames get their part of these (None: the utterance is one window), and no chunk is longer than two windows. Fewer
-    begin chunks only where others do not differ at all, more only where some differ equally to the bit.
+    begin chunks only where others do not differ at all; of equals the earlier ones do.
 
     What is compared is a frame's contrast, its difference from the mean of the frames around it: what all frames share, which at
     the beginning of training is nearly everything, would otherwise decide with whatever drifts along the utterance. A frame's
@@ -172,9 +177,11 @@ class DynamicChunker(_Router):
         self.window = window
 
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
-        scores, prob = self.scores(x, lengths)
-        mask, chosen = choose(prob, lengths, min_chunks)
-        chunked = gather_chunks(x, prob, mask, chosen=chosen)
+        scores, prob, mask = self.scores(x, lengths)
+        chosen, most = mask.sum(1), math.ceil(x.shape[1] / self.target_ratio)
+        if min_chunks is not None:
+            mask, most = with_at_least(prob, mask, lengths, min_chunks), None
+        chunked = gather_chunks(x, prob, mask, chosen=chosen, most=most)
         valid = valid_mask(lengths, x.shape[1])
         best = scores.detach().masked_fill(~valid, -FAR)
         best = best.new_full(chunked.chunk_frames.shape, -FAR).scatter_reduce(1, chunked.frame_to_chunk, best, "amax")
@@ -182,29 +189,35 @@ class DynamicChunker(_Router):
         chunked.chunks = pool_chunks(x, weights, chunked)
         return chunked
 
-    def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and p (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one standard
-        deviation above the mean; a frame whose contrast is that of the one before it has p = 0."""
+    def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores, p and boundaries (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one
+        standard deviation above the mean; a frame whose contrast is that of the one before it has p = 0."""
         unlike = self.dissimilarity(_contrast(x, lengths))
         differs = (unlike > MIN_DISSIMILARITY) & valid_mask(lengths - 1, unlike.shape[1])
         scores = SHARPNESS * _standardized(unlike.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
         scores = F.pad(scores, (1, 0), value=SHARPNESS)
-        ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs, -FAR), (1, 0), value=FAR)
-        prob = (scores - self._thresholds(ranked, lengths)).sigmoid() * F.pad(differs, (1, 0), value=True)
-        return scores, torch.cat([torch.ones_like(prob[:, :1]), prob[:, 1:]], 1) * valid_mask(lengths, x.shape[1])
+        differs = F.pad(differs, (1, 0), value=True)
+        ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs[:, 1:], -FAR), (1, 0), value=FAR)
+        thresholds, within = self._budget(ranked, lengths)
+        prob = (scores - thresholds).sigmoid() * differs
+        valid = valid_mask(lengths, x.shape[1])
+        return scores, torch.cat([torch.ones_like(prob[:, :1]), prob[:, 1:]], 1) * valid, within & differs & valid
 
-    def _thresholds(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Of every frame (B, T), that of its window: between the last of scores (B, T) inside the budget and the next one."""
+    def _budget(self, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Of every frame (B, T), its window's threshold, between the last of scores (B, T) inside the budget and the next one,
+        and whether the frame is inside."""
         batch, length = scores.shape
         window = self.window or length
         count = -(-length // window)
         windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
         ends = torch.arange(count + 1, device=scores.device) * window
         due = (torch.minimum(ends, lengths.unsqueeze(1)).double() / self.target_ratio).ceil().long()  # until each window's end
-        ranked = F.pad(F.pad(windows.sort(dim=-1, descending=True).values, (1, 0), value=FAR), (0, 1), value=-FAR)
         last = due.diff(dim=1).unsqueeze(-1)
-        thresholds = (ranked.gather(-1, last) + ranked.gather(-1, last + 1)) / 2
-        return thresholds.expand(-1, -1, window).reshape(batch, count * window)[:, :length]
+        ordered, order = windows.sort(dim=-1, descending=True, stable=True)
+        within = torch.zeros_like(windows, dtype=torch.bool).scatter(-1, order, torch.arange(window, device=scores.device) < last)
+        ordered = F.pad(F.pad(ordered, (1, 0), value=FAR), (0, 1), value=-FAR)
+        thresholds = ((ordered.gather(-1, last) + ordered.gather(-1, last + 1)) / 2).expand(-1, -1, window)
+        return tuple(of_windows.reshape(batch, count * window)[:, :length] for of_windows in (thresholds, within))
 
 
 class HNetChunker(_Router):
@@ -271,8 +284,9 @@ class FixedStrideChunker(nn.Module):
         chunk_of = (torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
         begins = F.pad(chunk_of[1:] > chunk_of[:-1], (1, 0), value=True)
         mask = begins.expand_as(valid) & valid
+        most = math.floor((x.shape[1] - 1) / self.stride) + 1 if min_chunks is None else None
         mask, chosen = choose(mask.float(), lengths, min_chunks)
-        chunked = gather_chunks(x, mask.float(), mask, chosen=chosen)
+        chunked = gather_chunks(x, mask.float(), mask, chosen=chosen, most=most)
         if self.pooling == "mean":
             chunked.chunks = pool_chunks(x, valid.to(x.dtype), chunked)
         return chunked

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hmamba_asr.modules.chunking import (
     DynamicChunker,
@@ -61,13 +62,37 @@ def test_a_budget_by_hand():
     out = DynamicChunker(d_model=2, target_ratio=2).double()(x, lengths)
     expected = [1.0, *(1 / (1 + math.exp(-score)) for score in (-z, z)), 0.0, 0.0]
     assert out.boundary_prob[0].tolist() == pytest.approx(expected, abs=1e-9)
-    assert out.chunk_frames.tolist() == [[0, 2]] and out.chosen.tolist() == [2]
+    assert out.chunk_frames[0, :2].tolist() == [0, 2] and out.chosen.tolist() == out.chunk_lengths.tolist() == [2]
     # The first frame weighs as if it stood one standard deviation above the mean.
     weights = [math.exp(2.0), math.exp(-z)]
     torch.testing.assert_close(out.chunks[0, 0], (weights[0] * x[0, 0] + weights[1] * x[0, 1]) / sum(weights))
     torch.testing.assert_close(out.chunks[0, 1], x[0, 2])
     for ratio, kept in ((4, [0]), (4 / 3, [0, 1, 2]), (1.01, [0, 1, 2])):  # the repetition is never a boundary
-        assert DynamicChunker(d_model=2, target_ratio=ratio).double()(x, lengths).chunk_frames[0].tolist() == kept
+        out = DynamicChunker(d_model=2, target_ratio=ratio).double()(x, lengths)
+        assert out.chunk_frames[0, : out.chunk_lengths[0]].tolist() == kept
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_of_equals_the_earlier_ones_begin_chunks(window):
+    """Twelve frames of two kinds in turn: all contrasts' angles are the same to the bit, and the budget holds all the same."""
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64).repeat(6, 1).unsqueeze(0)
+    chunker = DynamicChunker(d_model=2, target_ratio=2, window=window)
+    chunker.dissimilarity = lambda contrasts: torch.full(contrasts.shape[:2], 0.3, dtype=contrasts.dtype)[:, 1:]
+    out = chunker(x, torch.tensor([12]))
+    expected = [0, 1, 2, 3, 4, 5] if window is None else [0, 1, 4, 5, 8, 9]
+    assert out.boundary_mask[0].nonzero().flatten().tolist() == expected and out.chunk_frames[0].tolist() == expected
+
+
+@pytest.mark.parametrize("index", [0, 2, 3, 4])
+def test_nothing_waits_for_a_gpu_to_count(index):
+    """Of fake tensors there are only shapes: whoever asked for a value would fail. The widths are those of the real ones."""
+    chunker, x = chunkers()[index], frames()
+    real = chunker(x, LENGTHS)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = chunker(mode.from_tensor(x), mode.from_tensor(LENGTHS))
+    assert fake.chunks.shape == real.chunks.shape and fake.boundary_mask.shape == real.boundary_mask.shape
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
+        chunker(mode.from_tensor(x), mode.from_tensor(LENGTHS), mode.from_tensor(LENGTHS))  # a floor has to count
 
 
 def test_what_all_frames_share_decides_nothing():
