@@ -25,7 +25,7 @@ def random_inputs(batch, length, channels, n, *, groups=2, dtype=torch.float64, 
 
 def outputs_and_gradients(inputs, lengths, backend, directions=("forward", "reverse")):
     y = scan_directions(*inputs, lengths=lengths, directions=directions, backend=backend)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype)
+    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=y.dtype).to(y.device)
     return y, torch.autograd.grad((y * weights).sum(), inputs, materialize_grads=True)
 
 
