@@ -75,7 +75,8 @@ def main() -> None:
                 sides["CUDA graph"] = graphed(eager), captured(theirs)
             except RuntimeError as error:
                 print(f"{seconds} s: ConMamba cannot be captured: {error.__context__ or error}".splitlines()[0])
-        exact = conmamba(x, lengths).states
+        with torch.no_grad():  # what lives on would tie the parameters' gradients to this stream, which a capture may not touch
+            exact = conmamba(x, lengths).states
         for name, (ours, peer) in sides.items():
             output = ours()
             if output is not None:  # the replay of a graph returns nothing; what it captured was checked as "eager"
