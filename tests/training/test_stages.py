@@ -33,7 +33,7 @@ def encoder(outer_stride=2, inner_stride=3):
 
 
 def stages(lengths=LENGTHS):
-    return encoder()(torch.randn(len(lengths), 13, 8), lengths).stages
+    return encoder()(torch.randn(len(lengths), 11, 8), lengths).stages
 
 
 def test_nested_stages_stand_at_their_times_in_a_picture():
