@@ -345,19 +345,23 @@ class BeamSearch(nn.Module):
     Raises
     ------
     ValueError
-        For an unknown ``lm_fusion``, ``rescore`` and ``ilm`` without a language model or with SpeechBrain's searcher, and an
-        ``internal_lm_weight`` that nothing uses.
+        For an unknown ``lm_fusion``, ``rescore`` and ``ilm`` without a language model or with SpeechBrain's searcher, ``ilm``
+        without an ``internal_lm_weight``, and one that nothing uses.
     """
 
     def __init__(
         self, *, searcher: nn.Module, lm: nn.Module | None = None, lm_folder: str | None = None, lm_weight: float = 0.0,
-        lm_fusion: str = "shallow", internal_lm_weight: float = 0.0,
+        lm_fusion: str = "shallow", internal_lm_weight: float | None = None,
     ):  # fmt: skip
         super().__init__()
         if lm_fusion not in LM_FUSIONS:
             raise ValueError(f"lm_fusion is '{lm_fusion}'; choose one of {', '.join(LM_FUSIONS)}.")
-        if internal_lm_weight and lm_fusion != "ilm":
+        if internal_lm_weight is not None and lm_fusion != "ilm":
             raise ValueError(f"internal_lm_weight is {internal_lm_weight} and lm_fusion {lm_fusion}; set lm_fusion: ilm.")
+        if internal_lm_weight is None and lm_fusion == "ilm":
+            raise ValueError(
+                "lm_fusion is ilm without an internal_lm_weight; set one, for example {lm_fusion: ilm, internal_lm_weight: 0.1}."
+            )
         if (lm_folder or lm_fusion != "shallow") and not isinstance(searcher, JointBeamSearcher):
             raise ValueError(f"lm_folder and lm_fusion need JointBeamSearcher; the searcher is a {type(searcher).__name__}.")
         if lm_folder:

@@ -23,7 +23,7 @@ def language_model(seed=0):
     return lm
 
 
-def search_of(model, *, lm=None, weight=0.5, kind=JointBeamSearcher, fusion="shallow", ilm=0.0, **options):
+def search_of(model, *, lm=None, weight=0.5, kind=JointBeamSearcher, fusion="shallow", ilm=None, **options):
     """A whole BeamSearch: attention 0.6, CTC 0.4, a language model if given."""
     full, weights = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)], {"ctc": 0.4}
     if lm is not None:
@@ -189,7 +189,7 @@ def test_an_ngram_joins_as_in_speechbrain(recogniser, reference_searcher, tmp_pa
 # ---- all of them --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fusion", "ilm"), [("shallow", 0.0), ("rescore", 0.0), ("ilm", 0.3)])
+@pytest.mark.parametrize(("fusion", "ilm"), [("shallow", None), ("rescore", None), ("ilm", 0.3)])
 def test_a_mixed_batch_gives_what_each_utterance_gives_alone(recogniser, fusion, ilm):
     for seed in range(3):
         model, lm = recogniser(seed=seed, vocab=VOCAB, eos_bias=1.5), language_model(seed)
@@ -201,12 +201,12 @@ def test_a_mixed_batch_gives_what_each_utterance_gives_alone(recogniser, fusion,
             assert [h.score for h in found] == pytest.approx([h.score for h in alone], abs=1e-4)
 
 
-@pytest.mark.parametrize("fusion", ["shallow", "rescore", "ilm"])
-def test_weights_of_zero_change_nothing(recogniser, fusion):
+@pytest.mark.parametrize(("fusion", "ilm"), [("shallow", None), ("rescore", None), ("ilm", 0.0)])
+def test_weights_of_zero_change_nothing(recogniser, fusion, ilm):
     """No weight for the language model: the search without one. None for the internal one: shallow fusion."""
     model, lm = recogniser(vocab=VOCAB, eos_bias=1.5), language_model()
     weight, plain = (0.5, search_of(model, lm=lm)) if fusion == "ilm" else (0.0, search_of(model))
-    found = search_of(model, lm=lm, weight=weight, fusion=fusion).searcher.search(*batch())
+    found = search_of(model, lm=lm, weight=weight, fusion=fusion, ilm=ilm).searcher.search(*batch())
     for ours, theirs in zip(found, plain.searcher.search(*batch()), strict=True):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
@@ -232,10 +232,12 @@ def test_what_cannot_be_is_refused(recogniser):
         search_of(model, lm=lm, fusion="deep")
     with pytest.raises(ValueError, match="internal_lm_weight is 0.1 and lm_fusion shallow; set lm_fusion: ilm"):
         search_of(model, lm=lm, ilm=0.1)
-    for fusion in ("rescore", "ilm"):
+    with pytest.raises(ValueError, match="lm_fusion is ilm without an internal_lm_weight; set one"):
+        search_of(model, lm=lm, fusion="ilm")
+    for fusion, ilm in (("rescore", None), ("ilm", 0.1)):
         with pytest.raises(ValueError, match=f"lm_fusion is {fusion} and the search has no language model; give --lm_folder"):
-            search_of(model, fusion=fusion)
+            search_of(model, fusion=fusion, ilm=ilm)
         with pytest.raises(ValueError, match="need JointBeamSearcher; the searcher is a S2STransformerBeamSearcher"):
-            search_of(model, lm=lm, kind=S2STransformerBeamSearcher, fusion=fusion)
+            search_of(model, lm=lm, kind=S2STransformerBeamSearcher, fusion=fusion, ilm=ilm)
     with pytest.raises(ValueError, match="no language model to rescore with"):
         search_of(model).searcher.rescore()
