@@ -42,17 +42,18 @@ def draw_training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         losses.plot(x, [record["valid_loss"] for record in epochs], color=color, label=f"{name}: validation")
         measured = [(record["epoch"], record["valid_wer"]) for record in epochs if record.get("valid_wer") is not None]
         if measured:
-            wers.plot(*zip(*measured, strict=True), color=color, marker="o", markersize=3)
-            best = min(measured, key=lambda pair: pair[1])
-            wers.annotate(f"{best[1]:.1f}%", best, xytext=(0, -13), textcoords="offset points", ha="center", color=color)
+            epoch, best = min(measured, key=lambda pair: pair[1])
+            label = f"{name}: {best:.1f}% after epoch {epoch}"
+            wers.plot(*zip(*measured, strict=True), color=color, marker="o", markersize=3, label=label)
     losses.set(ylabel="loss per utterance (nats)", yscale="log")
     for axis in (losses.yaxis.set_major_formatter, losses.yaxis.set_minor_formatter):
         axis("{x:g}")  # instead of powers of ten
-    losses.legend(fontsize=9)
     wers.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
     wers.xaxis.get_major_locator().set_params(integer=True)
     for axes in (losses, wers):
         axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=9)
     return figure
 
 

@@ -23,10 +23,11 @@ fixedstride_2      fixedstride_$corpus
 fixedstride_3      fixedstride_$corpus --chunker {stride:3}
 "
 if [ "$corpus" = an4 ]; then
-  table+="hnet               hnet_an4
+  table+="hmamba_1+3_n2      hmamba_an4         --outer {num_layers:1} --inner {num_layers:3}
+hnet               hnet_an4
 "
 else
-  table+="hmamba_4+8_n2      hmamba_$corpus      --outer {num_layers:4} --inner {num_layers:8}
+  table+="hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
 "
 fi
 
