@@ -15,6 +15,7 @@ from hmamba_asr.decoding.ctc import ctc_greedy
 from hmamba_asr.decoding.hypotheses import Hypothesis, Step, Trellis
 from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
 from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, load_language_model, read_scorers
+from hmamba_asr.decoding.step_graph import StepGraph
 from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
 
@@ -32,9 +33,13 @@ class _Beams:
     peaks: Tensor  # (B, K) frame that the last token attended to most
     first_end: Tensor  # (B,) tokens in front of the earliest end of sentence
     limit: Tensor  # (B,) tokens with the end of sentence
+    steps: Tensor  # (B,) done so far, the same number for all
     finished: Tensor  # (B,) number of finished hypotheses
     best: Tensor  # (B, topk) scores of the best finished ones
     done: Tensor  # (B,) whether the utterance takes no more
+
+    def carried(self) -> list[tuple[object, str]]:
+        return [(self, field.name) for field in fields(self)]
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
@@ -72,6 +77,8 @@ class JointBeamSearcher(nn.Module):
       tokens are at most 0 (or a positive length bonus).
     - ``max_attn_shift`` and the CTC window follow the newest token's attention. A shift blocks hypotheses, unless it would block
       all of an utterance.
+    - On a GPU a step is a CUDA graph (:class:`~hmamba_asr.decoding.step_graph.StepGraph`), unless ``cuda_graph`` is false or a
+      scorer works on the host.
     - Language models can be left out of the search and rank its ``beam_size`` best results instead: :meth:`rescore`.
 
     Results hold on to two of SpeechBrain's rules: ``beam_size`` finished hypotheses end an utterance, and one that is open at
@@ -88,6 +95,7 @@ class JointBeamSearcher(nn.Module):
         beam_size: int, scorer: ScorerBuilder | None = None, temperature: float = 1.0, return_topk: bool = False,
         topk: int = 1, using_eos_threshold: bool = True, eos_threshold: float = 1.5, length_normalization: bool = True,
         using_max_attn_shift: bool = False, max_attn_shift: int = 60, minus_inf: float = -1e20,
+        cuda_graph: bool = True,
     ):  # fmt: skip
         """``minus_inf`` is SpeechBrain's and not used: what is ruled out is -inf here."""
         super().__init__()
@@ -97,6 +105,7 @@ class JointBeamSearcher(nn.Module):
         self.temperature, self.return_topk, self.length_normalization = temperature, return_topk, length_normalization
         self.eos_threshold = eos_threshold if using_eos_threshold else None
         self.max_attn_shift = max_attn_shift if using_max_attn_shift else None
+        self.cuda_graph = cuda_graph
         self.decoder = decoder_stepper(self.model)
         self.scorers, self.rescorers = read_scorers(scorer), []
         self.candidates = int(beam_size * (scorer.scorer_beam_scale if scorer is not None else 2))  # SpeechBrain's default
@@ -192,22 +201,29 @@ class JointBeamSearcher(nn.Module):
         _refuse_nonfinite(states, lengths, utterances)
         beams, memory = self._start(states, lengths, len(trellis.part_names))
         trellis.utterances(utterances)
+        parts = [part for part in (beams, memory, *self.scorers) if part is not None]
         steps, every = int(beams.limit.max()), STEPS_BETWEEN_CHECKS.get(states.device.type, 4)
+        run, worthwhile = (lambda: self._step(beams, memory)), 4
+        if self._can_graph(states.device):
+            run, worthwhile = StepGraph(run, lambda: [pair for part in parts for pair in part.carried()]), 2
         for step in range(steps):
-            trellis.add(self._step(beams, memory, step))
+            self._prepare(beams, memory)
+            trellis.add(run())
             if (step + 1) % every or step + 1 == steps:
                 continue
             done = beams.done.tolist()
             if all(done):
                 return
-            if 4 * sum(done) >= len(done):  # worth the copy of what the others need
+            if worthwhile * sum(done) >= len(done):  # worth the copy of what the others need, and another graph
                 kept = [row for row, over in enumerate(done) if not over]
                 rows = torch.tensor(kept, device=states.device)
-                for part in (beams, memory, *self.scorers):
-                    if part is not None:
-                        part.keep(rows)
+                for part in parts:
+                    part.keep(rows)
                 utterances = [utterances[row] for row in kept]
                 trellis.utterances(utterances)
+
+    def _can_graph(self, device: torch.device) -> bool:
+        return self.cuda_graph and device.type == "cuda" and all(scorer.on_device for scorer in self.scorers)
 
     @torch.no_grad()
     def first_tokens(self, states: Tensor, lengths: Tensor) -> list[int]:
@@ -223,7 +239,8 @@ class JointBeamSearcher(nn.Module):
             raise ValueError("an utterance has no encoder states, so it has no first token; leave it out.")
         _refuse_nonfinite(states, lengths, list(range(len(lengths))))
         beams, memory = self._start(states, lengths, len(self._part_names()))
-        self._step(beams, memory, 0)
+        self._prepare(beams, memory)
+        self._step(beams, memory)
         return beams.tokens[:, 0].tolist()
 
     def _part_names(self) -> list[str]:
@@ -240,13 +257,19 @@ class JointBeamSearcher(nn.Module):
             tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long), sums=zeros,
             parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
             peaks=zeros.long(), first_end=(frames * self.min_decode_ratio).long(),
-            limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps),
+            limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps), steps=zeros[:, 0].long(),
             finished=zeros[:, 0].long(), best=zeros.new_full((batch, self.nbest), -math.inf), done=zeros[:, 0].bool(),
         )  # fmt: skip
         return beams, memory
 
-    def _step(self, beams: _Beams, memory: StepperState | None, step: int) -> Step:
-        """One more token for every hypothesis."""
+    def _prepare(self, beams: _Beams, memory: StepperState | None) -> None:
+        """The host's part of a step."""
+        for part in (memory, *self.scorers):
+            if part is not None:
+                part.prepare(beams.tokens.shape[1])
+
+    def _step(self, beams: _Beams, memory: StepperState | None) -> Step:
+        """One more token for every hypothesis, after ``_prepare``: the device's part, which a CUDA graph can repeat."""
         combined, attention, each, weights = None, None, [], []
         if memory is not None:
             hidden, attention = self.decoder.step(memory, beams.tokens, with_attention=self.needs_attention)
@@ -259,7 +282,7 @@ class JointBeamSearcher(nn.Module):
             each.append(scorer.scores(beams.tokens, attention, candidates if scorer.partial else None))
             weights.append(scorer.weight)
             combined = each[-1] * scorer.weight if combined is None else combined.add_(each[-1], alpha=scorer.weight)
-        combined[..., self.eos_index].masked_fill_((beams.first_end > step).unsqueeze(1), -math.inf)
+        combined[..., self.eos_index].masked_fill_((beams.first_end > beams.steps).unsqueeze(1), -math.inf)
         if self.blocked is not None:
             combined[..., self.blocked] = -math.inf
 
@@ -277,9 +300,9 @@ class JointBeamSearcher(nn.Module):
         at = parents.unsqueeze(-1).expand(-1, -1, beams.parts.shape[-1])
         beams.parts = beams.parts.gather(1, at) + torch.stack(shares, -1)
         beams.peaks = beams.peaks.gather(1, parents)
-        beams.tokens, beams.sums = tokens, sums
-        scores = sums / (step + 1) if self.length_normalization else sums
-        accepted = self._finish(beams, scores, step)
+        beams.tokens, beams.sums, beams.steps = tokens, sums, beams.steps + 1
+        scores = sums / beams.steps.unsqueeze(1) if self.length_normalization else sums
+        accepted = self._finish(beams, scores)
         log_probs = shares[0] * weights[0] if memory is not None else torch.zeros_like(scores)
         return Step(tokens, parents, scores, log_probs, beams.parts, accepted)
 
@@ -303,23 +326,23 @@ class JointBeamSearcher(nn.Module):
             return F.pad(values, (0, missing), value=-math.inf), F.pad(index, (0, missing))
         return totals.topk(self.beam_size, -1)
 
-    def _finish(self, beams: _Beams, scores: Tensor, step: int) -> Tensor:
+    def _finish(self, beams: _Beams, scores: Tensor) -> Tensor:
         """Which hypotheses (B, K) are results now; updates what is finished, open and done."""
         live = beams.sums.isfinite() & ~beams.done.unsqueeze(1)
         ends = live & (beams.tokens == self.eos_index)
-        cut = live & ~ends & (beams.limit == step + 1).unsqueeze(1)
+        cut = live & ~ends & (beams.limit == beams.steps).unsqueeze(1)
         rank = beams.finished.unsqueeze(1) + ends.cumsum(1)
         accepted = ends & (rank <= self.beam_size) | cut & (rank[:, -1:] + cut.cumsum(1) <= self.beam_size)
         beams.finished = beams.finished + accepted.sum(1)
         beams.best = torch.cat([beams.best, scores.masked_fill(~accepted, -math.inf)], 1).topk(self.nbest, -1).values
         beams.sums = beams.sums.masked_fill(beams.tokens == self.eos_index, -math.inf)
-        beams.done = beams.done | (beams.finished >= self.beam_size) | (beams.limit <= step + 1)
+        beams.done = beams.done | (beams.finished >= self.beam_size) | (beams.limit <= beams.steps)
         if math.isfinite(self.highest):
             reachable = beams.sums.amax(1)
             if self.length_normalization:
                 reachable = reachable / beams.limit  # at most: nothing lost on the longest way there is
             else:
-                reachable = reachable + self.highest * (beams.limit - step - 1)
+                reachable = reachable + self.highest * (beams.limit - beams.steps)
             beams.done = beams.done | (beams.best[:, -1] >= reachable)
         return accepted
 

@@ -24,62 +24,84 @@ from hmamba_asr.models.asr import ASRModel
 class KeyValuePool:
     """Self-attention keys and values of all hypotheses of a batch: each token's once, however many hypotheses go through it.
 
-    A slot holds the keys and values of one token in all layers; each step appends one slot for each hypothesis. Which slots
-    a hypothesis attends to, its ancestors, stands in ``ancestors`` (B, hypotheses, slots): when the beam is reordered, rows of
+    A slot holds the keys and values of one token in all layers; each step takes one slot for each hypothesis. Which slots a
+    hypothesis attends to, its ancestors, stands in ``ancestors`` (B, hypotheses, capacity): when the beam is reordered, rows of
     this mask move and keys and values stay where they are. When the pool is full, slots that no hypothesis descends from are
     given up; if that frees less than half, the pool grows.
+
+    The calls of a step are ``reserve``, which is the host's part, then ``append``, then ``write`` for each layer: these are the
+    same work on the same addresses in every step, so that a CUDA graph can repeat them, and attend to empty slots too. On a CPU,
+    where that would only cost time, attention ends at the last slot taken (``whole`` overrules that).
     """
 
-    def __init__(self, num_layers: int, first_capacity: int = 256):
-        self.num_layers = num_layers
-        self.first_capacity = first_capacity
-        self.slots = 0
-        self._buffer: Tensor | None = None  # (B, capacity, layers, 2, d_model); made when the dtype of the keys is known
+    def __init__(self, num_layers: int, first_capacity: int = 256, whole: bool | None = None):
+        self.num_layers, self.capacity, self.whole = num_layers, first_capacity, whole
+        self.slots = 0  # taken; on the device ``taken``, which ``append`` brings up to it
+        self.taken: Tensor | None = None
         self.ancestors: Tensor | None = None
+        self._here: Tensor | None = None
+        self._buffer: Tensor | None = None  # (B, capacity, layers, 2, d_model); made when the dtype of the keys is known
 
-    def append(self, visible: Tensor) -> None:
-        """A slot for the next token of each hypothesis; ``visible`` (B, hypotheses) is false where nobody may attend to it."""
-        own = torch.diag_embed(visible)
-        if self.ancestors is not None:
-            if self.slots + own.shape[-1] > self._buffer.shape[1]:
-                self._make_room(own.shape[-1])
-            own = torch.cat([self.ancestors, own], -1)
-        self.ancestors = own
-        self.slots = own.shape[-1]
+    def reserve(self, hypotheses: int) -> None:
+        """Room for the next token of each hypothesis; may wait for the device."""
+        if self.slots + hypotheses > self.capacity:
+            self._make_room(hypotheses)
+        self.slots += hypotheses
+
+    def append(self, visible: Tensor) -> Tensor:
+        """The reserved slots become the hypotheses' own; ``visible`` (B, hypotheses) is false where nobody may attend to it.
+        Gives what each may attend to (B, hypotheses, slots)."""
+        batch, hypotheses = visible.shape
+        if self.ancestors is None:
+            self.whole = visible.is_cuda if self.whole is None else self.whole
+            self.ancestors = visible.new_zeros(batch, hypotheses, self.capacity)
+            self.taken = torch.zeros(1, dtype=torch.long, device=visible.device)
+        self._here = self.taken + torch.arange(hypotheses, device=visible.device)
+        self.ancestors = self.ancestors.index_copy(2, self._here, torch.diag_embed(visible))
+        self.taken = self.taken + hypotheses
+        return self.ancestors[..., : self._reach]
 
     def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
         """Fill the newest slots of ``layer`` from (B, hypotheses, 2 d_model); gives its keys and values (B, slots, d_model)."""
-        batch, hypotheses, width = keys_values.shape
         if self._buffer is None:
-            capacity = max(self.first_capacity, 2 * self.slots)
-            self._buffer = keys_values.new_zeros(batch, capacity, self.num_layers, 2, width // 2)
+            shape = (keys_values.shape[0], self.capacity, self.num_layers, 2, keys_values.shape[-1] // 2)
+            self._buffer = keys_values.new_zeros(shape)
         here = self._buffer[:, :, layer]
-        here[:, self.slots - hypotheses : self.slots] = keys_values.unflatten(-1, (2, -1))
-        return here[:, : self.slots, 0], here[:, : self.slots, 1]
+        here.index_copy_(1, self._here, keys_values.unflatten(-1, (2, -1)))
+        return here[:, : self._reach, 0], here[:, : self._reach, 1]
 
     def reorder(self, parents: Tensor) -> None:
         """Hypothesis i of each utterance goes on from hypothesis ``parents[:, i]``; parents (B, hypotheses)."""
-        self.ancestors = self.ancestors.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.slots))
+        self.ancestors = self.ancestors.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.capacity))
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
         self.ancestors = self.ancestors[rows]
         self._buffer = self._buffer[rows]
 
+    @property
+    def _reach(self) -> int:
+        return self.capacity if self.whole else self.slots
+
     def _make_room(self, wanted: int) -> None:
-        capacity = self._buffer.shape[1]
+        if self._buffer is None:  # more hypotheses at once than the first capacity
+            self.capacity = max(2 * self.capacity, wanted)
+            return
         used = self.ancestors.any(1)
         count = int(used.sum(1).max())
-        if 2 * (count + wanted) > capacity:
-            larger = max(2 * capacity, self.slots + wanted)
+        if 2 * (count + wanted) > self.capacity:
+            larger = max(2 * self.capacity, self.slots + wanted)
             grown = self._buffer.new_zeros(self._buffer.shape[0], larger, *self._buffer.shape[2:])
-            grown[:, :capacity] = self._buffer
-            self._buffer = grown
+            grown[:, : self.capacity] = self._buffer
+            self.ancestors = F.pad(self.ancestors, (0, larger - self.capacity))
+            self._buffer, self.capacity = grown, larger
             return
         order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         for row, chosen in zip(self._buffer, order, strict=True):
             row[:count] = row[chosen]
-        self.ancestors = self.ancestors.gather(2, order.unsqueeze(1).expand(-1, self.ancestors.shape[1], -1))
+        ancestors = self.ancestors.gather(2, order.unsqueeze(1).expand(-1, self.ancestors.shape[1], -1))
+        self.ancestors = F.pad(ancestors, (0, self.capacity - count))
+        self.slots, self.taken = count, torch.full_like(self.taken, count)
 
 
 @dataclass
@@ -87,12 +109,20 @@ class StepperState:
     """What a prefix leaves behind; ``memory`` holds, for each layer, an utterance's cross-attention keys and values.
 
     Their shape is (B, heads, T, d_head). ``memory_mask`` (B, 1, 1, T) is 0 on frames and -inf on padding, None without any.
+    ``position`` (1,) counts the steps, None before the first.
     """
 
     pool: KeyValuePool
-    step: int = 0
+    position: Tensor | None = None
     memory: list[tuple[Tensor, Tensor]] | None = None
     memory_mask: Tensor | None = None
+
+    def prepare(self, hypotheses: int) -> None:
+        """What the host does before each step of so many hypotheses."""
+        self.pool.reserve(hypotheses)
+
+    def carried(self) -> list[tuple[object, str]]:
+        return [(self, "position"), (self.pool, "ancestors"), (self.pool, "taken")]
 
     def reorder(self, parents: Tensor) -> None:
         self.pool.reorder(parents)
@@ -139,18 +169,19 @@ class TransformerStepper:
     def step(self, state: StepperState, tokens: Tensor, *, with_attention: bool = False) -> tuple[Tensor, Tensor | None]:
         """The newest token of each hypothesis (B, hypotheses) -> the stack's output for it (B, hypotheses, d_model).
 
-        The number of hypotheses may differ from the last step's, through ``state.reorder``. ``with_attention`` adds the last
-        layer's cross-attention (B, hypotheses, T), the mean over its heads.
+        ``state.prepare`` comes first. The number of hypotheses may differ from the last step's, through ``state.reorder``.
+        ``with_attention`` adds the last layer's cross-attention (B, hypotheses, T), the mean over its heads.
         """
         visible = torch.ones_like(tokens, dtype=torch.bool) if self.hidden_token is None else tokens != self.hidden_token
-        state.pool.append(visible)
-        x = self.embed(tokens)
-        x = x + self.positions.pe[:, state.step]
+        ancestors = state.pool.append(visible).unsqueeze(1)
+        if state.position is None:
+            state.position = torch.zeros(1, dtype=torch.long, device=tokens.device)
+        x = self.embed(tokens) + self.positions.pe[0].index_select(0, state.position)
         mask = attention = None
         for index, layer in enumerate(self.layers):
             query, keys_values = layer.project_self(x)
             if mask is None:
-                mask = _additive(state.pool.ancestors.unsqueeze(1), query.dtype)
+                mask = _additive(ancestors, query.dtype)
             x = layer.attend_self(x, query, *state.pool.write(index, keys_values), mask)
             if layer.cross is not None and state.memory is None:
                 x = layer.skip_memory(x)
@@ -160,7 +191,7 @@ class TransformerStepper:
                     attention = layer.memory_weights(x, memory[0], memory[2])
                 x = layer.attend_memory(x, *memory)
             x = layer.feed_forward(x)
-        state.step += 1
+        state.position = state.position + 1
         return self.norm(x), attention
 
 

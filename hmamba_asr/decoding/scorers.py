@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ class Scorer:
     needs_attention = False
     max_steps = math.inf
     rescores = False  # has ``sentences``: can be left out of the search and asked about its results
+    on_device = True  # ``scores`` and ``advance`` are work for the device only, the same in every step
     model: nn.Module | None = None  # what has parameters of its own, apart from the recogniser's
 
     def __init__(self, weight: float, partial: bool):
@@ -41,6 +43,13 @@ class Scorer:
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
         """Begin with the encoder states (B, T, d_model) and lengths (B,) of a batch."""
+
+    def prepare(self, hypotheses: int) -> None:
+        """What the host does before each step of so many hypotheses."""
+
+    def carried(self) -> list[tuple[object, str]]:
+        """Owners and names of the tensors that a step leaves to the next one in place of its own."""
+        return []
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         """Newest tokens (B, K), their cross-attention (B, K, T), candidates (B, K, C) if partial -> (B, K, vocab)."""
@@ -71,6 +80,9 @@ class CTC(Scorer):
         log_probs = at_least_float32(self.head(states)).log_softmax(-1)
         self.prefixes = CTCPrefixScorer(log_probs, lengths, blank=self.blank, eos=self.eos)
         self.state, self.window = self.prefixes.start(), None
+
+    def carried(self) -> list[tuple[object, str]]:
+        return [(self.state, field.name) for field in fields(self.state)]
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         if self.needs_attention and attention is not None:
@@ -109,6 +121,12 @@ class TransformerLM(Scorer):
     def start(self, states: Tensor, lengths: Tensor) -> None:
         self.model.eval().to(states.device)
         self.state = self.stepper.start()
+
+    def prepare(self, hypotheses: int) -> None:
+        self.state.prepare(hypotheses)
+
+    def carried(self) -> list[tuple[object, str]]:
+        return self.state.carried()
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         return (at_least_float32(self.stepper.step(self.state, tokens)) / self.temperature).log_softmax(-1)
@@ -157,6 +175,12 @@ class InternalLM(Scorer):
     def start(self, states: Tensor, lengths: Tensor) -> None:
         self.state = self.decoder.start()
 
+    def prepare(self, hypotheses: int) -> None:
+        self.state.prepare(hypotheses)
+
+    def carried(self) -> list[tuple[object, str]]:
+        return self.state.carried()
+
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         hidden, _ = self.decoder.step(self.state, tokens)
         return (at_least_float32(self.head(hidden)) / self.temperature).log_softmax(-1)
@@ -187,6 +211,7 @@ class Ngram(Scorer):
 
     name = "kenlm"
     rescores = True
+    on_device = False
 
     def __init__(self, settings: speechbrain_scorers.KenLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)

@@ -121,7 +121,7 @@ def attends_steadily(monkeypatch, reference_searcher):
 
     def step(self, state, tokens, *, with_attention=False):
         hidden, attention = ours(self, state, tokens, with_attention=with_attention)
-        return hidden, steady_attention(tokens, state.step - 1, attention.shape[-1]) if with_attention else None
+        return hidden, steady_attention(tokens, int(state.position) - 1, attention.shape[-1]) if with_attention else None
 
     monkeypatch.setattr(reference_searcher, "forward_step", forward_step)
     monkeypatch.setattr(TransformerStepper, "step", step)

@@ -68,14 +68,15 @@ def whole_lm(model, tokens):
     return model.output_proj(hidden)[:, -1]
 
 
-def walk(step, reorder, *, batch, steps, beam, generator):
+def walk(step, state, *, batch, steps, beam, generator):
     """Random hypotheses and reorderings as a beam search makes them; yields the step's result and every whole prefix."""
     tokens = torch.ones(batch, 1, dtype=torch.long)
     prefixes = tokens.unsqueeze(-1)
     for _ in range(steps):
+        state.prepare(tokens.shape[1])
         yield step(tokens), prefixes
         parents = torch.randint(tokens.shape[1], (batch, beam), generator=generator)
-        reorder(parents)
+        state.reorder(parents)
         tokens = torch.randint(VOCAB, (batch, beam), generator=generator)
         history = prefixes.gather(1, parents.unsqueeze(-1).expand(-1, -1, prefixes.shape[-1]))
         prefixes = torch.cat([history, tokens.unsqueeze(-1)], -1)
@@ -92,7 +93,7 @@ def test_decoder_steps_are_the_whole_prefixes(normalize_before, dtype, attention
     with torch.no_grad():
         state = stepper.start(states, lengths)
         step = lambda tokens: stepper.step(state, tokens, with_attention=True)  # noqa: E731
-        for (hidden, attention), prefixes in walk(step, state.reorder, batch=3, steps=30, beam=4, generator=generator):
+        for (hidden, attention), prefixes in walk(step, state, batch=3, steps=30, beam=4, generator=generator):
             beam = prefixes.shape[1]
             expected, weights = whole_decode(
                 model, prefixes.flatten(0, 1), states.repeat_interleave(beam, 0), lengths.repeat_interleave(beam)
@@ -113,7 +114,7 @@ def test_decoder_steps_without_states_are_those_of_zero_cross_attention(normaliz
     with torch.no_grad():
         state = stepper.start()
         step = lambda tokens: stepper.step(state, tokens, with_attention=True)  # noqa: E731
-        for (hidden, attention), prefixes in walk(step, state.reorder, batch=2, steps=20, beam=3, generator=generator):
+        for (hidden, attention), prefixes in walk(step, state, batch=2, steps=20, beam=3, generator=generator):
             count = prefixes.shape[0] * prefixes.shape[1]
             states, lengths = torch.randn(count, 5, D, dtype=torch.float64), torch.full((count,), 5)
             expected, _ = whole_decode(model, prefixes.flatten(0, 1), states, lengths)
@@ -131,7 +132,7 @@ def test_language_model_steps_are_the_whole_prefixes(normalize_before, dtype, d_
     state, zeros = stepper.start(), 0
     with torch.no_grad():
         step = lambda tokens: stepper.step(state, tokens)  # noqa: E731
-        for logits, prefixes in walk(step, state.reorder, batch=2, steps=30, beam=3, generator=generator):
+        for logits, prefixes in walk(step, state, batch=2, steps=30, beam=3, generator=generator):
             torch.testing.assert_close(
                 logits.flatten(0, 1), whole_lm(model, prefixes.flatten(0, 1)), rtol=0, atol=TOLERANCE[dtype]
             )
@@ -158,26 +159,33 @@ def test_utterances_can_leave_between_steps():
     rows = torch.tensor([0, 2])
     with torch.no_grad():
         both = stepper.start(states, lengths)
+        both.prepare(2)
         stepper.step(both, tokens)
         both.keep(rows)
+        both.prepare(2)
         kept, _ = stepper.step(both, tokens[rows] + 1)
         alone = stepper.start(states[rows], lengths[rows])
+        alone.prepare(2)
         stepper.step(alone, tokens[rows])
+        alone.prepare(2)
         expected, _ = stepper.step(alone, tokens[rows] + 1)
     torch.testing.assert_close(kept, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("single_line", [True, False])
-def test_the_pool_keeps_what_is_attended_to_and_little_else(single_line):
+def test_the_pool_keeps_what_is_attended_to_and_little_else(single_line, whole):
     """With one common ancestor the pool holds a line of tokens, whatever the beam; lines of their own make it grow."""
-    pool, beam, steps = KeyValuePool(num_layers=1, first_capacity=64), 8, 200
+    pool, beam, steps = KeyValuePool(num_layers=1, first_capacity=64, whole=whole), 8, 200
     paths = torch.zeros(1, beam, 0)
     for step in range(steps):
-        pool.append(torch.ones(1, beam, dtype=torch.bool))
+        pool.reserve(beam)
+        ancestors = pool.append(torch.ones(1, beam, dtype=torch.bool))
         values = (step * beam + torch.arange(beam)).view(1, beam, 1).double()
         keys, _ = pool.write(0, torch.cat([values, -values], -1))
         paths = torch.cat([paths, values], -1)
-        for found, path in zip(pool.ancestors[0], paths[0], strict=True):
+        assert ancestors.shape[-1] == keys.shape[1] == (pool.capacity if whole else pool.slots)
+        for found, path in zip(ancestors[0], paths[0], strict=True):
             assert keys[0, found, 0].tolist() == path.tolist()  # compaction keeps the order
         parents = torch.full((1, beam), 3) if single_line else torch.arange(beam).view(1, beam)
         pool.reorder(parents)
@@ -188,10 +196,11 @@ def test_the_pool_keeps_what_is_attended_to_and_little_else(single_line):
 def test_a_beam_wider_than_the_pool_makes_it_grow():
     pool = KeyValuePool(num_layers=1, first_capacity=2)
     for step, beam in enumerate((1, 50, 3)):
-        pool.append(torch.ones(1, beam, dtype=torch.bool))
+        pool.reserve(beam)
+        ancestors = pool.append(torch.ones(1, beam, dtype=torch.bool))
         keys, _ = pool.write(0, torch.full((1, beam, 2), float(step)))
         pool.reorder(torch.zeros(1, (50, 3, 3)[step], dtype=torch.long))
-    assert keys[0, pool.ancestors[0, 0], 0].tolist() == [0.0, 1.0, 2.0]
+    assert keys[0, ancestors[0, 0], 0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_what_cannot_be_stepped_is_named():

@@ -1,0 +1,81 @@
+"""A step of a search as a CUDA graph: hundreds of small kernels, launched by the host at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from hmamba_asr.decoding.hypotheses import Step
+
+Carried = list[tuple[object, str]]
+
+
+class StepGraph:
+    """Runs ``step``, which must ask nothing of the host but launches, again and again.
+
+    ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new tensors. The first
+    step with tensors of some shapes runs as it stands, which also warms up what a capture may not do; the second is captured,
+    and it and all others of these shapes are replays. Whatever else ``step`` reads must stay where it is as long as the shapes
+    of what is carried do.
+
+    ``record`` is for tests where there is no GPU.
+    """
+
+    def __init__(self, step: Callable[[], Step], carried: Callable[[], Carried], record=None):
+        self.step, self.carried, self.record = step, carried, record or record_cuda_graph
+        self.shapes: list[torch.Size] = []
+        self.replay: Callable[[], None] | None = None
+
+    def __call__(self) -> Step:
+        tensors = self._tensors()
+        shapes = [tensor.shape for tensor in tensors]
+        if shapes != self.shapes:
+            self.shapes, self.replay = shapes, None
+            return self.step()
+        if self.replay is None:
+            # Copies: the steps in the trellis share these tensors, which every replay overwrites.
+            self.inputs = [tensor.clone() for tensor in tensors]
+            self._bind(self.inputs)
+            self.replay, self.output = self.record(self._step_in_place)
+        else:
+            for ours, given in zip(self.inputs, tensors, strict=True):
+                if ours is not given:  # changed between steps
+                    ours.copy_(given)
+            self._bind(self.inputs)
+        self.replay()
+        return replace(self.output, **{field.name: getattr(self.output, field.name).clone() for field in fields(Step)})
+
+    def _step_in_place(self) -> Step:
+        """A step whose results end in the tensors that it began with."""
+        output = self.step()
+        for ours, result in zip(self.inputs, self._tensors(), strict=True):
+            if ours is not result:
+                ours.copy_(result)
+        self._bind(self.inputs)
+        return output
+
+    def _tensors(self) -> list[Tensor]:
+        found = [getattr(owner, name) for owner, name in self.carried()]
+        return [tensor for tensor in found if tensor is not None]  # None: made by the first step
+
+    def _bind(self, tensors: list[Tensor]) -> None:
+        for (owner, name), tensor in zip(self.carried(), tensors, strict=True):
+            setattr(owner, name, tensor)
+
+
+def record_cuda_graph(run: Callable[[], Step]) -> tuple[Callable[[], None], Step]:
+    """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after each replay."""
+    graph, current, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(current)
+    # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.
+    with torch.cuda.stream(side):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            output = run()
+        finally:
+            graph.capture_end()
+    current.wait_stream(side)
+    return graph.replay, output

@@ -1,0 +1,115 @@
+"""A search whose steps are replays of one recording finds what one step after the other finds."""
+
+from functools import partial
+
+import pytest
+import torch
+from speechbrain.decoders.scorer import CTCScorer, LengthScorer, ScorerBuilder, TransformerLMScorer
+from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
+
+from hmamba_asr.decoding import beam as beam_module
+from hmamba_asr.decoding import incremental
+from hmamba_asr.decoding.beam import JointBeamSearcher
+from hmamba_asr.decoding.step_graph import StepGraph
+
+BLANK, BOS, EOS, VOCAB, D = 0, 1, 2, 40, 16
+LENGTHS = [25, 19, 13, 25, 7, 2, 1]
+
+
+class Recorder:
+    """Stands in for a CUDA graph: a recording leaves nothing done, and a replay works on the tensors of the recording."""
+
+    def __init__(self, counts):
+        self.counts = counts
+
+    def __call__(self, run):
+        graph = run.__self__
+        before = [tensor.clone() for tensor in graph.inputs]
+        output = run()
+        for tensor, value in zip(graph.inputs, before, strict=True):
+            tensor.copy_(value)
+        self.counts["recordings"] += 1
+
+        def replay():
+            self.counts["replays"] += 1
+            for name, value in vars(run()).items():
+                getattr(output, name).copy_(value)
+
+        return replay, output
+
+
+def make_searcher(model, *, ctc=0.4, with_lm=True, window=0, device="cpu", **options):
+    scorers, weights = [], {}
+    if ctc:
+        scorers.append(CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS, ctc_window_size=window))
+        weights["ctc"] = ctc
+    if with_lm:
+        torch.manual_seed(3)
+        lm = TransformerLM(VOCAB, d_model=D, nhead=2, num_encoder_layers=2, d_ffn=32, max_length=60).eval().to(device)
+        scorers.append(TransformerLMScorer(language_model=lm, temperature=1.15))
+        weights["transformerlm"] = 0.5
+    if not options.get("length_normalization", True):
+        scorers.append(LengthScorer(vocab_size=VOCAB))
+        weights["length"] = 0.3
+    settings = {"beam_size": 4, "min_decode_ratio": 0.0, "max_decode_ratio": 1.0, "using_eos_threshold": False, "topk": 3}
+    scorer = ScorerBuilder(full_scorers=scorers, weights=weights) if scorers else None
+    return JointBeamSearcher([model, model.output_head], BOS, EOS, scorer=scorer, **(settings | options))
+
+
+SETTINGS = {
+    "all": {},
+    "decoder": {"ctc": 0.0, "with_lm": False},
+    "CTC": {"ctc": 1.0, "with_lm": False},
+    "wide": {"beam_size": 40},  # the pool of keys and values grows, is full, and makes room
+    "window": {"window": 5, "using_max_attn_shift": True, "max_attn_shift": 12},
+    "unnormalised": {"length_normalization": False, "using_eos_threshold": True},
+}
+
+
+def data(seed, device="cpu"):
+    states = torch.randn(len(LENGTHS), max(LENGTHS), D, generator=torch.Generator().manual_seed(seed))
+    return states.to(device), torch.tensor(LENGTHS, device=device)
+
+
+def check_same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.parts == pytest.approx(b.parts, abs=1e-3) and a.log_probs == pytest.approx(b.log_probs, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_replays_are_the_steps(name, recogniser, monkeypatch):
+    """The recording's tensors are the search's, through reorderings, compactions, growth and utterances that leave."""
+    counts = {"recordings": 0, "replays": 0}
+    monkeypatch.setattr(beam_module, "STEPS_BETWEEN_CHECKS", {"cpu": 4})
+    for seed in range(3):
+        search = make_searcher(recogniser(seed=seed, vocab=VOCAB, eos_bias=1.0), **SETTINGS[name])
+        expected = search.search(*data(seed))
+        with monkeypatch.context() as patch:
+            patch.setattr(beam_module, "StepGraph", partial(StepGraph, record=Recorder(counts)))
+            patch.setattr(JointBeamSearcher, "_can_graph", lambda self, device: True)
+            patch.setattr(incremental, "KeyValuePool", partial(incremental.KeyValuePool, whole=True))
+            found = search.search(*data(seed))
+        check_same(found, expected)
+    assert counts["recordings"] > 3 and counts["replays"] > 3 * counts["recordings"]
+
+
+def test_what_works_on_the_host_is_not_recorded(recogniser):
+    search = make_searcher(recogniser(vocab=VOCAB))
+    gpu = torch.device("cuda")
+    assert search._can_graph(gpu) and not search._can_graph(torch.device("cpu"))
+    search.scorers[0].on_device = False  # as KenLM's
+    assert not search._can_graph(gpu)
+    assert not make_searcher(recogniser(vocab=VOCAB), cuda_graph=False)._can_graph(gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", SETTINGS)
+def test_graphs_on_the_gpu_find_what_steps_find(name, recogniser):
+    for seed in range(3):
+        model = recogniser(seed=seed, vocab=VOCAB, eos_bias=1.0).cuda()
+        searches = [make_searcher(model, device="cuda", cuda_graph=graph, **SETTINGS[name]) for graph in (True, False)]
+        check_same(*(search.search(*data(seed, "cuda")) for search in searches))
