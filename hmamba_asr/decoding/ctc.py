@@ -61,10 +61,10 @@ class CTCPrefixScorer:
     def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int):
         """log_probs (B, T, vocab) of the CTC head, lengths (B,) of 1 or more."""
         self.blank, self.eos, self.last_frame = blank, eos, lengths - 1
-        self.inside = valid_mask(lengths, log_probs.shape[1]).unsqueeze(1)  # (B, 1, T)
-        self.probs = log_probs.exp().masked_fill_(~self.inside.transpose(1, 2), 0.0)
+        self.outside = ~valid_mask(lengths, log_probs.shape[1]).unsqueeze(1)  # (B, 1, T)
+        self.probs = log_probs.exp().masked_fill_(self.outside.transpose(1, 2), 0.0)
         self.log_probs = log_probs.clamp(min=-1e4)  # sums over frames stay far from IMPOSSIBLE
-        self.blanks = self.log_probs[..., blank].double().masked_fill(~self.inside[:, 0], 0.0).cumsum(1).unsqueeze(1)
+        self.blanks = self.log_probs[..., blank].double().masked_fill(self.outside[:, 0], 0.0).cumsum(1).unsqueeze(1)
 
     def start(self) -> PrefixState:
         """The empty prefix of each utterance."""
@@ -99,29 +99,35 @@ class CTCPrefixScorer:
         score = torch.where(labels == self.eos, self._at_end(total), self._psi(began, x))
         # r_t = p_t (r_{t-1} + began_t): divided by the product of the p so far, a cumulative sum
         through = x.cumsum(-1)
-        allowed = self.inside if window is None else self.inside & _within(window, x.shape[-1])
-        in_label = (through + (began - (through - x)).logcumsumexp(-1)).masked_fill(~allowed, IMPOSSIBLE)
+        forbidden = self._forbidden(window)
+        in_label = (through + (began - (through - x)).logcumsumexp(-1)).masked_fill(forbidden, IMPOSSIBLE)
         in_blank = (self.blanks + _shift((in_label - self.blanks).logcumsumexp(-1), IMPOSSIBLE)).clamp(min=IMPOSSIBLE)
         if window is not None:
-            in_blank = in_blank.masked_fill(~allowed, IMPOSSIBLE)
+            in_blank = in_blank.masked_fill(forbidden, IMPOSSIBLE)
         return PrefixState(in_label, in_blank, score, labels)
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
-        for name in ("last_frame", "inside", "probs", "log_probs", "blanks"):
+        for name in ("last_frame", "outside", "probs", "log_probs", "blanks"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _before(self, phi: Tensor, last: Tensor, window: Tensor | None) -> Tensor:
         """phi one frame earlier: what precedes a label that begins at frame t; in front of frame 0 there is the empty prefix."""
         before = _shift(phi, 0.0)
         before[..., 0].masked_fill_(last >= 0, IMPOSSIBLE)
-        allowed = self.inside if window is None else self.inside & _within(window, phi.shape[-1])
-        return before.masked_fill_(~allowed, IMPOSSIBLE)
+        return before.masked_fill_(self._forbidden(window), IMPOSSIBLE)
+
+    def _forbidden(self, window: Tensor | None) -> Tensor:
+        """Boolean (B, 1, T): where no label may begin."""
+        if window is None:
+            return self.outside
+        frames = torch.arange(self.outside.shape[-1], device=window.device)
+        return self.outside | ((frames < window[:, :1]) | (frames >= window[:, 1:])).unsqueeze(1)
 
     def _columns(self, labels: Tensor) -> Tensor:
         """Log-probabilities (B, K, T) of each prefix' label over the frames."""
         index = labels.unsqueeze(-1).expand(-1, -1, self.log_probs.shape[1])
-        return self.log_probs.transpose(1, 2).gather(1, index).double().masked_fill_(~self.inside, 0.0)
+        return self.log_probs.transpose(1, 2).gather(1, index).double().masked_fill_(self.outside, 0.0)
 
     def _psi(self, began: Tensor, x: Tensor) -> Tensor:
         return (began + x).logsumexp(-1)
@@ -133,9 +139,3 @@ class CTCPrefixScorer:
 def _shift(x: Tensor, first: float) -> Tensor:
     """One frame later along the last axis, with ``first`` in front."""
     return torch.nn.functional.pad(x[..., :-1], (1, 0), value=first)
-
-
-def _within(window: Tensor, frames: int) -> Tensor:
-    """Boolean (B, 1, frames): true from window[:, 0] to window[:, 1] - 1."""
-    steps = torch.arange(frames, device=window.device)
-    return ((steps >= window[:, :1]) & (steps < window[:, 1:])).unsqueeze(1)

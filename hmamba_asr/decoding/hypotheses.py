@@ -58,12 +58,10 @@ class Trellis:
         steps, found = [], {}  # steps: (row of each utterance, fields of the step as lists)
         for rows, segment in self._segments:
             place = {utterance: row for row, utterance in enumerate(rows)}
-            fields = {name: torch.stack([getattr(s, name) for s in segment]).cpu() for name in Step.__dataclass_fields__}
-            for index in range(len(segment)):
-                steps.append((place, {name: values[index] for name, values in fields.items()}))
-                for row, k in fields["accepted"][index].nonzero().tolist():
-                    score = float(fields["scores"][index, row, k])
-                    found.setdefault(rows[row], []).append((score, len(steps) - 1, k))
+            fields = {name: torch.stack([getattr(s, name) for s in segment]).cpu().numpy() for name in Step.__dataclass_fields__}
+            for index, row, k in zip(*fields["accepted"].nonzero(), strict=True):
+                found.setdefault(rows[row], []).append((float(fields["scores"][index, row, k]), len(steps) + int(index), int(k)))
+            steps += [(place, {name: values[index] for name, values in fields.items()}) for index in range(len(segment))]
         results: dict[int, list[Hypothesis]] = {}
         for utterance, ends in found.items():
             different: dict[tuple[int, ...], Hypothesis] = {}  # those cut off may differ in the token they gave up alone

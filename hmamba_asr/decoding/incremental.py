@@ -40,7 +40,7 @@ class KeyValuePool:
         self.taken: Tensor | None = None
         self.ancestors: Tensor | None = None
         self._here: Tensor | None = None
-        self._buffer: Tensor | None = None  # (B, capacity, layers, 2, d_model); made when the dtype of the keys is known
+        self._buffer: Tensor | None = None  # (layers, 2, B, heads, capacity, d_head); made when the keys are known
 
     def reserve(self, hypotheses: int) -> None:
         """Room for the next token of each hypothesis; may wait for the device."""
@@ -61,14 +61,14 @@ class KeyValuePool:
         self.taken = self.taken + hypotheses
         return self.ancestors[..., : self._reach]
 
-    def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill the newest slots of ``layer`` from (B, hypotheses, 2 d_model); gives its keys and values (B, slots, d_model)."""
+    def write(self, layer: int, keys_values: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+        """Fill the newest slots of ``layer`` from (B, hypotheses, 2 d_model), the same number of heads in all layers; gives the
+        layer's keys and values (B, heads, slots, d_head)."""
+        new = keys_values.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         if self._buffer is None:
-            shape = (keys_values.shape[0], self.capacity, self.num_layers, 2, keys_values.shape[-1] // 2)
-            self._buffer = keys_values.new_zeros(shape)
-        here = self._buffer[:, :, layer]
-        here.index_copy_(1, self._here, keys_values.unflatten(-1, (2, -1)))
-        return here[:, : self._reach, 0], here[:, : self._reach, 1]
+            self._buffer = new.new_zeros(self.num_layers, *new.shape[:3], self.capacity, new.shape[-1])
+        keys, values = self._buffer[layer].index_copy_(3, self._here, new)[..., : self._reach, :]
+        return keys, values
 
     def reorder(self, parents: Tensor) -> None:
         """Hypothesis i of each utterance goes on from hypothesis ``parents[:, i]``; parents (B, hypotheses)."""
@@ -77,7 +77,7 @@ class KeyValuePool:
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
         self.ancestors = self.ancestors[rows]
-        self._buffer = self._buffer[rows]
+        self._buffer = self._buffer[:, :, rows]
 
     @property
     def _reach(self) -> int:
@@ -91,14 +91,13 @@ class KeyValuePool:
         count = int(used.sum(1).max())
         if 2 * (count + wanted) > self.capacity:
             larger = max(2 * self.capacity, self.slots + wanted)
-            grown = self._buffer.new_zeros(self._buffer.shape[0], larger, *self._buffer.shape[2:])
-            grown[:, : self.capacity] = self._buffer
+            self._buffer = F.pad(self._buffer, (0, 0, 0, larger - self.capacity))
             self.ancestors = F.pad(self.ancestors, (0, larger - self.capacity))
-            self._buffer, self.capacity = grown, larger
+            self.capacity = larger
             return
         order = used.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        for row, chosen in zip(self._buffer, order, strict=True):
-            row[:count] = row[chosen]
+        for row, chosen in zip(self._buffer.unbind(2), order, strict=True):  # (layers, 2, heads, capacity, d_head)
+            row[..., :count, :] = row.index_select(3, chosen)
         ancestors = self.ancestors.gather(2, order.unsqueeze(1).expand(-1, self.ancestors.shape[1], -1))
         self.ancestors = F.pad(ancestors, (0, self.capacity - count))
         self.slots, self.taken = count, torch.full_like(self.taken, count)
@@ -182,7 +181,7 @@ class TransformerStepper:
             query, keys_values = layer.project_self(x)
             if mask is None:
                 mask = _additive(ancestors, query.dtype)
-            x = layer.attend_self(x, query, *state.pool.write(index, keys_values), mask)
+            x = layer.attend_self(x, query, *state.pool.write(index, keys_values, layer.attention.num_heads), mask)
             if layer.cross is not None and state.memory is None:
                 x = layer.skip_memory(x)
             elif layer.cross is not None:
@@ -216,8 +215,7 @@ class _Layer:
         return F.linear(x, self.attention.in_proj_weight, self.attention.in_proj_bias).tensor_split([x.shape[-1]], -1)
 
     def attend_self(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        att = self.attention
-        return self._add(x, _attend(att, query, _heads(keys, att.num_heads), _heads(values, att.num_heads), mask), 0)
+        return self._add(x, _attend(self.attention, query, keys, values, mask), 0)
 
     def project_memory(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-attention keys and values (B, heads, T, d_head) of encoder states (B, T, d_model)."""
@@ -272,7 +270,12 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    context = F.scaled_dot_product_attention(_heads(query, attention.num_heads), keys, values, attn_mask=mask)
+    query = _heads(query, attention.num_heads)
+    if query.is_cuda:  # few queries and many keys: PyTorch's fused kernels would keep no more than a program for each head busy
+        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        context = (scores if mask is None else scores + mask).softmax(-1) @ values
+    else:
+        context = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     return attention.out_proj(context.transpose(1, 2).flatten(2))
 
 

@@ -93,10 +93,16 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         half = self.kernel_size // 2
-        x = x.unsqueeze(2)  # (B, T, channels, bands)
+        x = x.unsqueeze(-1)  # (B, T, bands, channels): what the norm takes together lies together
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            padded = F.pad(zero_padding(x, lengths).transpose(1, 2), (half, half, *self.time_padding))
-            x = self.dropout(F.leaky_relu(norm(conv(padded).transpose(1, 2))))
+            image = zero_padding(x, lengths).permute(0, 3, 1, 2)
+            if self.time_padding == (half, half):
+                image = F.conv2d(image, conv.weight, conv.bias, conv.stride, padding=half)
+            else:
+                image = conv(F.pad(image, (half, half, *self.time_padding)))
+            x = image.permute(0, 2, 3, 1)
+            weight, bias = norm.weight.t(), norm.bias.t()  # (bands, channels)
+            x = self.dropout(F.leaky_relu(F.layer_norm(x, weight.shape, weight, bias, norm.eps)))
             lengths = self._halved(lengths)
-        x = self.dropout(self.project(x.flatten(2)))
+        x = self.dropout(self.project(x.transpose(2, 3).flatten(2)))
         return zero_padding(x, lengths), lengths

@@ -182,15 +182,15 @@ def test_the_pool_keeps_what_is_attended_to_and_little_else(single_line, whole):
         pool.reserve(beam)
         ancestors = pool.append(torch.ones(1, beam, dtype=torch.bool))
         values = (step * beam + torch.arange(beam)).view(1, beam, 1).double()
-        keys, _ = pool.write(0, torch.cat([values, -values], -1))
+        keys, _ = pool.write(0, torch.cat([values, -values], -1), heads=1)
         paths = torch.cat([paths, values], -1)
-        assert ancestors.shape[-1] == keys.shape[1] == (pool.capacity if whole else pool.slots)
+        assert ancestors.shape[-1] == keys.shape[2] == (pool.capacity if whole else pool.slots)
         for found, path in zip(ancestors[0], paths[0], strict=True):
-            assert keys[0, found, 0].tolist() == path.tolist()  # compaction keeps the order
+            assert keys[0, 0, found, 0].tolist() == path.tolist()  # compaction keeps the order
         parents = torch.full((1, beam), 3) if single_line else torch.arange(beam).view(1, beam)
         pool.reorder(parents)
         paths = paths[:, parents[0]]
-    assert pool._buffer.shape[1] <= (512 if single_line else 2 * steps * beam)
+    assert pool.capacity <= (512 if single_line else 2 * steps * beam)
 
 
 def test_a_beam_wider_than_the_pool_makes_it_grow():
@@ -198,9 +198,9 @@ def test_a_beam_wider_than_the_pool_makes_it_grow():
     for step, beam in enumerate((1, 50, 3)):
         pool.reserve(beam)
         ancestors = pool.append(torch.ones(1, beam, dtype=torch.bool))
-        keys, _ = pool.write(0, torch.full((1, beam, 2), float(step)))
+        keys, _ = pool.write(0, torch.full((1, beam, 2), float(step)), heads=1)
         pool.reorder(torch.zeros(1, (50, 3, 3)[step], dtype=torch.long))
-    assert keys[0, ancestors[0, 0], 0].tolist() == [0.0, 1.0, 2.0]
+    assert keys[0, 0, ancestors[0, 0], 0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_what_cannot_be_stepped_is_named():
