@@ -16,9 +16,9 @@ Carried = list[tuple[object, str]]
 class StepGraph:
     """Runs ``step``, which must ask nothing of the host but launches, again and again.
 
-    ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new tensors. The first
-    step with tensors of some shapes runs as it stands, which also warms up what a capture may not do; the second is captured,
-    and it and all others of these shapes are replays. Whatever else ``step`` reads must stay where it is as long as the shapes
+    ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new tensors. The very
+    first step runs as it stands, which also warms up what a capture may not do; after it, the first of all steps with tensors of
+    the same shapes is captured, and they are replays. Whatever else ``step`` reads must stay where it is as long as the shapes
     of what is carried do.
 
     ``record`` is for tests where there is no GPU.
@@ -26,18 +26,18 @@ class StepGraph:
 
     def __init__(self, step: Callable[[], Step], carried: Callable[[], Carried], record=None):
         self.step, self.carried, self.record = step, carried, record or record_cuda_graph
+        self.warm = False
         self.shapes: list[torch.Size] = []
-        self.replay: Callable[[], None] | None = None
 
     def __call__(self) -> Step:
+        if not self.warm:
+            self.warm = True
+            return self.step()
         tensors = self._tensors()
         shapes = [tensor.shape for tensor in tensors]
         if shapes != self.shapes:
-            self.shapes, self.replay = shapes, None
-            return self.step()
-        if self.replay is None:
             # Copies: the steps in the trellis share these tensors, which every replay overwrites.
-            self.inputs = [tensor.clone() for tensor in tensors]
+            self.shapes, self.inputs = shapes, [tensor.clone() for tensor in tensors]
             self._bind(self.inputs)
             self.replay, self.output = self.record(self._step_in_place)
         else:
