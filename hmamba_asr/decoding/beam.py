@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hmamba_asr.decoding.ctc import ctc_greedy
-from hmamba_asr.decoding.hypotheses import Hypothesis, Step, Trellis
+from hmamba_asr.decoding.hypotheses import Beams, Hypothesis, Step, Trellis
 from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
 from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, load_language_model, read_scorers
 from hmamba_asr.decoding.step_graph import StepGraph
@@ -21,30 +20,6 @@ from hmamba_asr.models.asr import ASROutput
 
 LM_FUSIONS = ("shallow", "rescore", "ilm")
 STEPS_BETWEEN_CHECKS = {"cpu": 1}  # elsewhere 4: asking a GPU whether a search is over makes the host wait for it
-
-
-@dataclass
-class _Beams:
-    """Where a search stands: B utterances, K hypotheses each."""
-
-    tokens: Tensor  # (B, K) the newest token
-    sums: Tensor  # (B, K) weighted scores so far, -inf of what is finished or ruled out
-    parts: Tensor  # (B, K, scorers) each scorer's own share
-    peaks: Tensor  # (B, K) frame that the last token attended to most
-    first_end: Tensor  # (B,) tokens in front of the earliest end of sentence
-    limit: Tensor  # (B,) tokens with the end of sentence
-    steps: Tensor  # (B,) done so far, the same number for all
-    finished: Tensor  # (B,) number of finished hypotheses
-    best: Tensor  # (B, topk) scores of the best finished ones
-    done: Tensor  # (B,) whether the utterance takes no more
-
-    def carried(self) -> list[tuple[object, str]]:
-        return [(self, field.name) for field in fields(self)]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep only the given utterances."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[rows])
 
 
 class GreedySearch(nn.Module):
@@ -249,14 +224,14 @@ class JointBeamSearcher(nn.Module):
     def _part_names(self) -> list[str]:
         return [*(["attention"] if self.attention_weight > 0 else []), *(scorer.name for scorer in self.scorers)]
 
-    def _start(self, states: Tensor, lengths: Tensor, num_parts: int) -> tuple[_Beams, StepperState | None]:
+    def _start(self, states: Tensor, lengths: Tensor, num_parts: int) -> tuple[Beams, StepperState | None]:
         """Decoder and scorers in front of the first token."""
         memory = self.decoder.start(states, lengths) if self.attention_weight > 0 else None
         for scorer in self.scorers:
             scorer.start(states, lengths)
         batch, frames = len(lengths), lengths.double()
         zeros = torch.zeros(batch, 1, device=states.device)
-        beams = _Beams(
+        beams = Beams(
             tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long), sums=zeros,
             parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
             peaks=zeros.long(), first_end=(frames * self.min_decode_ratio).long(),
@@ -265,13 +240,13 @@ class JointBeamSearcher(nn.Module):
         )  # fmt: skip
         return beams, memory
 
-    def _prepare(self, beams: _Beams, memory: StepperState | None) -> None:
+    def _prepare(self, beams: Beams, memory: StepperState | None) -> None:
         """The host's part of a step."""
         for part in (memory, *self.scorers):
             if part is not None:
                 part.prepare(beams.tokens.shape[1])
 
-    def _step(self, beams: _Beams, memory: StepperState | None) -> Step:
+    def _step(self, beams: Beams, memory: StepperState | None) -> Step:
         """One more token for every hypothesis, after ``_prepare``: the device's part, which a CUDA graph can repeat."""
         combined, attention, each, weights = None, None, [], []
         if memory is not None:
@@ -309,7 +284,7 @@ class JointBeamSearcher(nn.Module):
         log_probs = shares[0] * weights[0] if memory is not None else torch.zeros_like(scores)
         return Step(tokens, parents, scores, log_probs, beams.parts, accepted)
 
-    def _rule_out(self, log_probs: Tensor, beams: _Beams, attention: Tensor | None) -> Tensor:
+    def _rule_out(self, log_probs: Tensor, beams: Beams, attention: Tensor | None) -> Tensor:
         """-inf where the attention jumps too far, and for an end of sentence that is not likely enough."""
         if self.max_attn_shift is not None:
             peaks = attention.argmax(-1)
@@ -329,7 +304,7 @@ class JointBeamSearcher(nn.Module):
             return F.pad(values, (0, missing), value=-math.inf), F.pad(index, (0, missing))
         return totals.topk(self.beam_size, -1)
 
-    def _finish(self, beams: _Beams, scores: Tensor) -> Tensor:
+    def _finish(self, beams: Beams, scores: Tensor) -> Tensor:
         """Which hypotheses (B, K) are results now; updates what is finished, open and done."""
         live = beams.sums.isfinite() & ~beams.done.unsqueeze(1)
         ends = live & (beams.tokens == self.eos_index)

@@ -1,4 +1,4 @@
-"""What a beam search found, read back from its trellis."""
+"""Where a beam search stands, and what it found, read back from its trellis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,30 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+
+@dataclass
+class Beams:
+    """Where a search stands: B utterances, K hypotheses each."""
+
+    tokens: Tensor  # (B, K) the newest token
+    sums: Tensor  # (B, K) weighted scores so far, -inf of what is finished or ruled out
+    parts: Tensor  # (B, K, scorers) each scorer's own share
+    peaks: Tensor  # (B, K) frame that the last token attended to most
+    first_end: Tensor  # (B,) tokens in front of the earliest end of sentence
+    limit: Tensor  # (B,) tokens with the end of sentence
+    steps: Tensor  # (B,) done so far, the same number for all
+    finished: Tensor  # (B,) number of finished hypotheses
+    best: Tensor  # (B, topk) scores of the best finished ones
+    done: Tensor  # (B,) whether the utterance takes no more
+
+    def carried(self) -> list[tuple[object, str]]:
+        return [(self, name) for name in vars(self)]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the given utterances."""
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
 
 
 @dataclass

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import zero_padding
 from hmamba_asr.modules.bimamba import BiMamba
+from hmamba_asr.modules.norm import layer_norm
 
 
 def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
@@ -43,7 +44,8 @@ class ConvolutionBranch(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         gated = zero_padding(F.glu(self.expand(self.norm(x))), lengths)
         mixed = self.depthwise(F.pad(gated.transpose(1, 2), self.padding)).transpose(1, 2)
-        return self.dropout(self.project(F.silu(self.depthwise_norm(mixed))))
+        norm = self.depthwise_norm
+        return self.dropout(self.project(F.silu(layer_norm(mixed, norm.weight, norm.bias, norm.eps))))
 
 
 class ConMambaBlock(nn.Module):

@@ -9,6 +9,7 @@ from speechbrain.processing.features import InputNormalization
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import conv_output_length, to_relative, zero_padding
+from hmamba_asr.modules.norm import layer_norm
 
 NO_DYNAMIC_RANGE_LIMIT = 1000.0  # dB, beyond what Fbank's own floor of 1e-10 allows
 
@@ -92,17 +93,21 @@ class ConvSubsampling(nn.Module):
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        half = self.kernel_size // 2
-        x = x.unsqueeze(-1)  # (B, T, bands, channels): what the norm takes together lies together
+        x = x.unsqueeze(-1)  # (B, T, bands, channels): what a norm takes together lies together
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            image = zero_padding(x, lengths).permute(0, 3, 1, 2)
-            if self.time_padding == (half, half):
-                image = F.conv2d(image, conv.weight, conv.bias, conv.stride, padding=half)
-            else:
-                image = conv(F.pad(image, (half, half, *self.time_padding)))
-            x = image.permute(0, 2, 3, 1)
-            weight, bias = norm.weight.t(), norm.bias.t()  # (bands, channels)
-            x = self.dropout(F.leaky_relu(F.layer_norm(x, weight.shape, weight, bias, norm.eps)))
+            x = self._convolve(conv, zero_padding(x, lengths))
+            x = self.dropout(F.leaky_relu(layer_norm(x, norm.weight.t(), norm.bias.t(), norm.eps)))
             lengths = self._halved(lengths)
         x = self.dropout(self.project(x.transpose(2, 3).flatten(2)))
         return zero_padding(x, lengths), lengths
+
+    def _convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """(B, T, bands, channels in) -> (B, T', bands', channels out)."""
+        half, size = self.kernel_size // 2, self.kernel_size
+        if conv.in_channels == 1:  # a matrix product: libraries' convolutions read such images in the other layout
+            windows = F.pad(x.squeeze(-1), (half, half, *self.time_padding)).unfold(1, size, 2).unfold(2, size, 2)
+            return F.linear(windows.flatten(3), conv.weight.flatten(1), conv.bias)
+        image = x.permute(0, 3, 1, 2)
+        if self.time_padding == (half, half):
+            return F.conv2d(image, conv.weight, conv.bias, conv.stride, padding=half).permute(0, 2, 3, 1)
+        return conv(F.pad(image, (half, half, *self.time_padding))).permute(0, 2, 3, 1)
