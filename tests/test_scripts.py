@@ -272,6 +272,22 @@ def test_encoder_benchmark_runs_and_writes_its_figures(monkeypatch, tmp_path):
     assert figure["batch"] == 1 and figure["encoder_vs_conformer"] > 0 and figure["ours_frames_per_second"] > 0
 
 
+def test_frontend_benchmark_times_what_is_speechbrains(monkeypatch, tmp_path):
+    import benchmark_frontend
+
+    monkeypatch.setattr(benchmark_frontend, "FRAMES", 81)
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr("sys.argv", ["", "--device", "cpu", "--pairs", "1", "--json", str(file)])
+    benchmark_frontend.main()
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    assert figures["forward, float32"]["median"] > 0 and figures["forward and backward, bfloat16"]["median"] > 0
+
+    theirs = benchmark_frontend.SpeechBrains.forward
+    monkeypatch.setattr(benchmark_frontend.SpeechBrains, "forward", lambda self, *x: (theirs(self, *x)[0] * 1.01, None))
+    with pytest.raises(SystemExit, match="the output is off by .* not timed"):
+        benchmark_frontend.main()
+
+
 def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tmp_path):
     import benchmark_decoding
 
