@@ -11,6 +11,7 @@ from torch import Tensor
 from hmamba_asr.decoding.hypotheses import Step
 
 Carried = list[tuple[object, str]]
+LITTLE_FREE = 0.25  # of a GPU's memory: below it the allocator's cache is emptied before a capture
 
 
 class StepGraph:
@@ -68,6 +69,10 @@ class StepGraph:
 
 def record_cuda_graph(run: Callable[[], Step]) -> tuple[Callable[[], None], Step]:
     """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after each replay."""
+    free, total = torch.cuda.mem_get_info()
+    if free < LITTLE_FREE * total:
+        # The memory of graphs that are gone is kept for nobody until then, and a capture cannot take it back.
+        torch.cuda.empty_cache()
     graph, current, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(current)
     # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.

@@ -34,6 +34,8 @@ def read_epochs(run: str | Path) -> list[dict[str, Any]]:
 
 def draw_training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training and validation loss by epoch, and below it validation WER, of each run's epoch records."""
+    from matplotlib.ticker import LogLocator
+
     figure, (losses, wers) = _subplots(2, 1, figsize=(7, 6.5), sharex=True)
     for index, (name, epochs) in enumerate(runs.items()):
         color = f"C{index}"
@@ -46,8 +48,9 @@ def draw_training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             label = f"{name}: {best:.1f}% after epoch {epoch}"
             wers.plot(*zip(*measured, strict=True), color=color, marker="o", markersize=3, label=label)
     losses.set(ylabel="loss per utterance (nats)", yscale="log")
-    for axis in (losses.yaxis.set_major_formatter, losses.yaxis.set_minor_formatter):
-        axis("{x:g}")  # instead of powers of ten
+    losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # all nine of a decade would run into each other
+    losses.yaxis.set_major_formatter("{x:g}")  # instead of powers of ten
+    losses.yaxis.set_minor_formatter("")
     wers.set(xlabel="epoch", ylabel="validation WER (%), greedy", ylim=(0, None))
     wers.xaxis.get_major_locator().set_params(integer=True)
     for axes in (losses, wers):
@@ -88,6 +91,7 @@ def draw_stage_times(rows: Mapping[str, Mapping[str, float]]) -> Figure:
         left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
     axes.invert_yaxis()
     axes.set(xlabel="RTF: seconds for a second of audio")
+    axes.locator_params(axis="x", nbins=5)  # more would run into each other
     _legend_above(axes)
     return figure
 

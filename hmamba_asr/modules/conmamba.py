@@ -6,6 +6,7 @@ https://arxiv.org/abs/2005.08100.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,8 +71,8 @@ class ConMambaBlock(nn.Module):
         self.norm = nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = x + 0.5 * self.ffn_in(x)
+        x = torch.add(x, self.ffn_in(x), alpha=0.5)
         x = x + self.mamba_dropout(self.mamba(self.mamba_norm(x), lengths))
         x = x + self.conv(x, lengths)
-        x = x + 0.5 * self.ffn_out(x)
+        x = torch.add(x, self.ffn_out(x), alpha=0.5)
         return self.norm(x)

@@ -10,7 +10,7 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from hmamba_asr.decoding import beam as beam_module
 from hmamba_asr.decoding import incremental
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.step_graph import StepGraph
+from hmamba_asr.decoding.step_graph import StepGraph, record_cuda_graph
 
 BLANK, BOS, EOS, VOCAB, D = 0, 1, 2, 40, 16
 LENGTHS = [25, 19, 13, 25, 7, 2, 1]
@@ -94,6 +94,23 @@ def test_replays_are_the_steps(name, recogniser, monkeypatch):
             found = search.search(*data(seed))
         check_same(found, expected)
     assert counts["recordings"] > 3 and counts["replays"] > 3 * counts["recordings"]
+
+
+@pytest.mark.parametrize(("free", "emptied"), [(0.5, 0), (0.1, 1)])
+def test_memory_of_graphs_that_are_gone_is_taken_back_before_it_is_missed(free, emptied, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def graph():
+        raise Reached
+
+    calls = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 2**30, 2**30))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    with pytest.raises(Reached):
+        record_cuda_graph(lambda: None)
+    assert len(calls) == emptied
 
 
 def test_what_works_on_the_host_is_not_recorded(recogniser):
