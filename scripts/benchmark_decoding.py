@@ -68,20 +68,22 @@ def main() -> None:
             identical, total = identical + same, total + len(states)
             runs = [lambda search=search: decode(search, states) for search in (ours, theirs)]
             ratio = compare(*runs, device, pairs=options.pairs, warmup=0)  # the check was the warm-up
-            steps = compare(runs[0], lambda ours=ours: step_by_step(ours, states), device, pairs=max(3, options.pairs))
+            steps = None
+            if device.type == "cuda":
+                steps = compare(runs[0], lambda ours=ours: step_by_step(ours, states), device, pairs=max(3, options.pairs))
             memory = [added_memory_mib(run, device) for run in runs]
             shares = where_time_goes(ours, states, device)
             audio = SECONDS * len(states)
             figures[f"speedup_beam{beam}{name}"] = ratio.median
             figures["searches"][f"beam{beam}{name}"] = {
-                "speedup_min": ratio.low, "speedup_max": ratio.high, "graph_vs_steps": vars(steps),
+                "speedup_min": ratio.low, "speedup_max": ratio.high, "graph_vs_steps": steps and vars(steps),
                 "ours_rtf": ratio.ours / audio, "theirs_rtf": ratio.theirs / audio, "ours_mib": memory[0],
                 "theirs_mib": memory[1], "seconds": shares,
             }  # fmt: skip
             title = f"beam {beam}{', LM' if added else ''}"
             rows.append(
                 [title, f"{ratio.ours:.3f}", f"{ratio.theirs:.3f}", str(ratio)]
-                + ([str(steps)] if device.type == "cuda" else [])
+                + ([str(steps)] if steps else [])
                 + ["" if m is None else f"{m:.0f}" for m in memory]
             )
             breakdown.append([title, *(f"{shares[part]:.3f}" for part in PARTS)])

@@ -62,7 +62,8 @@ class JointBeamSearcher(nn.Module):
     Raises
     ------
     ValueError
-        For models or scorers that it cannot run, a length bonus with length normalisation, equal special tokens, a bad topk.
+        For models or scorers that it cannot run, a length bonus with length normalisation, equal special tokens, a bad topk, a
+        begin of sentence that a Transformer LM does not see (token 0).
     """
 
     def __init__(
@@ -118,6 +119,8 @@ class JointBeamSearcher(nn.Module):
         self._look_at_scorers()
 
     def _look_at_scorers(self) -> None:
+        if self.bos_index == 0 and any(s.name == "transformerlm" for s in [*self.scorers, *self.rescorers]):
+            raise ValueError("bos is token 0, which SpeechBrain's TransformerLM takes for padding: it would begin from nothing.")
         self.needs_attention = self.max_attn_shift is not None or any(s.needs_attention for s in self.scorers)
         self.max_steps = int(min(self.decoder.max_steps, *[s.max_steps for s in [*self.scorers, *self.rescorers]], math.inf))
         self.nbest = self.beam_size if self.rescorers else self.topk

@@ -271,7 +271,9 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     query = _heads(query, attention.num_heads)
-    if query.is_cuda:  # few queries and many keys: PyTorch's fused kernels would keep no more than a program for each head busy
+    # Few queries and many keys: PyTorch's fused float32 kernel would keep no more than a program for each head busy. With 16 bits
+    # the scores would be rounded here.
+    if query.is_cuda and query.element_size() > 2:
         scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
         context = (scores if mask is None else scores + mask).softmax(-1) @ values
     else:

@@ -35,7 +35,7 @@ class Scorer:
     needs_attention = False
     max_steps = math.inf
     rescores = False  # has ``sentences``: can be left out of the search and asked about its results
-    on_device = True  # ``scores`` and ``advance`` are work for the device only, the same in every step
+    on_device = False  # whether ``scores`` and ``advance`` are work for the device only, the same in every step
     model: nn.Module | None = None  # what has parameters of its own, apart from the recogniser's
 
     def __init__(self, weight: float, partial: bool):
@@ -69,6 +69,7 @@ class Scorer:
 
 class CTC(Scorer):
     name = "ctc"
+    on_device = True
 
     def __init__(self, settings: speechbrain_scorers.CTCScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
@@ -111,6 +112,7 @@ class CTC(Scorer):
 
 class TransformerLM(Scorer):
     name = "transformerlm"
+    on_device = True
     rescores = True
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
@@ -167,6 +169,7 @@ class InternalLM(Scorer):
     """
 
     name = "internal_lm"
+    on_device = True
 
     def __init__(self, decoder: TransformerStepper, head: nn.Module, *, weight: float, temperature: float):
         super().__init__(-weight, partial=False)
@@ -196,6 +199,7 @@ class Length(Scorer):
     """One for every token."""
 
     name = "length"
+    on_device = True
     highest = 1.0
 
     def __init__(self, settings: speechbrain_scorers.LengthScorer, weight: float, partial: bool):
@@ -211,7 +215,6 @@ class Ngram(Scorer):
 
     name = "kenlm"
     rescores = True
-    on_device = False
 
     def __init__(self, settings: speechbrain_scorers.KenLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)

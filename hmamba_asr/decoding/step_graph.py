@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import fields, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from hmamba_asr.decoding.hypotheses import Step
 
 Carried = list[tuple[object, str]]
-LITTLE_FREE = 0.25  # of a GPU's memory: below it the allocator's cache is emptied before a capture
+QUARTER = 0.25  # of a GPU's memory: the least that is free and the most that lies idle before a capture
 
 
 class StepGraph:
@@ -20,27 +21,33 @@ class StepGraph:
     ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new tensors. The very
     first step runs as it stands, which also warms up what a capture may not do; after it, the first of all steps with tensors of
     the same shapes is captured, and they are replays. Whatever else ``step`` reads must stay where it is as long as the shapes
-    of what is carried do.
+    of what is carried do. Where a capture finds no memory, steps run as they stand from then on.
 
     ``record`` is for tests where there is no GPU.
     """
 
     def __init__(self, step: Callable[[], Step], carried: Callable[[], Carried], record=None):
         self.step, self.carried, self.record = step, carried, record or record_cuda_graph
-        self.warm = False
+        self.plain = True  # until the first step has run
         self.shapes: list[torch.Size] = []
 
     def __call__(self) -> Step:
-        if not self.warm:
-            self.warm = True
+        if self.plain:
+            self.plain = self.record is None
             return self.step()
         tensors = self._tensors()
         shapes = [tensor.shape for tensor in tensors]
         if shapes != self.shapes:
             # Copies: the steps in the trellis share these tensors, which every replay overwrites.
             self.shapes, self.inputs = shapes, [tensor.clone() for tensor in tensors]
+            self.replay = self.output = None  # the graph before this one makes room for it
             self._bind(self.inputs)
-            self.replay, self.output = self.record(self._step_in_place)
+            try:
+                self.replay, self.output = self.record(self._step_in_place, self.inputs[0].device)
+            except torch.OutOfMemoryError:
+                self.plain, self.record = True, None
+                self._bind(self.inputs)
+                return self.step()
         else:
             for ours, given in zip(self.inputs, tensors, strict=True):
                 if ours is not given:  # changed between steps
@@ -67,20 +74,33 @@ class StepGraph:
             setattr(owner, name, tensor)
 
 
-def record_cuda_graph(run: Callable[[], Step]) -> tuple[Callable[[], None], Step]:
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
+def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Callable[[], None], Step]:
     """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after each replay."""
-    free, total = torch.cuda.mem_get_info()
-    if free < LITTLE_FREE * total:
-        # The memory of graphs that are gone is kept for nobody until then, and a capture cannot take it back.
-        torch.cuda.empty_cache()
-    graph, current, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(current)
-    # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.
-    with torch.cuda.stream(side):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            output = run()
-        finally:
-            graph.capture_end()
-    current.wait_stream(side)
-    return graph.replay, output
+    with torch.cuda.device(device):
+        free, total = torch.cuda.mem_get_info()
+        idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        if free < QUARTER * total or idle > QUARTER * total:
+            # The memory of graphs that are gone lies idle until then, and a capture cannot take it back.
+            torch.cuda.empty_cache()
+        graph, current, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), _capture_stream(device)
+        side.wait_stream(current)
+        # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.
+        with torch.cuda.stream(side):
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                output = run()
+            finally:
+                graph.capture_end()
+        current.wait_stream(side)
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay, output

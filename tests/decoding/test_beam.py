@@ -397,6 +397,8 @@ def test_bad_settings_are_refused_by_name(recogniser):
         searcher(JointBeamSearcher, model, added={"length": 1.0})
     with pytest.raises(ValueError, match="topk is 5 and beam_size 4"):
         searcher(JointBeamSearcher, model, topk=5)
+    with pytest.raises(ValueError, match="bos is token 0, which .* takes for padding"):
+        JointBeamSearcher([model, model.output_head], 0, EOS, 0.0, 1.0, 4, scorer=scorers(model, lm=language_model()))
     with pytest.raises(ValueError, match="three different tokens"):
         JointBeamSearcher([model, model.output_head], BLANK, EOS, 0.0, 1.0, 4, scorer=scorers(model, ctc=0.3))
     with pytest.raises(ValueError, match="utterance 1 of the batch are not finite"):

@@ -1,11 +1,15 @@
 """A search whose steps are replays of one recording finds what one step after the other finds."""
 
+import math
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 import torch
 from speechbrain.decoders.scorer import CTCScorer, LengthScorer, ScorerBuilder, TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from hmamba_asr.decoding import beam as beam_module
 from hmamba_asr.decoding import incremental
@@ -16,24 +20,58 @@ BLANK, BOS, EOS, VOCAB, D = 0, 1, 2, 40, 16
 LENGTHS = [25, 19, 13, 25, 7, 2, 1]
 
 
+class Recording(TorchDispatchMode):
+    """The operations that run under it, with the very tensors they took and made."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags):
+            raise RuntimeError(f"{function} asks the device for a value, which a capture does not allow.")
+        made = function(*args, **(kwargs or {}))
+        taken, outputs = tensors_in((args, kwargs)), tensors_in(made)
+        storages = {tensor.untyped_storage().data_ptr() for tensor in taken}
+        new = [tensor for tensor in outputs if tensor.untyped_storage().data_ptr() not in storages]
+        self.operations.append((function, args, kwargs or {}, outputs, new))
+        return made
+
+    def replay(self):
+        """All of it again on the same memory, which held nothing of use in between."""
+        for *_, new in self.operations:
+            for tensor in new:
+                tensor.fill_(math.nan if tensor.is_floating_point() else 1)
+        for function, args, kwargs, outputs, new in self.operations:
+            if function._schema.is_mutable:
+                function(*args, **kwargs)
+            elif new:  # else a view of what is there
+                for tensor, value in zip(outputs, tensors_in(function(*args, **kwargs)), strict=True):
+                    tensor.copy_(value)
+
+
+def tensors_in(tree):
+    return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
+
+
 class Recorder:
-    """Stands in for a CUDA graph: a recording leaves nothing done, and a replay works on the tensors of the recording."""
+    """Stands in for a CUDA graph: a recording leaves nothing done, a replay works on the tensors of the recording alone."""
 
     def __init__(self, counts):
         self.counts = counts
 
-    def __call__(self, run):
-        graph = run.__self__
-        before = [tensor.clone() for tensor in graph.inputs]
-        output = run()
-        for tensor, value in zip(graph.inputs, before, strict=True):
+    def __call__(self, run, device):
+        inputs = run.__self__.inputs
+        before = [tensor.clone() for tensor in inputs]
+        with Recording() as recording:
+            output = run()
+        for tensor, value in zip(inputs, before, strict=True):
             tensor.copy_(value)
         self.counts["recordings"] += 1
 
         def replay():
             self.counts["replays"] += 1
-            for name, value in vars(run()).items():
-                getattr(output, name).copy_(value)
+            recording.replay()
 
         return replay, output
 
@@ -96,8 +134,36 @@ def test_replays_are_the_steps(name, recogniser, monkeypatch):
     assert counts["recordings"] > 3 and counts["replays"] > 3 * counts["recordings"]
 
 
-@pytest.mark.parametrize(("free", "emptied"), [(0.5, 0), (0.1, 1)])
-def test_memory_of_graphs_that_are_gone_is_taken_back_before_it_is_missed(free, emptied, monkeypatch):
+def test_a_capture_without_memory_is_given_up_for_plain_steps(recogniser, monkeypatch):
+    """Also where the step had begun to leave its results in the capture's tensors."""
+
+    def record(run, device):
+        run()
+        tried.append(device)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    tried = []
+    search = make_searcher(recogniser(vocab=VOCAB, eos_bias=1.0))
+    expected = search.search(*data(0))
+    monkeypatch.setattr(beam_module, "StepGraph", partial(StepGraph, record=lambda run, device: restored(run, device, record)))
+    monkeypatch.setattr(JointBeamSearcher, "_can_graph", lambda self, device: True)
+    check_same(search.search(*data(0)), expected)
+    assert tried == [torch.device("cpu")]
+
+
+def restored(run, device, record):
+    """``record``, which fails, with the inputs as they were: a capture does not touch them."""
+    inputs = run.__self__.inputs
+    before = [tensor.clone() for tensor in inputs]
+    try:
+        return record(run, device)
+    finally:
+        for tensor, value in zip(inputs, before, strict=True):
+            tensor.copy_(value)
+
+
+@pytest.mark.parametrize(("free", "idle", "emptied"), [(0.5, 0.1, 0), (0.1, 0.1, 1), (0.5, 0.4, 1)])
+def test_memory_of_graphs_that_are_gone_is_taken_back_before_it_is_missed(free, idle, emptied, monkeypatch):
     class Reached(Exception):
         pass
 
@@ -106,10 +172,13 @@ def test_memory_of_graphs_that_are_gone_is_taken_back_before_it_is_missed(free, 
 
     calls = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 2**30, 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 2**20)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2**20 + idle * 2**30)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     with pytest.raises(Reached):
-        record_cuda_graph(lambda: None)
+        record_cuda_graph(lambda: None, torch.device("cuda", 0))
     assert len(calls) == emptied
 
 
@@ -124,10 +193,13 @@ def test_what_works_on_the_host_is_not_recorded(recogniser):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])  # a second GPU need not be the current one
 @pytest.mark.parametrize("name", SETTINGS)
-def test_graphs_on_the_gpu_find_what_steps_find(name, recogniser, monkeypatch):
+def test_graphs_on_the_gpu_find_what_steps_find(name, device, recogniser, monkeypatch):
+    if int(device[-1]) >= torch.cuda.device_count():
+        pytest.skip("needs a second GPU")
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)  # which SpeechBrain allows on import
     for seed in range(3):
-        model = recogniser(seed=seed, vocab=VOCAB, eos_bias=1.0).cuda()
-        searches = [make_searcher(model, device="cuda", cuda_graph=graph, **SETTINGS[name]) for graph in (True, False)]
-        check_same(*(search.search(*data(seed, "cuda")) for search in searches))
+        model = recogniser(seed=seed, vocab=VOCAB, eos_bias=1.0).to(device)
+        searches = [make_searcher(model, device=device, cuda_graph=graph, **SETTINGS[name]) for graph in (True, False)]
+        check_same(*(search.search(*data(seed, device)) for search in searches))
