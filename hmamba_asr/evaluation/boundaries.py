@@ -26,7 +26,7 @@ Seconds = float
 TOLERANCES = (0.02, 0.04)  # seconds
 SILENCES = frozenset({"", "sil", "sp", "<eps>"})  # of the Montreal Forced Aligner and its kin; spn is a word they do not know
 RANDOM_DRAWS = 20
-KINDS = ("learned", "random", "uniform")
+KINDS = ("chunks", "random", "uniform")
 RESAMPLES = 2000  # of utterances, for the intervals of differences
 _ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is a hit
 
@@ -212,12 +212,12 @@ def hits(true: Sequence[Seconds], found: Sequence[Seconds], tolerance: Seconds) 
 
 
 def candidates(item: Chunks, stage: int, random: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """A stage's boundaries in seconds ("learned"), and as many on the same frames, the first one apart: `RANDOM_DRAWS` draws
+    """A stage's boundaries in seconds ("chunks"), and as many on the same frames, the first one apart: `RANDOM_DRAWS` draws
     ("random"), and evenly spaced ones ("uniform")."""
-    learned = item.boundaries(stage)
-    count = len(learned)
+    boundaries = item.boundaries(stage)
+    count = len(boundaries)
     return {
-        "learned": [learned],
+        "chunks": [boundaries],
         "random": [item.seconds(1 + np.sort(random.permutation(item.frames - 1)[:count])) for _ in range(RANDOM_DRAWS)],
         "uniform": [item.seconds(np.round(np.linspace(0, item.frames, count + 2)[1:-1]))],
     }
@@ -232,17 +232,17 @@ def agreements(true: Sequence[Seconds], drawn: Mapping[str, Sequence[np.ndarray]
 
 
 def summarise(by_utterance: Sequence[Mapping[str, Agreement]], *, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """{kind: `Agreement.to_dict()`} of all utterances together; of "learned" also `f1_over` {other kind: [low, high]}, the 95%
+    """{kind: `Agreement.to_dict()`} of all utterances together; of "chunks" also `f1_over` {other kind: [low, high]}, the 95%
     bootstrap interval, over utterances, of its F1 less the other's."""
     totals = {kind: sum((item[kind] for item in by_utterance), Agreement(0, 0, 0)) for kind in KINDS}
-    sides = np.array([sum((item["learned"].true, item["learned"].found)) for item in by_utterance])  # alike for all kinds
+    sides = np.array([sum((item["chunks"].true, item["chunks"].found)) for item in by_utterance])  # alike for all kinds
     won = {kind: np.array([item[kind].hits for item in by_utterance]) for kind in KINDS}
     drawn = np.random.default_rng(seed).integers(len(sides), size=(RESAMPLES, len(sides)))
     result: dict[str, dict[str, Any]] = {kind: total.to_dict() for kind, total in totals.items()}
-    result["learned"]["f1_over"] = {}
+    result["chunks"]["f1_over"] = {}
     for kind in KINDS[1:]:
-        differences = 2 * (won["learned"] - won[kind])[drawn].sum(1) / np.maximum(sides[drawn].sum(1), 1)
-        result["learned"]["f1_over"][kind] = np.percentile(differences, [2.5, 97.5]).tolist()
+        differences = 2 * (won["chunks"] - won[kind])[drawn].sum(1) / np.maximum(sides[drawn].sum(1), 1)
+        result["chunks"]["f1_over"][kind] = np.percentile(differences, [2.5, 97.5]).tolist()
     return result
 
 

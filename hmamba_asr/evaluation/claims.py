@@ -183,8 +183,8 @@ def _at_phones(run: RunFolder, by_split: Mapping[str, Mapping[str, Any]]) -> Cla
         return _unmeasured(claim, run.label, "no forced alignment of its test utterances was given (--alignments)")
     holds, lines = [], []
     for split, tolerance, kinds in measured:
-        over = kinds["learned"]["f1_over"]
+        over = kinds["chunks"]["f1_over"]
         holds.append(all(low > 0 for low, _ in over.values()))
         parts = [f"over {kind} ({kinds[kind]['f1']:.3f}) by {low:+.3f} to {high:+.3f}" for kind, (low, high) in over.items()]
-        lines.append(f"{split}, {tolerance} ms: F1 {kinds['learned']['f1']:.3f}, {', '.join(parts)}")
+        lines.append(f"{split}, {tolerance} ms: F1 {kinds['chunks']['f1']:.3f}, {', '.join(parts)}")
     return Claim(claim, run.label, _verdict(holds), tuple(lines))

@@ -163,11 +163,11 @@ def test_boundaries_at_every_phone_are_perfect_for_phones_and_too_many_for_words
     chunks = Chunks("u", frames=20, first=0.0, step=0.1, starts=(tuple(range(0, 20, 2)),))
     found = describe_boundaries([chunks, Chunks("other", 3, 0.0, 0.1, ((0,),))], alignments)
     phones, words = (found["agreement"][name]["20"] for name in ("phones", "words"))
-    over = phones["learned"].pop("f1_over")
+    over = phones["chunks"].pop("f1_over")
     assert over["uniform"] == [0.0, 0.0] and 0 < over["random"][0] == over["random"][1]  # one utterance, always the same
-    assert phones["learned"] == {**dict.fromkeys(("precision", "recall", "f1", "r_value"), 1.0), "true": 9, "found": 9, "hits": 9}
+    assert phones["chunks"] == {**dict.fromkeys(("precision", "recall", "f1", "r_value"), 1.0), "true": 9, "found": 9, "hits": 9}
     assert phones["uniform"]["f1"] == 1.0  # these phones are evenly spaced
-    assert (words["learned"]["true"], words["learned"]["recall"], words["learned"]["precision"]) == (4, 1.0, pytest.approx(4 / 9))
+    assert (words["chunks"]["true"], words["chunks"]["recall"], words["chunks"]["precision"]) == (4, 1.0, pytest.approx(4 / 9))
     assert (found["utterances"], found["without_alignment"]) == (1, 1)
     assert found["durations"] == {2: 10} and found["frame_ms"] == 100
     assert found["silence"] == {"boundaries": 0.0, "time": 0.0}
@@ -184,13 +184,13 @@ def test_random_boundaries_hit_as_often_as_chance_has_it():
         starts = (0, *np.sort(random.choice(np.arange(1, 50), 12, replace=False)).tolist())
         chunks.append(Chunks(f"u{number}", 50, 0.0, 0.1, (starts,)))
     at_20 = describe_boundaries(chunks, alignments)["agreement"]["phones"]["20"]
-    for kind in ("random", "learned"):  # here the learned ones are drawn as well, once instead of twenty times
+    for kind in ("random", "chunks"):  # here those of the chunks are drawn as well, once instead of twenty times
         tolerance = 0.03 if kind == "random" else 0.15
         assert at_20[kind]["recall"] == pytest.approx(12 / 49, rel=tolerance)
         assert at_20[kind]["precision"] == pytest.approx(10 / 49, rel=tolerance)
         assert at_20[kind]["found"] == 60 * 12
-    low, high = at_20["learned"]["f1_over"]["random"]
-    assert low < at_20["learned"]["f1"] - at_20["random"]["f1"] < high and low < 0 < high < 0.1
+    low, high = at_20["chunks"]["f1_over"]["random"]
+    assert low < at_20["chunks"]["f1"] - at_20["random"]["f1"] < high and low < 0 < high < 0.1
 
 
 def test_silence_is_counted():
@@ -218,8 +218,8 @@ def test_the_command_prints_text_and_json(grid, tmp_path, capsys):
     )
     assert cli.main([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert found["agreement"]["phones"]["20"]["learned"]["precision"] is None
-    assert found["agreement"]["phones"]["20"]["learned"]["recall"] == 0 and found["silence"]["time"] == pytest.approx(0.5)
+    assert found["agreement"]["phones"]["20"]["chunks"]["precision"] is None
+    assert found["agreement"]["phones"]["20"]["chunks"]["recall"] == 0 and found["silence"]["time"] == pytest.approx(0.5)
     assert found["source"] == {"kind": "TextGrid", "folder": str(grid.parent)}
     assert cli.main([*command[:2], "--split", "gone", *command[4:]]) == 2
     assert "only runs that chunk have one" in capsys.readouterr().err

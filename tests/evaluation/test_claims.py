@@ -120,7 +120,7 @@ def test_boundaries_at_phones_beat_both_baselines_at_each_tolerance(run):
     def agreement(*lows: float) -> dict:
         def kinds(low: float) -> dict:
             over = {"random": [0.1, 0.2], "uniform": [low, 0.3]}
-            return {"learned": {"f1": 0.6, "f1_over": over}, "random": {"f1": 0.4}, "uniform": {"f1": 0.5}}
+            return {"chunks": {"f1": 0.6, "f1_over": over}, "random": {"f1": 0.4}, "uniform": {"f1": 0.5}}
 
         return {"learned": {"dev": {"agreement": {"phones": dict(zip(("20", "40"), map(kinds, lows), strict=True))}}}}
 
