@@ -51,8 +51,8 @@ def test_boundaries_of_a_faster_recording_are_found_at_their_clean_times():
     changed = Chunks("u", 200, 0.0, 0.01, ((0, *places.tolist()),))
     clean = Chunks("u", 220, 0.0, 0.01, ((0, *np.round(1.1 * places).astype(int).tolist()),))
     found = compare_boundaries([clean], [changed], stretch=1.1)
-    assert found["20"]["learned"]["f1"] == 1.0 and found["20"]["learned"]["true"] == 5
-    assert compare_boundaries([clean], [changed], stretch=1.0)["20"]["learned"]["hits"] == 2  # 11 and 22 are near
+    assert found["20"]["chunks"]["f1"] == 1.0 and found["20"]["chunks"]["true"] == 5
+    assert compare_boundaries([clean], [changed], stretch=1.0)["20"]["chunks"]["hits"] == 2  # 11 and 22 are near
     assert found["20"]["random"]["f1"] < 0.5 > found["20"]["uniform"]["f1"]
     with pytest.raises(ValueError, match="the same utterances"):
         compare_boundaries([clean], [], stretch=1.0)

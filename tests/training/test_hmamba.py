@@ -244,16 +244,16 @@ def test_boundaries_stay_where_the_recording_stays(chunk_rate_run, full_run, cap
     assert list(found["conditions"]) == ["noise 200 dB", "noise -20 dB", "speed 1", "speed 1.1"]
     for unchanged in ("noise 200 dB", "speed 1"):
         for kinds in found["conditions"][unchanged].values():
-            assert kinds["learned"]["f1"] == 1.0 and kinds["uniform"]["f1"] < 1.0
+            assert kinds["chunks"]["f1"] == 1.0 and kinds["uniform"]["f1"] < 1.0
         assert found["kept"][unchanged] == found["kept"]["clean"]
-    noisy, faster = (found["conditions"][name]["20"]["learned"] for name in ("noise -20 dB", "speed 1.1"))
+    noisy, faster = (found["conditions"][name]["20"]["chunks"] for name in ("noise -20 dB", "speed 1.1"))
     assert noisy["f1"] < 1.0 and faster["true"] == noisy["true"]
     command = ["boundaries", str(folder), "--split", "test-clean", "--utterances", "5"]
     assert cli.main([*command, "--noise", "20", "--speed", "1.1", "--json"]) == 0
     stability = json.loads(capsys.readouterr().out)["stability"]
     assert stability["conditions"]["speed 1.1"] == found["conditions"]["speed 1.1"] and stability["utterances"] == 5
     assert cli.main([*command, "--noise", "20"]) == 0
-    assert "Stability: 5 utterances" in (text := capsys.readouterr().out) and "noise 20 dB   20 ms  learned" in text
+    assert "Stability: 5 utterances" in (text := capsys.readouterr().out) and "noise 20 dB   20 ms  chunks" in text
     for wrong, message in (
         (["--speed", "3"], "a speed of 3 is no speech"),
         (["--noise", "20", "--stage", "1"], "no chunking stage 1"),
