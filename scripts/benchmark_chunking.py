@@ -15,11 +15,20 @@ alone, the kept fraction is what was asked for, and both sides' hypotheses are e
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 
 import torch
-from benchmarking import build, compare, graphed, print_table, relative_error, require, require_batch_invariance, write_json
+from benchmarking import (
+    build,
+    compare,
+    graphed,
+    options_of,
+    print_table,
+    relative_error,
+    require,
+    require_batch_invariance,
+    write_json,
+)
 
 from hmamba_asr.evaluation.efficiency import hardware
 
@@ -66,15 +75,13 @@ def check(flat: dict, folder: str, device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser = options_of(__doc__)
     parser.add_argument("--seconds", type=int, nargs="+", default=[5, 15, 30], help="lengths of the utterances")
     parser.add_argument("--splits", nargs="+", default=["8+4", "6+6", "4+8"], help="blocks at the frame rate + at the chunk rate")
     parser.add_argument("--ratios", type=int, nargs="+", default=[2, 3, 4], help="frames in a chunk")
     parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
     parser.add_argument("--batch", type=int, help="utterances in a batch (default: 1 on a CPU, 16 on a GPU)")
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 10 on a GPU)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     splits = {name: tuple(int(part) for part in name.split("+")) for name in options.splits}
     if any(len(split) != 2 or sum(split) != LAYERS for split in splits.values()):

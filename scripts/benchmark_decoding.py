@@ -14,12 +14,11 @@ search is timed against itself without CUDA graphs, too. The last table says whe
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 
 import torch
-from benchmarking import compare, print_table, write_json
+from benchmarking import compare, options_of, print_table, write_json
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
@@ -38,13 +37,11 @@ SCORE_TOLERANCE = 1e-3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser = options_of(__doc__)
     parser.add_argument("--beam", type=int, nargs="+", default=[10], help="beam sizes")
     parser.add_argument("--batch", type=int, default=1, help="utterances decoded at once, by both")
     parser.add_argument("--pairs", type=int, default=3, help="timed pairs of runs")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU (default: its own choice)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.threads:

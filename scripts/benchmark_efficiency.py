@@ -19,13 +19,12 @@ equally many tokens. `hmamba-asr report --efficiency FILE` draws the figures.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
 
 import torch
-from benchmarking import build, in_turns, print_table, ratio_of, require, require_batch_invariance, write_json
+from benchmarking import build, in_turns, options_of, print_table, ratio_of, require, require_batch_invariance, write_json
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
@@ -47,8 +46,7 @@ SHORTEST, LONGEST = 2.0, 24.0  # seconds; of LibriSpeech's utterances nearly all
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser = options_of(__doc__)
     parser.add_argument(
         "--seconds", type=int, nargs="*", default=[5, 15, 30, 60, 120, 300, 600, 1200], help="lengths for the encoders"
     )
@@ -58,7 +56,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="of the batched RTF (default: 4 on a CPU, 16 on a GPU)")
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 3; of the encoders on a GPU 10)")
     parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="for one call of an encoder (default: 120 s)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"

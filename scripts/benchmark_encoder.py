@@ -14,7 +14,6 @@ itself alone. The graph is a recording of the eager run.
 
 from __future__ import annotations
 
-import argparse
 import copy
 
 import torch
@@ -22,6 +21,7 @@ from benchmarking import (
     compare,
     graphed,
     median_seconds,
+    options_of,
     print_table,
     relative_error,
     require,
@@ -39,12 +39,10 @@ COMMON = {"d_model": 144, "d_ffn": 1024, "dropout": 0.0, "kernel_size": 31}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser = options_of(__doc__)
     parser.add_argument("--train", action="store_true", help="forward and backward instead of forward")
     parser.add_argument("--seconds", type=int, nargs="+", default=SECONDS, help="lengths of the utterances")
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 15 on a GPU)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"

@@ -13,11 +13,10 @@ SpeechBrain's pads with zeros for that, as ours does, and takes all utterances t
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 
 import torch
-from benchmarking import compare, graphed, print_table, relative_error, require, write_json
+from benchmarking import compare, graphed, options_of, print_table, relative_error, require, write_json
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.nnet.CNN import Conv2d
 from torch import nn
@@ -56,10 +55,8 @@ class SpeechBrains(nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser = options_of(__doc__)
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 7 on a CPU, 30 on a GPU)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"

@@ -16,11 +16,9 @@ Every side is checked before it is timed (output and gradients, on a small batch
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 import torch.nn.functional as F
-from benchmarking import compare, graphed, median_seconds, print_table, relative_error, require, write_json
+from benchmarking import compare, graphed, median_seconds, options_of, print_table, relative_error, require, write_json
 
 from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
 from hmamba_asr.modules.bimamba import BiMamba
@@ -31,9 +29,7 @@ GPU_SHAPES = [(64, 400, 144), (16, 1600, 144), (1, 15000, 144), (64, 400, 512), 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    parser = options_of(__doc__)
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 7 on a CPU, 30 on a GPU)")
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -26,6 +27,14 @@ class ForcedChunker(DynamicChunker):
         begins = (torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0).expand_as(mask)
         forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
         return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
+
+
+def options_of(doc: str) -> argparse.ArgumentParser:
+    """A parser of what all benchmarks take: --device and --json; ``doc`` is the script's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there")
+    return parser
 
 
 def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int | None = None) -> dict:

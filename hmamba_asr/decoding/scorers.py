@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
-from hmamba_asr.decoding.incremental import LanguageModelStepper, TransformerStepper
+from hmamba_asr.decoding.incremental import LanguageModelStepper, StepperState, TransformerStepper
 from hmamba_asr.lengths import valid_mask
 
 LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
@@ -110,9 +110,27 @@ class CTC(Scorer):
         self.window = None if self.window is None else self.window[rows]
 
 
-class TransformerLM(Scorer):
-    name = "transformerlm"
+class Stepped(Scorer):
+    """A Transformer that goes on from what it computed for the prefix, its ``state``."""
+
     on_device = True
+    state: StepperState
+
+    def prepare(self, hypotheses: int) -> None:
+        self.state.prepare(hypotheses)
+
+    def carried(self) -> list[tuple[object, str]]:
+        return self.state.carried()
+
+    def advance(self, parents: Tensor, tokens: Tensor) -> None:
+        self.state.reorder(parents)
+
+    def keep(self, rows: Tensor) -> None:
+        self.state.keep(rows)
+
+
+class TransformerLM(Stepped):
+    name = "transformerlm"
     rescores = True
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
@@ -124,20 +142,8 @@ class TransformerLM(Scorer):
         self.model.eval().to(states.device)
         self.state = self.stepper.start()
 
-    def prepare(self, hypotheses: int) -> None:
-        self.state.prepare(hypotheses)
-
-    def carried(self) -> list[tuple[object, str]]:
-        return self.state.carried()
-
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         return (at_least_float32(self.stepper.step(self.state, tokens)) / self.temperature).log_softmax(-1)
-
-    def advance(self, parents: Tensor, tokens: Tensor) -> None:
-        self.state.reorder(parents)
-
-    def keep(self, rows: Tensor) -> None:
-        self.state.keep(rows)
 
     def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
         """All in one padded batch, in parts where its logits would be more than ``LOGITS_AT_ONCE`` numbers."""
@@ -159,7 +165,7 @@ class TransformerLM(Scorer):
         return torch.cat(totals)
 
 
-class InternalLM(Scorer):
+class InternalLM(Stepped):
     """What the attention decoder says without hearing anything, to be taken off when a language model joins.
 
     The output of its cross-attention is zero in every layer (Meng et al. 2021, "Internal Language Model Estimation for
@@ -169,7 +175,6 @@ class InternalLM(Scorer):
     """
 
     name = "internal_lm"
-    on_device = True
 
     def __init__(self, decoder: TransformerStepper, head: nn.Module, *, weight: float, temperature: float):
         super().__init__(-weight, partial=False)
@@ -178,21 +183,9 @@ class InternalLM(Scorer):
     def start(self, states: Tensor, lengths: Tensor) -> None:
         self.state = self.decoder.start()
 
-    def prepare(self, hypotheses: int) -> None:
-        self.state.prepare(hypotheses)
-
-    def carried(self) -> list[tuple[object, str]]:
-        return self.state.carried()
-
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         hidden, _ = self.decoder.step(self.state, tokens)
         return (at_least_float32(self.head(hidden)) / self.temperature).log_softmax(-1)
-
-    def advance(self, parents: Tensor, tokens: Tensor) -> None:
-        self.state.reorder(parents)
-
-    def keep(self, rows: Tensor) -> None:
-        self.state.keep(rows)
 
 
 class Length(Scorer):

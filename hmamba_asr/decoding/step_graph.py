@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ class StepGraph:
                     ours.copy_(given)
             self._bind(self.inputs)
         self.replay()
-        return replace(self.output, **{field.name: getattr(self.output, field.name).clone() for field in fields(Step)})
+        return Step(**{name: tensor.clone() for name, tensor in vars(self.output).items()})
 
     def _step_in_place(self) -> Step:
         """A step whose results end in the tensors that it began with."""

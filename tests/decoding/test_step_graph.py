@@ -54,6 +54,17 @@ def tensors_in(tree):
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
+def captured(run, recording):
+    """What a step makes under ``recording``; its inputs stay as they were, for a capture runs nothing."""
+    inputs = run.__self__.inputs
+    before = [tensor.clone() for tensor in inputs]
+    with recording:
+        output = run()
+    for tensor, value in zip(inputs, before, strict=True):
+        tensor.copy_(value)
+    return output
+
+
 class Recorder:
     """Stands in for a CUDA graph: a recording leaves nothing done, a replay works on the tensors of the recording alone."""
 
@@ -61,12 +72,8 @@ class Recorder:
         self.counts = counts
 
     def __call__(self, run, device):
-        inputs = run.__self__.inputs
-        before = [tensor.clone() for tensor in inputs]
-        with Recording() as recording:
-            output = run()
-        for tensor, value in zip(inputs, before, strict=True):
-            tensor.copy_(value)
+        recording = Recording()
+        output = captured(run, recording)
         self.counts["recordings"] += 1
 
         def replay():
@@ -135,31 +142,20 @@ def test_replays_are_the_steps(name, recogniser, monkeypatch):
 
 
 def test_a_capture_without_memory_is_given_up_for_plain_steps(recogniser, monkeypatch):
-    """Also where the step had begun to leave its results in the capture's tensors."""
+    """Also where the step was bound to the capture's tensors already."""
 
     def record(run, device):
-        run()
+        captured(run, nullcontext())
         tried.append(device)
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     tried = []
     search = make_searcher(recogniser(vocab=VOCAB, eos_bias=1.0))
     expected = search.search(*data(0))
-    monkeypatch.setattr(beam_module, "StepGraph", partial(StepGraph, record=lambda run, device: restored(run, device, record)))
+    monkeypatch.setattr(beam_module, "StepGraph", partial(StepGraph, record=record))
     monkeypatch.setattr(JointBeamSearcher, "_can_graph", lambda self, device: True)
     check_same(search.search(*data(0)), expected)
     assert tried == [torch.device("cpu")]
-
-
-def restored(run, device, record):
-    """``record``, which fails, with the inputs as they were: a capture does not touch them."""
-    inputs = run.__self__.inputs
-    before = [tensor.clone() for tensor in inputs]
-    try:
-        return record(run, device)
-    finally:
-        for tensor, value in zip(inputs, before, strict=True):
-            tensor.copy_(value)
 
 
 @pytest.mark.parametrize(("free", "idle", "emptied"), [(0.5, 0.1, 0), (0.1, 0.1, 1), (0.5, 0.4, 1)])
