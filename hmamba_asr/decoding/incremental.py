@@ -233,9 +233,7 @@ class _Layer:
 
     def memory_weights(self, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """Attention weights (B, hypotheses, T), the mean over the heads."""
-        query = _heads(self._memory_query(x), self.cross.num_heads)
-        scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-        return (scores if mask is None else scores + mask).softmax(-1).mean(1)
+        return _weights(_heads(self._memory_query(x), self.cross.num_heads), keys, mask).mean(1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self._add(x, self.ffn(self.norms[-1](x) if self.pre_norm else x), len(self.norms) - 1)
@@ -269,13 +267,18 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
+def _weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention weights (B, heads, hypotheses, keys)."""
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    return (scores if mask is None else scores + mask).softmax(-1)
+
+
 def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     query = _heads(query, attention.num_heads)
     # Few queries and many keys: PyTorch's fused float32 kernel would keep no more than a program for each head busy. With 16 bits
     # the scores would be rounded here.
     if query.is_cuda and query.element_size() > 2:
-        scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-        context = (scores if mask is None else scores + mask).softmax(-1) @ values
+        context = _weights(query, keys, mask) @ values
     else:
         context = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
     return attention.out_proj(context.transpose(1, 2).flatten(2))
