@@ -42,9 +42,9 @@ ALIKE = {
     "mean",
     "out",
     "gout",
-    "gz",
     "x_padded",
     "dt_padded",
+    "in_cast",
     "out_cast",
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -67,7 +67,7 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "tile": (kernels.tile_kernel, tile | {"FROM_TILES": False}, 1),
         "tile back": (kernels.tile_kernel, tile | {"FROM_TILES": True}, 1),
         "conv_silu": (mixer_kernels.conv_silu_kernel, walk, 1),
-        "conv_silu_backward": (mixer_kernels.conv_silu_backward_kernel, walk | {"ADD": True}, 1),
+        "conv_silu_backward": (mixer_kernels.conv_silu_backward_kernel, walk, 1),
         "gate": (mixer_kernels.gate_kernel, gate, 4),
         "gate_backward": (mixer_kernels.gate_backward_kernel, gate, 4),
         "prepare": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
@@ -92,6 +92,8 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
             types[name] = "*i64"
         elif integers.match(name):
             types[name] = "i32"
+        elif name == "states":
+            types[name] = "*bf16" if dtype == "bf16" else "*fp32"
         else:
             alike = name in ALIKE or (name in ("B", "C") and module == kernels.__name__)
             types[name] = f"*{dtype}" if alike and module != ema_triton.__name__ else "*fp32"
@@ -144,7 +146,7 @@ def main(argv: list[str]) -> int:
             continue
         started = time.perf_counter()
         try:
-            narrow = ("A_log", "x_proj", "dt_proj", "out_proj") if name.endswith("16-bit weights") else ()
+            narrow = ("A_log", "x_proj", "dt_proj", "in_proj", "out_proj") if name.endswith("16-bit weights") else ()
             r = report(build(function, constants, warps, capability=options.capability, dtype=options.dtype, narrow=narrow))
         except Exception as error:  # whatever the compiler raises, the other kernels are of interest too
             failed = True

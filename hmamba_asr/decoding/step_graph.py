@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Callable
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from hmamba_asr.decoding.hypotheses import Step
 
 Carried = list[tuple[object, str]]
-QUARTER = 0.25  # of a GPU's memory: the least that is free and the most that lies idle before a capture
+QUARTER = 0.25  # of a GPU's memory: where less is free, a capture is preceded by emptying the allocator's cache
 
 
 class StepGraph:
@@ -73,30 +73,41 @@ class StepGraph:
             setattr(owner, name, tensor)
 
 
-@functools.cache
-def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: cuBLAS keeps a workspace for every stream that it has seen."""
-    return torch.cuda.Stream(device)
+class _Captures(threading.local):
+    """Of a thread, by device: the stream that it captures on, for cuBLAS keeps a workspace for every stream that it has seen,
+    and the last graph, whose memory the next one takes over."""
+
+    def __init__(self):
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.graphs: dict[torch.device, torch.cuda.CUDAGraph] = {}
+
+
+_captures = _Captures()
 
 
 def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Callable[[], None], Step]:
     """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after each replay."""
     with torch.cuda.device(device):
         free, total = torch.cuda.mem_get_info()
-        idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if free < QUARTER * total or idle > QUARTER * total:
-            # The memory of graphs that are gone lies idle until then, and a capture cannot take it back.
-            torch.cuda.empty_cache()
-        graph, current, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), _capture_stream(device)
+        if free < QUARTER * total:
+            torch.cuda.empty_cache()  # what lies idle there a capture cannot take
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if device not in _captures.streams:
+            _captures.streams[device] = torch.cuda.Stream(device)
+        side, before = _captures.streams[device], _captures.graphs.get(device)
+        # Graphs may share memory: what a replay leaves there is read before any other one begins. A pool of its own would lie
+        # idle when its graph is gone.
+        pool = () if before is None else (before.pool(),)
         side.wait_stream(current)
         # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.
         with torch.cuda.stream(side):
-            graph.capture_begin(capture_error_mode="thread_local")
+            graph.capture_begin(*pool, capture_error_mode="thread_local")
             try:
                 output = run()
             finally:
                 graph.capture_end()
         current.wait_stream(side)
+    _captures.graphs[device] = graph
 
     def replay() -> None:
         with torch.cuda.device(device):

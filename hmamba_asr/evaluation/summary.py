@@ -210,7 +210,10 @@ def _rtf_cell(unit: Sequence[_Result], search: str) -> str:
     measured = [found for row in unit if (found := _rtf(row, search))]
     if len({(batches, hardware) for _, batches, hardware in measured}) == 1 and len(unit) > 1:
         return f"{_over_seeds([rtf for rtf, *_ in measured], '.3g')[:-1]}, batch {measured[0][1]})"
-    return _joined(f"{rtf:.3g} (batch {batches})" for rtf, batches, _ in measured)
+    batches = dict.fromkeys(found for _, found, _ in measured)
+    return _joined(
+        f"{_joined(f'{rtf:.3g}' for rtf, found, _ in measured if found == batch)} (batch {batch})" for batch in batches
+    )
 
 
 def _rtf(row: _Result, search: str) -> tuple[float, str, str] | None:

@@ -66,6 +66,6 @@ class BiMamba(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return mamba_mixer(
-            self.in_proj(x), self.conv_weight, self.conv_bias, self.x_proj, self.dt_proj, self.dt_bias, self.A_log,
+            x, self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj, self.dt_proj, self.dt_bias, self.A_log,
             self.D, self.out_proj.weight, lengths=lengths, directions=self.directions, backend=self.scan_backend,
         )  # fmt: skip

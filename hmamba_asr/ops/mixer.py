@@ -1,4 +1,4 @@
-"""The inside of a Mamba mixer, between its input and its output projection, in any number of time directions."""
+"""A Mamba mixer in any number of time directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hmamba_asr.ops.selective_scan import check_directions, resolve_backend, sca
 
 
 def mamba_mixer(
-    xz: Tensor,
+    x: Tensor,
+    in_proj: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor,
     x_proj: Tensor,
@@ -26,25 +27,30 @@ def mamba_mixer(
     directions: tuple[str, ...] = ("forward", "reverse"),
     backend: str = "auto",
 ) -> Tensor:
-    """Convolution and SiLU, selective scan and skip for each direction, then their mean, gated and projected.
+    """Input projection, convolution and SiLU, selective scan and skip for each direction, then their mean, gated and projected.
 
-    Shapes, with G directions: xz (batch, L, 2 D), the mixer's input beside its gate; conv_weight (G, D, K), conv_bias (G, D);
-    x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D); A_log (G, D, N), for A = -exp(A_log);
-    D (G, D); out_proj (d_model, D); lengths (batch,). Returns (batch, L, d_model), zero past the end.
+    Shapes, with G directions: x (batch, L, d_model); in_proj (2 D, d_model), giving the convolution's input and the gate;
+    conv_weight (G, D, K), conv_bias (G, D); x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D);
+    A_log (G, D, N), for A = -exp(A_log); D (G, D); out_proj (d_model, D); lengths (batch,). Returns (batch, L, d_model), zero
+    past the end.
 
     Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as in Zhu et al.,
     https://arxiv.org/abs/2401.09417, Algorithm 1.
     """
     check_directions(directions, conv_weight.shape[0])
-    if not xz.numel():  # no utterance, or none with a frame
-        return F.linear(xz[..., : D.shape[1]], out_proj)
-    if resolve_backend(backend, xz) == "triton":
+    if not x.numel():  # no utterance, or none with a frame
+        return F.linear(F.linear(x, in_proj)[..., : D.shape[1]], out_proj)
+    if resolve_backend(backend, x) == "triton":
         from hmamba_asr.ops.mixer_triton import mixer
 
-        with torch.autocast(xz.device.type, enabled=False):
+        kind = x.device.type
+        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+        with torch.autocast(kind, enabled=False):
             reversed_groups = tuple(name == "reverse" for name in directions)
-            return mixer(xz, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, reversed_groups)
-    inner, gate = xz.chunk(2, dim=-1)
+            return mixer(
+                x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, reversed_groups
+            )
+    inner, gate = F.linear(x, in_proj).chunk(2, dim=-1)
     if lengths is not None:
         inner, gate = zero_padding(inner, lengths), zero_padding(gate, lengths)
     u = torch.stack(

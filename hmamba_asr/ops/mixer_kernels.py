@@ -102,27 +102,21 @@ def conv_silu_kernel(
 
 @kernel
 def conv_silu_backward_kernel(
-    x, weight, bias, gu, gx, partial, lengths, s_b, s_l, sg_b, sg_l, L, batch, channels, tiles_each,
+    x, weight, bias, gu, gx, partial, lengths, s_b, s_l, L, batch, channels, tiles_each,
     REVERSE_BITS: tl.constexpr, G: tl.constexpr, K: tl.constexpr, BLOCK_D: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    ADD: tl.constexpr,
 ):  # fmt: skip
-    """gx (batch, L, D) from gu (G, batch, L, D), recomputing the convolution, with ADD on top of what is there; ``partial``
-    (batch x programs over frames, G, K + 1, D) gets this program's sums for the taps and the bias."""
+    """gx (batch, L, D) from gu (G, batch, L, D), recomputing the convolution; ``partial`` (batch x programs over frames,
+    G, K + 1, D) gets this program's sums for the taps and the bias."""
     b, length, d, in_d = _walk(lengths, L, channels, BLOCK_D, HAS_LENGTHS)
     x += b * s_b + d
-    gx += b * sg_b + d
+    gx += b * L * channels + d
     partial += (b * tl.num_programs(0) + tl.program_id(0)) * (G * (K + 1) * channels) + d
     for k in range(0, tiles_each):
         first = (tl.program_id(0) * tiles_each + k) * 16
         xs = _rows(x, s_l, first - (K - 1), 16 + 2 * (K - 1), length, in_d)
         into_x = ()
-        for j in tl.static_range(16):
-            if ADD:
-                into_x += (
-                    tl.load(gx + (first + j).to(tl.int64) * sg_l, mask=(first + j < length) & in_d, other=0.0).to(tl.float32),
-                )
-            else:
-                into_x += (tl.zeros([BLOCK_D], tl.float32),)
+        for _ in tl.static_range(16):
+            into_x += (tl.zeros([BLOCK_D], tl.float32),)
         for g in tl.static_range(G):
             # A frame gets gradients from the K - 1 frames that read it, which lie on the other side: after, or before it.
             taps, shift = _weights(weight, bias, g, d, channels, in_d, K)
@@ -154,7 +148,7 @@ def conv_silu_backward_kernel(
         for j in tl.static_range(16):
             t = first + j
             v = tl.where(t < length, into_x[j], 0.0).to(gx.dtype.element_ty)
-            tl.store(gx + t.to(tl.int64) * sg_l, v, mask=(t < L) & in_d)
+            tl.store(gx + t.to(tl.int64) * channels, v, mask=(t < L) & in_d)
 
 
 @triton.jit
@@ -169,11 +163,11 @@ def _walk(lengths, L, channels, BLOCK_D: tl.constexpr, HAS_LENGTHS: tl.constexpr
 
 @kernel
 def prepare_kernel(
-    A_log, x_proj, dt_proj, out_proj, A2, x_padded, dt_padded, out_cast, channels, rank, columns, d_model,
+    A_log, x_proj, dt_proj, in_proj, out_proj, A2, x_padded, dt_padded, in_cast, out_cast, channels, rank, columns, d_model,
     G: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The weights as the kernels and matrix products want them, in one launch: A2 (G, N, D) = -exp(A_log) in base 2; x_proj
-    (G, D, columns) and dt_proj (G, columns - 2 N, D) with zeros for padding; out_proj; the last three in the dtype of u."""
+    (G, D, columns) and dt_proj (G, columns - 2 N, D) with zeros for padding; in_proj, out_proj; all but A2 in the dtype of u."""
     part = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if part == 0:
@@ -193,6 +187,10 @@ def prepare_kernel(
         inside = g < G
         value = tl.load(dt_proj + (g * rank + r) * channels + d, mask=inside & (r < rank), other=0.0).to(tl.float32)
         tl.store(dt_padded + i, value.to(dt_padded.dtype.element_ty), mask=inside)
+    elif part == 3:
+        inside = i < 2 * d_model * channels
+        value = tl.load(in_proj + i, mask=inside, other=0.0).to(tl.float32)
+        tl.store(in_cast + i, value.to(in_cast.dtype.element_ty), mask=inside)
     else:
         inside = i < d_model * channels
         value = tl.load(out_proj + i, mask=inside, other=0.0).to(tl.float32)
@@ -201,19 +199,23 @@ def prepare_kernel(
 
 @kernel
 def finish_kernel(
-    sums, partial, A2, gA_log, gD, gbias, gconv, gconv_bias, sums_rows, partial_rows, channels,
+    sums, vectors, partial, A2, gA_log, gD, gbias, gconv, gconv_bias, sums_rows, partial_rows, channels,
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """Adds up what the programs of the backward kernels left: sums (G, sums_rows, N + 2, D) and partial (partial_rows, G, K + 1,
-    D), into the gradients of A_log (G, D, N), D, dt_bias (G, D), and the convolution's taps (G, D, K) and bias (G, D)."""
+    """Adds up what the programs of the backward kernels left: sums (G, sums_rows, N, D), vectors (G, sums_rows, 2, D) and
+    partial (partial_rows, G, K + 1, D), into the gradients of A_log (G, D, N), D, dt_bias (G, D), and the convolution's taps (G,
+    D, K) and bias (G, D)."""
     what, g = tl.program_id(1), tl.program_id(2)
     d = tl.program_id(0) * COLS + tl.arange(0, COLS)
     in_d = d < channels
     row = tl.arange(0, ROWS)[:, None]
     total = tl.zeros([ROWS, COLS], tl.float32)
-    if what < N + 2:
-        source = sums + (g.to(tl.int64) * sums_rows * (N + 2) + what) * channels
-        stride, rows = (N + 2) * channels, sums_rows
+    if what < N:
+        source = sums + (g.to(tl.int64) * sums_rows * N + what) * channels
+        stride, rows = N * channels, sums_rows
+    elif what < N + 2:
+        source = vectors + (g.to(tl.int64) * sums_rows * 2 + what - N) * channels
+        stride, rows = 2 * channels, sums_rows
     else:
         source = partial + (g * (K + 1) + what - (N + 2)).to(tl.int64) * channels
         stride, rows = tl.num_programs(2) * (K + 1) * channels, partial_rows
@@ -254,19 +256,20 @@ def gate_kernel(
 
 @kernel
 def gate_backward_kernel(
-    gout, mean, z, gz, out, lengths, s_b, s_l, sg_b, sg_l, L, channels,
+    gout, mean, z, out, lengths, L, channels,
     G: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, HAS_LENGTHS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Turns gout (batch, L, D) into the gradient of each of G directions' y, in place; gz, and once more out = mean silu(z)."""
+    """Turns gout (batch, L, D) into the gradient of each of G directions' y and z into its own, in place; and once more out =
+    mean silu(z)."""
     b, length, t, d, in_d = _tile(lengths, L, channels, ROWS, COLS, HAS_LENGTHS, ALIGNED)
     here = b * L * channels
     g = _frames(gout + here, t, channels, d, length, in_d, ALIGNED)
     average = _frames(mean + here, t, channels, d, length, in_d, ALIGNED)
-    gate = _frames(z + b * s_b, t, s_l, d, length, in_d, ALIGNED)
+    gate = _frames(z + here, t, channels, d, length, in_d, ALIGNED)
     opened = _sigmoid(gate)
     written = (t < L) & in_d
     kind = mean.dtype.element_ty
     tl.store(_at(gout + here, t, channels, d, ALIGNED), (g * gate * opened / G).to(kind), mask=written)
     tl.store(_at(out + here, t, channels, d, ALIGNED), (average * gate * opened).to(kind), mask=written)
     into_z = g * average * opened * (1.0 + gate * (1.0 - opened))
-    tl.store(_at(gz + b * sg_b, t, sg_l, d, ALIGNED), into_z.to(kind), mask=written)
+    tl.store(_at(z + here, t, channels, d, ALIGNED), into_z.to(kind), mask=written)

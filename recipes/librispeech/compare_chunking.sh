@@ -27,7 +27,9 @@ if [ "$corpus" = an4 ]; then
 hnet               hnet_an4
 "
 else
-  table+="hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
+  table+="hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
+hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
+fixedstride_4+8_2  fixedstride_mini   --outer {num_layers:4} --inner {num_layers:8}
 "
 fi
 

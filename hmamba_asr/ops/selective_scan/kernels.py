@@ -175,17 +175,17 @@ def pass_kernel(
 
 @kernel
 def backward_kernel(
-    u, delta, bias, A2, BC, D, gy, carry, adjoint, states, lengths, gu, gdelta, gBC, sums,
+    u, delta, bias, A2, BC, D, gy, carry, adjoint, states, lengths, gu, gdelta, gBC, vectors,
     su_g, su_b, sd_g, sd_b, sy_g, sy_b, L, batch, n_tiles, tiles_each, n_segments, items, blocks, reverse_bits, copy_stride,
     channels: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr, ATOMIC: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients. A program takes every so many-th of ``items`` (a block of channels, a batch row, a segment): it runs the
     recurrence from ``carry``, keeps the state before each tile in its own part of ``states`` (programs, tiles, N, BLOCK_D),
-    and returns through the tiles with the adjoint in ``adjoint``.
+    and returns through the tiles with the adjoint in ``adjoint``. ``carry`` then holds the segment's sums for A.
 
     gu, gdelta (G, batch, L, D) contiguous, possibly the storage of u and delta; gBC (G, batch, tile, 2, N, 16), added to
-    atomically or one copy for every block of channels; sums (G, batch, segment, N + 2, D), zero on entry, for A, D and bias.
+    atomically or one copy for every block of channels; vectors (G, batch, segment, 2, D) for D and bias.
 
     The sums over channels in gBC are products with a matrix of ones, which the tensor cores do beside everything else: in
     tf32, which keeps more bits than 16-bit inputs have, or for float32 inputs (EXACT) in three of them.
@@ -211,7 +211,7 @@ def backward_kernel(
         gdelta_here = gdelta + gb.to(tl.int64) * L * channels + d
         carry_here = carry + rest.to(tl.int64) * N * channels + d
         adjoint_here = adjoint + rest.to(tl.int64) * N * channels + d
-        sums_here = sums + rest.to(tl.int64) * (N + 2) * channels + d
+        vectors_here = vectors + rest.to(tl.int64) * 2 * channels + d
         rates = A2 + g * N * channels + d
         shift = tl.zeros([BLOCK_D], tl.float32)
         if HAS_BIAS:
@@ -222,7 +222,7 @@ def backward_kernel(
         # Tiles past the utterance's end only have zeros to write.
         count = tl.minimum(tiles_each, n_tiles - begin)
         used = tl.maximum(tl.minimum(count, tl.cdiv(length, T) - begin), 0)
-        for k in range(0, used):
+        for k in range(0, used - 1):
             Bn = BC + (gb * n_tiles + begin + k).to(tl.int64) * (2 * N * T)
             fetched = fetch(Bn, N * T)
             raw, vs = load_frames((delta_here, u_here), begin + k, length, reverse, in_d, channels)
@@ -236,12 +236,17 @@ def backward_kernel(
                 after = tl.minimum(n + 1, N - 1)
                 next_rate, next_h = load_vector(rates + after * channels, in_d), load_vector(carry_here + after * channels, in_d)
                 next_B = load_four(Bn + after * T, BLOCK_D)
-                tl.store(states + (k * N + n) * BLOCK_D, h)
+                tl.store(states + (k * N + n) * BLOCK_D, h.to(states.dtype.element_ty))
                 for j in tl.static_range(16):
                     if j % 4 == 0 and j > 0:
                         four_B = load_four(Bn + n * T + j, BLOCK_D)
                     h = tl.exp2(dts[j] * rate) * h + drives[j] * four_B[j % 4]
                 tl.store(carry_here + n * channels, h, mask=in_d)
+        last = states + tl.maximum(used - 1, 0) * N * BLOCK_D
+        for n in range(0, N):
+            h = load_vector(carry_here + n * channels, in_d)
+            tl.store(last + n * BLOCK_D, h.to(states.dtype.element_ty))
+            tl.store(carry_here + n * channels, tl.zeros([BLOCK_D], tl.float32), mask=in_d)
         gD_sum = tl.zeros([BLOCK_D], tl.float32)
         gbias_sum = tl.zeros([BLOCK_D], tl.float32)
         for k in range(0, count):
@@ -259,14 +264,14 @@ def backward_kernel(
             sum_place = gBC + block.to(tl.int64) * copy_stride + place + own_sum
             saved = states + (count - 1 - k) * N * BLOCK_D
             next_rate, next_h, next_B = load_vector(rates, in_d), tl.load(saved), load_four(Bn, BLOCK_D)
-            next_p, next_gA = load_vector(adjoint_here, in_d), load_vector(sums_here, in_d)
+            next_p, next_gA = load_vector(adjoint_here, in_d), load_vector(carry_here, in_d)
             for n in range(0, tl.where(count - 1 - k < used, N, 0)):
-                rate, h, p, gA, four_B = next_rate, next_h, next_p, next_gA, next_B
+                rate, h, p, gA, four_B = next_rate, next_h.to(tl.float32), next_p, next_gA, next_B
                 after = tl.minimum(n + 1, N - 1)
                 next_rate, next_h = load_vector(rates + after * channels, in_d), tl.load(saved + after * BLOCK_D)
                 next_p, next_gA = (
                     load_vector(adjoint_here + after * channels, in_d),
-                    load_vector(sums_here + after * channels, in_d),
+                    load_vector(carry_here + after * channels, in_d),
                 )
                 next_B = load_four(Bn + after * T, BLOCK_D)
                 none = tl.zeros([BLOCK_D], tl.float32)
@@ -301,7 +306,7 @@ def backward_kernel(
                         into = ()
                 by_decay, by_drive = new_by_decay, new_by_drive
                 tl.store(adjoint_here + n * channels, p, mask=in_d)
-                tl.store(sums_here + n * channels, gA, mask=in_d)
+                tl.store(carry_here + n * channels, gA, mask=in_d)
                 if ATOMIC:
                     tl.atomic_add(sum_place + n * T, sums_over_channels(of_B, of_C), sem="relaxed")
                 else:
@@ -317,5 +322,5 @@ def backward_kernel(
                 gdeltas += (graw,)
                 gus += (dts[j] * by_drive[j] + skip * outs[j] if HAS_D else dts[j] * by_drive[j],)
             store_frames((gu_here, gdelta_here), (gus, gdeltas), tile, length, reverse, L, in_d, channels)
-        tl.store(sums_here + N * channels, gD_sum, mask=in_d)
-        tl.store(sums_here + (N + 1) * channels, gbias_sum, mask=in_d)
+        tl.store(vectors_here, gD_sum, mask=in_d)
+        tl.store(vectors_here + channels, gbias_sum, mask=in_d)

@@ -1,7 +1,8 @@
 """The selective scan by Triton kernels (:mod:`.kernels`): allocation, launch, and registration with PyTorch.
 
 Inputs may be float32, bfloat16 or float16; states, decays and sums are float32. The backward pass keeps nothing but the inputs:
-it runs the recurrence once more and holds the states before its tiles only for the segments in work.
+it runs the recurrence once more and holds the states before its tiles only for the segments in work, for bfloat16 inputs rounded
+to bfloat16.
 
 Under ``torch.compile`` the scan is the custom op ``hmamba_asr::selective_scan``, which the compiler keeps whole; elsewhere it is
 an ordinary autograd function, which costs the host less.
@@ -82,29 +83,26 @@ def _segments(programs: int, tiles: int, parts: int, kind: _Pass) -> tuple[int, 
 
 
 class _Scan:
-    """One scan's inputs in the kernels' terms, B and C as tiles (G, batch, tile, 2, N, 16) in scan time."""
+    """One scan's inputs in the kernels' terms."""
 
-    def __init__(self, u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits: int, kind: _Pass):
+    def __init__(self, u, delta, A2, BC, D, delta_bias, lengths, reverse_bits: int, kind: _Pass):
         from hmamba_asr.ops.launch import launch
         from hmamba_asr.ops.selective_scan import kernels
 
         self.kernels, self.launch = kernels, launch
         self.u, self.delta = with_rows_in_line(u), with_rows_in_line(delta)
-        self.B, self.C = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C))
         self.groups, self.batch, self.length, self.channels = u.shape
         assert self.groups <= 24  # a bit of ``reverse_bits`` each; the backward kernel counts on the upper ones to be zero
-        self.A2, self.n = A2, A2.shape[1]
+        self.A2, self.BC, self.n = A2, BC, A2.shape[1]
         self.D, self.delta_bias, self.lengths, self.reverse_bits = D, delta_bias, lengths, reverse_bits
         self.blocks, self.rows = -(-self.channels // BLOCK_D), self.groups * self.batch
         self.tiles = -(-self.length // T)
         parts = PARTS * _processors(u.device)
         self.slots = kind.warps * parts
         self.segments, self.segment_tiles = _segments(self.blocks * self.rows, self.tiles, parts, kind)
-        self.BC = self.empty(self.groups, self.batch, self.tiles, 2, self.n, T)
-        self.copy_tiles(self.B, self.C, self.BC)
 
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, device=self.u.device, dtype=torch.float32)
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, device=self.u.device, dtype=dtype or torch.float32)
 
     def zeros(self, *shapes: tuple[int, ...]) -> list[Tensor]:
         """One tensor of each shape, cleared in one launch."""
@@ -119,13 +117,6 @@ class _Scan:
     def optional(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         """With any tensor for None: an argument that the kernel's flags switch off is never read."""
         return tuple(self.u if x is None else x for x in tensors)
-
-    def copy_tiles(self, B: Tensor, C: Tensor, tiles: Tensor, *, back: bool = False) -> None:
-        self.launch(
-            self.kernels.tile_kernel, (self.tiles, self.rows, 2), (B, C, tiles, *self.optional(self.lengths)),
-            (*B.stride()[:3], *C.stride()[:3], self.length, self.batch, self.tiles, self.reverse_bits),
-            (self.n, 1 << (self.n - 1).bit_length(), self.lengths is not None, back), num_warps=1,
-        )  # fmt: skip
 
     def recur(self, carry: Tensor, *, y: Tensor | None = None, spans: Tensor | None = None, gy: Tensor | None = None) -> None:
         """Run all segments, or with ``spans`` those whose last state some other segment starts from; the adjoint for ``gy``."""
@@ -164,17 +155,43 @@ def with_rows_in_line(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
+def _copy_tiles(B: Tensor, C: Tensor, tiles: Tensor, lengths: Tensor | None, reverse_bits: int, *, back: bool) -> None:
+    from hmamba_asr.ops.launch import launch
+    from hmamba_asr.ops.selective_scan.kernels import tile_kernel
+
+    groups, batch, length, n = B.shape
+    launch(
+        tile_kernel, (tiles.shape[2], groups * batch, 2), (B, C, tiles, B if lengths is None else lengths),
+        (*B.stride()[:3], *C.stride()[:3], length, batch, tiles.shape[2], reverse_bits),
+        (n, 1 << (n - 1).bit_length(), lengths is not None, back), num_warps=1,
+    )  # fmt: skip
+
+
+def to_tiles(B: Tensor, C: Tensor, lengths: Tensor | None, reverse_bits: int) -> Tensor:
+    """B and C (G, batch, L, N) as the kernels want them: (G, batch, tile, 2, N, 16) in scan time and float32."""
+    groups, batch, length, n = B.shape
+    tiles = torch.empty(groups, batch, -(-length // T), 2, n, T, device=B.device, dtype=torch.float32)
+    _copy_tiles(*(x if x.stride(-1) == 1 else x.contiguous() for x in (B, C)), tiles, lengths, reverse_bits, back=False)
+    return tiles
+
+
+def from_tiles(tiles: Tensor, B: Tensor, C: Tensor, lengths: Tensor | None, reverse_bits: int) -> None:
+    """The way back, into B and C, whose last axis must have no stride."""
+    _copy_tiles(B, C, tiles, lengths, reverse_bits, back=True)
+
+
 def in_base_2(A: Tensor) -> Tensor:
     """A (G, D, N) as the kernels want it: (G, N, D), for powers of 2."""
     return torch.mul(A.float().transpose(1, 2), LOG2_E).contiguous()
 
 
 def run_forward(
-    u, delta, A2, B, C, D, delta_bias, lengths, initial, reverse_bits: int, *, y: Tensor | None = None
+    u, delta, A2, BC, D, delta_bias, lengths, initial, reverse_bits: int, *, y: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (G, batch, L, D) in u's dtype and the last state (G, batch, N, D) in float32; ``initial`` is shaped like the latter.
-    ``A2`` is from :func:`in_base_2`; ``y`` is where the first is written if given, and may be ``u`` itself."""
-    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, FORWARD)
+    ``A2`` is from :func:`in_base_2`, ``BC`` from :func:`to_tiles`; ``y`` is where the first is written if given, and may be
+    ``u`` itself."""
+    scan = _Scan(u, delta, A2, BC, D, delta_bias, lengths, reverse_bits, FORWARD)
     (carry,) = scan.zeros(scan.carry_shape)
     scan.find_starts(carry, initial)
     y = torch.empty(u.shape, device=u.device, dtype=u.dtype) if y is None else y
@@ -183,55 +200,60 @@ def run_forward(
 
 
 def run_backward(
-    gy, glast, u, delta, A2, B, C, D, delta_bias, lengths, initial, reverse_bits: int, *, deterministic: bool,
-    gu: Tensor | None = None, gdelta: Tensor | None = None, gB: Tensor | None = None, gC: Tensor | None = None,
+    gy, glast, u, delta, A2, BC, D, delta_bias, lengths, initial, reverse_bits: int, *, deterministic: bool,
+    gu: Tensor | None = None, gdelta: Tensor | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Gradients by name: of u, delta, B, C, the initial state, and as "sums" (G, batch x segment, N + 2, D) those of A, D and
-    delta_bias, still to be added up. gy (G, batch, L, D), also with stride 0 over G; glast (G, batch, N, D) or None.
-    ``gu``, ``gdelta``, ``gB`` and ``gC`` are where those are written if given; the first two may be ``u`` and ``delta``."""
-    scan = _Scan(u, delta, A2, B, C, D, delta_bias, lengths, reverse_bits, BACKWARD)
+    """Gradients by name: of u, delta, the tiles "BC", the initial state, and still to be added up over their second axis "A"
+    (G, batch x segment, N, D) and "vectors" (G, batch x segment, 2, D), those of D and delta_bias. gy (G, batch, L, D), also
+    with stride 0 over G; glast (G, batch, N, D) or None. ``gu`` and ``gdelta`` are where those are written if given, and may be
+    ``u`` and ``delta``."""
+    scan = _Scan(u, delta, A2, BC, D, delta_bias, lengths, reverse_bits, BACKWARD)
     n, copies = scan.n, scan.blocks if deterministic else 1
     gy = with_rows_in_line(gy)
-    carry, adjoint, sums, gBC = scan.zeros(
-        scan.carry_shape, scan.carry_shape, (*scan.carry_shape[:3], n + 2, scan.channels), (copies, *scan.BC.shape)
-    )
+    carry, adjoint, gBC = scan.zeros(scan.carry_shape, scan.carry_shape, (copies, *BC.shape))
+    vectors = scan.empty(*scan.carry_shape[:3], 2, scan.channels)
     scan.find_starts(carry, initial)
     scan.find_starts(adjoint, glast, gy=gy)
-    gu, gdelta, gB, gC = (
+    gu, gdelta = (
         torch.empty(x.shape, device=x.device, dtype=x.dtype) if given is None else given
-        for x, given in ((u, gu), (delta, gdelta), (B, gB), (C, gC))
+        for x, given in ((u, gu), (delta, gdelta))
     )
     items = scan.blocks * scan.rows * scan.segments
     programs = min(items, scan.slots)
+    # For bfloat16 inputs in half of the bytes: the recurrence never reads them, each starts it again for its own 16 frames.
+    states = scan.empty(programs, scan.segment_tiles, n, BLOCK_D, dtype=torch.bfloat16 if u.dtype == torch.bfloat16 else None)
     scan.launch(
         scan.kernels.backward_kernel, (programs, 1, 1),
         (scan.u, scan.delta, *scan.optional(delta_bias), scan.A2, scan.BC, *scan.optional(D), gy, carry, adjoint,
-         scan.empty(programs, scan.segment_tiles, n, BLOCK_D), *scan.optional(lengths), gu, gdelta, gBC, sums),
+         states, *scan.optional(lengths), gu, gdelta, gBC, vectors),
         (*scan.u.stride()[:2], *scan.delta.stride()[:2], *gy.stride()[:2], scan.length, scan.batch, scan.tiles,
          scan.segment_tiles, scan.segments, items, scan.blocks, reverse_bits, gBC.stride(0) if deterministic else 0),
         (scan.channels, n, BLOCK_D, D is not None, delta_bias is not None, lengths is not None, not deterministic,
          u.dtype == torch.float32), num_warps=1, max_registers=BACKWARD.registers,
     )  # fmt: skip
-    scan.copy_tiles(gB, gC, gBC.sum(0) if deterministic else gBC[0], back=True)
-    return {"u": gu, "delta": gdelta, "B": gB, "C": gC, "sums": sums.flatten(1, 2), "initial": adjoint[:, :, 0]}
+    return {"u": gu, "delta": gdelta, "BC": gBC.sum(0) if deterministic else gBC[0], "A": carry.flatten(1, 2),
+            "vectors": vectors.flatten(1, 2), "initial": adjoint[:, :, 0]}  # fmt: skip
 
 
-def _forward(u, delta, A, *others) -> tuple[Tensor, Tensor]:
-    return run_forward(u, delta, in_base_2(A), *others)
+def _forward(u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits: int) -> tuple[Tensor, Tensor]:
+    tiles = to_tiles(B, C, lengths, reverse_bits)
+    return run_forward(u, delta, in_base_2(A), tiles, D, delta_bias, lengths, initial, reverse_bits)
 
 
 def _gradients(gy, glast, tensors, reverse_bits: int, deterministic: bool) -> list[Tensor]:
-    u, delta, A, B, C, D, delta_bias, *others = tensors
+    u, delta, A, B, C, D, delta_bias, lengths, initial = tensors
     grads = run_backward(
-        gy, glast, u, delta, in_base_2(A), B, C, D, delta_bias, *others, reverse_bits, deterministic=deterministic
-    )
-    sums, n = grads["sums"].sum(1), A.shape[-1]
-    gA = sums[:, :n].transpose(1, 2).to(A.dtype).contiguous()
+        gy, glast, u, delta, in_base_2(A), to_tiles(B, C, lengths, reverse_bits), D, delta_bias, lengths, initial, reverse_bits,
+        deterministic=deterministic,
+    )  # fmt: skip
+    gB, gC = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (B, C))
+    from_tiles(grads["BC"], gB, gC, lengths, reverse_bits)
+    gA = grads["A"].sum(1).transpose(1, 2).to(A.dtype).contiguous()
+    sums = grads["vectors"].sum(1).unbind(1)
     vectors = [
-        g.to(torch.float32 if x is None else x.dtype).contiguous()
-        for g, x in ((sums[:, n], D), (sums[:, n + 1], delta_bias))
+        g.to(torch.float32 if x is None else x.dtype).contiguous() for g, x in zip(sums, (D, delta_bias), strict=True)
     ]  # fmt: skip
-    return [grads["u"], grads["delta"], gA, grads["B"], grads["C"], *vectors, grads["initial"]]
+    return [grads["u"], grads["delta"], gA, gB, gC, *vectors, grads["initial"]]
 
 
 def _for_inputs(grads: list[Tensor], tensors) -> tuple:
