@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speed and memory of ConMamba, H-Mamba (N = 2) and the Conformer: encoders against audio length, and whole recognisers.
 
-    python scripts/benchmark_efficiency.py [--device cuda] [--seconds 5 60 1200] [--utterances 8] [--batch 8] [--json FILE]
+    python scripts/benchmark_efficiency.py [--device cuda] [--seconds 5 60 1200] [--utterances 8] [--split 6+6] [--json FILE]
 
 Random weights in the sizes of hparams/{conmamba,hmamba,conformer}_small_ls100.yaml, float32. H-Mamba's router does all of its
 work and is then overruled: every second frame begins a chunk.
@@ -54,9 +54,17 @@ def main() -> None:
         "--utterances", type=int, help="for the recognisers (default: 8 on a CPU, 32 on a GPU; 0: leave them out)"
     )
     parser.add_argument("--batch", type=int, help="of the batched RTF (default: 4 on a CPU, 16 on a GPU)")
+    parser.add_argument(
+        "--split", default="8+4", help="of H-Mamba: blocks at the frame rate + at the chunk rate (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 3; of the encoders on a GPU 10)")
     parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="for one call of an encoder (default: 120 s)")
     options = parser.parse_args()
+    try:
+        outer, inner = map(int, options.split.split("+"))
+    except ValueError:
+        parser.error(f"--split takes two numbers such as 8+4, not '{options.split}'.")
+    split = {"outer": {"num_layers": outer}, "inner": {"num_layers": inner}}
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     rounds, passes = options.rounds or (10 if on_gpu else 3), options.rounds or PASSES
@@ -67,10 +75,11 @@ def main() -> None:
         "torch": torch.__version__,
         "precision": "fp32",
         "peer": PEER,
+        "split": options.split,
     }
     print(f"{figures['hardware']}, torch {torch.__version__}, float32")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        recognisers = {name: recogniser(yaml, folder, device) for name, yaml in MODELS.items()}
+        recognisers = {name: recogniser(yaml, folder, device, split) for name, yaml in MODELS.items()}
         for name, hparams in recognisers.items():
             check(name, hparams, device)
         models = {name: hparams["model"] for name, hparams in recognisers.items()}
@@ -82,10 +91,11 @@ def main() -> None:
     write_json(options.json, figures)
 
 
-def recogniser(yaml: str, folder: str, device: torch.device) -> dict:
+def recogniser(yaml: str, folder: str, device: torch.device, split: dict) -> dict:
     """The YAML's objects, with the searches that are timed under "searches"."""
     chunks = FRAMES_PER_CHUNK if yaml.startswith("hmamba") else None
-    hparams = build(yaml, {"lm": SMALL_LM, **SIZE}, folder, frames_per_chunk=chunks)
+    overrides = {"lm": SMALL_LM, **SIZE, **(split if chunks else {})}
+    hparams = build(yaml, overrides, folder, frames_per_chunk=chunks)
     model = hparams["model"]
     ratio = TOKENS_PER_SECOND / STATES_PER_SECOND * (chunks or 1)  # tokens for each state
     ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=hparams["blank_index"], eos_index=hparams["eos_index"])

@@ -25,6 +25,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from hmamba_asr.decoding import ctc_triton  # noqa: E402
 from hmamba_asr.ops import ema_triton, mixer_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan.triton import BACKWARD, FORWARD  # noqa: E402
@@ -57,6 +58,7 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
     tile = {"N": n, "N_PAD": n_pad, "HAS_LENGTHS": True}
     walk = {"REVERSE_BITS": 2, "G": 2, "K": 4, "BLOCK_D": 32, "HAS_LENGTHS": True}
     gate = {"G": 2, "ROWS": 32, "COLS": 64, "HAS_LENGTHS": True, "ALIGNED": True}
+    ctc = {"HAS_WINDOW": True, "BLOCK_T": ctc_triton.BLOCK_T}
     prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
     return {
         "scan": (kernels.scan_kernel, scan | {"ADJOINT": False, "WRITE_Y": True, "WRITE_SPANS": False}, 1),
@@ -75,6 +77,9 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "finish": (mixer_kernels.finish_kernel, {"N": n, "K": 4, "ROWS": 32, "COLS": 64}, 4),
         "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
         "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
+        "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
+        "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
+        "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),
     }
 
 
@@ -83,15 +88,17 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
     types, module = {}, function.fn.__module__
     integers = re.compile(
         r"s[a-z]?_[a-z]$|L$|batch$|channels$|n_|tiles_each$|first_segment$|reverse_bits$|items$|blocks$|copy_stride$|rank$"
-        r"|columns$|d_model$|.*_rows$"
+        r"|columns$|d_model$|.*_rows$|[KTV]$|K_new$|eos$|blank$"
     )
     for name in function.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name == "lengths":
+        elif name in ("lengths", "newest", "last_frames", "window", "parents", "labels"):
             types[name] = "*i64"
         elif integers.match(name):
             types[name] = "i32"
+        elif module == ctc_triton.__name__:
+            types[name] = "*fp32" if name in ("log_probs", "phi", "products") else "*fp64"
         elif name == "states":
             types[name] = "*bf16" if dtype == "bf16" else "*fp32"
         else:

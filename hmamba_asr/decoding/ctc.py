@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hmamba_asr.lengths import valid_mask
+from hmamba_asr.ops.selective_scan.triton import unavailable_reason
 
 IMPOSSIBLE = -1e20  # log-probability of what no path gives; finite, so that differences of two of them are no NaN
 
@@ -53,18 +54,22 @@ class CTCPrefixScorer:
     As phi is the same for all labels but the repeated one, the scores of the whole vocabulary are one matrix product
     (prefixes x frames) (frames x vocabulary), with phi scaled to 1 at its largest; a label that comes out below e^-80 of that
     is given e^-80. What a search picks is scored again in log space by ``extend``, which also solves the recurrences of its
-    forward variables: first-order and linear, for all frames at once by cumulative sums in float64.
+    forward variables: first-order and linear, for all frames at once by cumulative sums in float64. On a GPU, where that would be
+    some thirty kernels a step, Triton kernels (:mod:`~hmamba_asr.decoding.ctc_triton`) do the same in four (``fused``).
 
     ``window`` (B, 2), where given, is the first frame and the last plus one at which a label may begin.
     """
 
-    def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int):
+    def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int, fused: bool | None = None):
         """log_probs (B, T, vocab) of the CTC head, lengths (B,) of 1 or more."""
+        can_fuse = log_probs.is_cuda and log_probs.dtype == torch.float32 and unavailable_reason(log_probs.device) is None
+        self.fused = can_fuse if fused is None else fused
         self.blank, self.eos, self.last_frame = blank, eos, lengths - 1
         self.outside = ~valid_mask(lengths, log_probs.shape[1]).unsqueeze(1)  # (B, 1, T)
         self.probs = log_probs.exp().masked_fill_(self.outside.transpose(1, 2), 0.0)
         self.log_probs = log_probs.clamp(min=-1e4)  # sums over frames stay far from IMPOSSIBLE
-        self.blanks = self.log_probs[..., blank].double().masked_fill(self.outside[:, 0], 0.0).cumsum(1).unsqueeze(1)
+        self.each_blank = self.log_probs[..., blank].double().masked_fill(self.outside[:, 0], 0.0)
+        self.blanks = self.each_blank.cumsum(1).unsqueeze(1)
 
     def start(self) -> PrefixState:
         """The empty prefix of each utterance."""
@@ -74,6 +79,13 @@ class CTCPrefixScorer:
 
     def next_scores(self, state: PrefixState, window: Tensor | None = None) -> Tensor:
         """log psi(g c) - log psi(g) for every label c (B, K, vocab); eos stands for "g is all", and blank is impossible."""
+        if self.fused:
+            from hmamba_asr.decoding import ctc_triton
+
+            return ctc_triton.next_scores(
+                state.in_label, state.in_blank, state.score, state.last, log_probs=self.log_probs, probs=self.probs,
+                last_frame=self.last_frame, window=window, blank=self.blank, eos=self.eos,
+            )  # fmt: skip
         total = state.total()
         began = self._before(total, state.last, window)
         largest = began.amax(-1, keepdim=True)
@@ -91,6 +103,14 @@ class CTCPrefixScorer:
 
         After eos the score is that of the parent being all, and the forward variables mean nothing.
         """
+        if self.fused:
+            from hmamba_asr.decoding import ctc_triton
+
+            in_label, in_blank, score = ctc_triton.extend(
+                state.in_label, state.in_blank, state.last, parents, labels, log_probs=self.log_probs, blanks=self.each_blank,
+                last_frame=self.last_frame, window=window, eos=self.eos,
+            )  # fmt: skip
+            return PrefixState(in_label, in_blank, score, labels)
         at = parents.unsqueeze(-1).expand(-1, -1, state.in_label.shape[-1])
         in_label, in_blank, last = state.in_label.gather(1, at), state.in_blank.gather(1, at), state.last.gather(1, parents)
         total = torch.logaddexp(in_label, in_blank)
@@ -108,7 +128,7 @@ class CTCPrefixScorer:
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
-        for name in ("last_frame", "outside", "probs", "log_probs", "blanks"):
+        for name in ("last_frame", "outside", "probs", "log_probs", "each_blank", "blanks"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _before(self, phi: Tensor, last: Tensor, window: Tensor | None) -> Tensor:
