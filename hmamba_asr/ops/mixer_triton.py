@@ -152,14 +152,13 @@ class _Mixer:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b, of which out may have fewer columns. Sums of 16-bit values are kept in float32 where out can take them."""
+    """out = a b, of which out may have fewer columns. In the inputs' dtype, and copied: with 16-bit inputs and a float32 output,
+    a small product over many frames (288 x 144 over 25600) was about 0.1 ms slower on an H200."""
     multiply = torch.bmm if out.dim() == 3 else torch.mm
-    if b.shape[-1] != out.shape[-1] or (a.dtype != out.dtype and not a.is_cuda):
-        out.copy_(multiply(a, b)[..., : out.shape[-1]])
-    elif a.dtype == out.dtype:
+    if a.dtype == out.dtype and b.shape[-1] == out.shape[-1]:
         multiply(a, b, out=out)
     else:
-        multiply(a, b, out.dtype, out=out)
+        out.copy_(multiply(a, b)[..., : out.shape[-1]])
 
 
 NAMES = ("in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")

@@ -28,3 +28,9 @@ def poisoned():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    """SpeechBrain allows TF32 on import, which is good for three digits."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
