@@ -22,11 +22,13 @@ from benchmarking import (
     build,
     compare,
     graphed,
+    name_of,
     options_of,
     print_table,
     relative_error,
     require,
     require_batch_invariance,
+    split_of,
     write_json,
 )
 
@@ -77,20 +79,26 @@ def check(flat: dict, folder: str, device: torch.device) -> None:
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--seconds", type=int, nargs="+", default=[5, 15, 30], help="lengths of the utterances")
-    parser.add_argument("--splits", nargs="+", default=["8+4", "6+6", "4+8"], help="blocks at the frame rate + at the chunk rate")
+    parser.add_argument(
+        "--splits",
+        type=split_of,
+        nargs="+",
+        default=[(8, 4), (6, 6), (4, 8)],
+        help="blocks at the frame rate + at the chunk rate",
+    )
     parser.add_argument("--ratios", type=int, nargs="+", default=[2, 3, 4], help="frames in a chunk")
     parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
     parser.add_argument("--batch", type=int, help="utterances in a batch (default: 1 on a CPU, 16 on a GPU)")
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 10 on a GPU)")
     options = parser.parse_args()
-    splits = {name: tuple(int(part) for part in name.split("+")) for name in options.splits}
-    if any(len(split) != 2 or sum(split) != LAYERS for split in splits.values()):
+    if any(sum(split) != LAYERS for split in options.splits):
         parser.error(f"--splits takes two numbers that sum to {LAYERS}, such as 8+4.")
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     batch = options.batch or (16 if on_gpu else 1)
     pairs = options.pairs or (10 if on_gpu else 3)
-    print(f"{hardware(device)}, torch {torch.__version__}, float32, batches of {batch}, {TOKENS_PER_SECOND} tokens a second")
+    machine = name_of(hardware(device))
+    print(f"{machine}, torch {torch.__version__}, float32, batches of {batch}, {TOKENS_PER_SECOND} tokens a second")
     figures = {"hardware": hardware(device), "torch": torch.__version__, "batch": batch, "cases": {}}
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -103,12 +111,12 @@ def main() -> None:
             if seconds == options.seconds[0]:
                 check(flat, folder, device)
             theirs = runs_of(flat, features, lengths)
-            for name, split in splits.items():
+            for split in options.splits:
                 for ratio in options.ratios:
                     for form in options.forms:
                         states = -(-frames // ratio) if form == "chunks" else frames
                         ours = recogniser(folder, device, split=split, ratio=ratio, form=form, frames=states, tokens=tokens)
-                        case = f"{seconds} s, {name}, N={ratio}, {form}"
+                        case = f"{seconds} s, {split[0]}+{split[1]}, N={ratio}, {form}"
                         kept = ours["model"].encode(features, lengths).stages[0].kept_fraction.mean().item()
                         require(f"the kept fraction of {case}", abs(kept - -(-frames // ratio) / frames), 1e-6)
                         mine = runs_of(ours, features, lengths)

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 
 import torch
-from benchmarking import compare, options_of, print_table, write_json
+from benchmarking import compare, name_of, options_of, print_table, write_json
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
@@ -50,11 +50,8 @@ def main() -> None:
     states = torch.randn(options.batch, SECONDS * FRAMES_PER_SECOND, D_MODEL, device=device)
     model = recogniser(device)
     lm = TransformerLM(VOCAB, **LM, activation=nn.GELU, normalize_before=False).to(device).eval()
-    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     machine = hardware(device)
-    print(
-        f"{machine['gpu'] or machine['cpu']}{threads}, torch {torch.__version__}; {options.batch} x {SECONDS} s, {VOCAB} tokens"
-    )
+    print(f"{name_of(machine)}, torch {torch.__version__}; {options.batch} x {SECONDS} s, {VOCAB} tokens")
 
     figures = {"hardware": machine, "torch": torch.__version__, "batch": options.batch, "searches": {}}
     rows, breakdown, identical, total = [], [], 0, 0

@@ -24,7 +24,18 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from benchmarking import build, in_turns, options_of, print_table, ratio_of, require, require_batch_invariance, write_json
+from benchmarking import (
+    build,
+    in_turns,
+    name_of,
+    options_of,
+    print_table,
+    ratio_of,
+    require,
+    require_batch_invariance,
+    split_of,
+    write_json,
+)
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
@@ -55,16 +66,15 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, help="of the batched RTF (default: 4 on a CPU, 16 on a GPU)")
     parser.add_argument(
-        "--split", default="8+4", help="of H-Mamba: blocks at the frame rate + at the chunk rate (default: %(default)s)"
+        "--split",
+        type=split_of,
+        default="8+4",
+        help="of H-Mamba: blocks at the frame rate + at the chunk rate (default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 3; of the encoders on a GPU 10)")
     parser.add_argument("--patience", type=float, default=120.0, metavar="S", help="for one call of an encoder (default: 120 s)")
     options = parser.parse_args()
-    try:
-        outer, inner = map(int, options.split.split("+"))
-    except ValueError:
-        parser.error(f"--split takes two numbers such as 8+4, not '{options.split}'.")
-    split = {"outer": {"num_layers": outer}, "inner": {"num_layers": inner}}
+    split = {part: {"num_layers": count} for part, count in zip(("outer", "inner"), options.split, strict=True)}
     device = torch.device(options.device)
     on_gpu = device.type == "cuda"
     rounds, passes = options.rounds or (10 if on_gpu else 3), options.rounds or PASSES
@@ -75,9 +85,9 @@ def main() -> None:
         "torch": torch.__version__,
         "precision": "fp32",
         "peer": PEER,
-        "split": options.split,
+        "split": "{}+{}".format(*options.split),
     }
-    print(f"{figures['hardware']}, torch {torch.__version__}, float32")
+    print(f"{name_of(figures['hardware'])}, torch {torch.__version__}, float32")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         recognisers = {name: recogniser(yaml, folder, device, split) for name, yaml in MODELS.items()}
         for name, hparams in recognisers.items():

@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from benchmarking import compare, graphed, options_of, print_table, relative_error, require, write_json
+from benchmarking import compare, graphed, name_of, options_of, print_table, relative_error, require, write_json
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.nnet.CNN import Conv2d
 from torch import nn
@@ -92,7 +92,7 @@ def main() -> None:
             name = f"{'forward and backward' if train else 'forward'}, {'bfloat16' if autocast else 'float32'}"
             figures[name] = vars(ratio)
             rows.append([name, f"{1e3 * ratio.ours:.2f}", f"{1e3 * ratio.theirs:.2f}", str(ratio)])
-    print(f"{hardware(device)}, torch {torch.__version__}, {len(x)} x 15 s")
+    print(f"{name_of(hardware(device))}, torch {torch.__version__}, {len(x)} x 15 s")
     print_table("Front-end", ["pass", "ours (ms)", "SpeechBrain (ms)", "ratio: median (min to max)"], rows)
     write_json(options.json, figures)
 

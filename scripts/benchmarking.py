@@ -50,6 +50,20 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int |
     return hparams
 
 
+def split_of(text: str) -> tuple[int, int]:
+    """Blocks at the frame rate and at the chunk rate, as an option gives them: 8+4."""
+    try:
+        outer, inner = map(int, text.split("+"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"give two numbers such as 8+4, not '{text}'.") from None
+    return outer, inner
+
+
+def name_of(machine: Mapping) -> str:
+    """Of what ``hardware`` describes, as a line needs it."""
+    return machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+
+
 @dataclass
 class Ratio:
     """How much longer theirs took than ours: over pairs of runs, min, median and max; both sides' median seconds."""

@@ -25,8 +25,11 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from hmamba_asr.decoding import ctc_triton  # noqa: E402
-from hmamba_asr.ops import ema_triton, mixer_kernels  # noqa: E402
+from hmamba_asr.ops import (  # noqa: E402
+    ctc_triton,  # noqa: E402
+    ema_triton,
+    mixer_kernels,
+)
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan.triton import BACKWARD, FORWARD  # noqa: E402
 

@@ -342,6 +342,27 @@ TINY = {
 }  # fmt: skip
 
 
+def test_decoding_is_profiled_and_a_bad_split_named(monkeypatch, capsys):
+    import profile_decoding
+
+    build = profile_decoding.recogniser.__globals__["build"]
+    monkeypatch.setitem(
+        profile_decoding.recogniser.__globals__, "build",
+        lambda yaml, overrides, folder, **options: build(
+            yaml, {**overrides, **TINY, "outer": TINY_ENCODER, "inner": TINY_ENCODER}, folder, **options
+        ),
+    )  # fmt: skip
+    options = ["profile_decoding.py", "--device", "cpu", "--batch", "2", "--seconds", "2", "--top", "3", "--split"]
+    monkeypatch.setattr("sys.argv", [*options, "1+1"])
+    profile_decoding.main()
+    printed = capsys.readouterr().out
+    assert "2 x 2 s, 6 steps, 26 states" in printed and "Kernels by time" in printed
+    monkeypatch.setattr("sys.argv", [*options, "8-4"])
+    with pytest.raises(SystemExit):
+        profile_decoding.main()
+    assert "give two numbers such as 8+4, not '8-4'" in capsys.readouterr().err
+
+
 def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsys):
     import benchmark_efficiency
 

@@ -55,7 +55,7 @@ class CTCPrefixScorer:
     (prefixes x frames) (frames x vocabulary), with phi scaled to 1 at its largest; a label that comes out below e^-80 of that
     is given e^-80. What a search picks is scored again in log space by ``extend``, which also solves the recurrences of its
     forward variables: first-order and linear, for all frames at once by cumulative sums in float64. On a GPU, where that would be
-    some thirty kernels a step, Triton kernels (:mod:`~hmamba_asr.decoding.ctc_triton`) do the same in four (``fused``).
+    some thirty kernels a step, Triton kernels (:mod:`~hmamba_asr.ops.ctc_triton`) do the same in four (``fused``).
 
     ``window`` (B, 2), where given, is the first frame and the last plus one at which a label may begin.
     """
@@ -80,7 +80,7 @@ class CTCPrefixScorer:
     def next_scores(self, state: PrefixState, window: Tensor | None = None) -> Tensor:
         """log psi(g c) - log psi(g) for every label c (B, K, vocab); eos stands for "g is all", and blank is impossible."""
         if self.fused:
-            from hmamba_asr.decoding import ctc_triton
+            from hmamba_asr.ops import ctc_triton
 
             return ctc_triton.next_scores(
                 state.in_label, state.in_blank, state.score, state.last, log_probs=self.log_probs, probs=self.probs,
@@ -104,7 +104,7 @@ class CTCPrefixScorer:
         After eos the score is that of the parent being all, and the forward variables mean nothing.
         """
         if self.fused:
-            from hmamba_asr.decoding import ctc_triton
+            from hmamba_asr.ops import ctc_triton
 
             in_label, in_blank, score = ctc_triton.extend(
                 state.in_label, state.in_blank, state.last, parents, labels, log_probs=self.log_probs, blanks=self.each_blank,

@@ -31,6 +31,9 @@ def poisoned():
 
 
 @pytest.fixture(autouse=True)
-def exact_products(monkeypatch):
-    """SpeechBrain allows TF32 on import, which is good for three digits."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def exact_products():
+    """Without TF32, which SpeechBrain allows on import and which is good for three digits."""
+    products = torch.backends.cuda.matmul
+    before, products.allow_tf32 = products.allow_tf32, False
+    yield
+    products.allow_tf32 = before

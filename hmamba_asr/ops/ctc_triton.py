@@ -16,7 +16,7 @@ from hmamba_asr.ops.launch import kernel, launch
 
 BLOCK_T, BLOCK_V = 512, 1024  # frames and labels at a time
 WARPS = 4
-IMPOSSIBLE = tl.constexpr(-1e20)  # as in ctc.py
+IMPOSSIBLE = tl.constexpr(-1e20)  # as in decoding/ctc.py
 LEAST = tl.constexpr(1e-35)
 
 

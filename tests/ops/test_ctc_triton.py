@@ -10,14 +10,9 @@ from hmamba_asr.ops.selective_scan.triton import unavailable_reason
 
 if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None:
     pytest.skip("Triton cannot run", allow_module_level=True)
-from hmamba_asr.decoding import ctc_triton  # noqa: E402
+from hmamba_asr.ops import ctc_triton  # noqa: E402
 
 BLANK, EOS, VOCAB = 0, 2, 11
-
-
-@pytest.fixture
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)
