@@ -30,9 +30,8 @@ def assert_close(actual, expected, where=None):
     assert (actual[~possible & where] < IMPOSSIBLE / 10).all()
 
 
-@pytest.mark.parametrize("frames", [1, 7, 8, 9, 21])
-@pytest.mark.parametrize("scale", [1.0, 40.0])
-@pytest.mark.parametrize("windowed", [False, True])
+@pytest.mark.parametrize("frames", [1, 8, 9, 21])
+@pytest.mark.parametrize(("scale", "windowed"), [(1.0, False), (1.0, True), (40.0, False)])
 def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
     """Along random hypotheses, of unequal parents, with repeated labels and ends among them; padding is not read."""
     generator = torch.Generator().manual_seed(frames)
@@ -44,7 +43,7 @@ def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
     plain, fused = (CTCPrefixScorer(log_probs, lengths, blank=BLANK, eos=EOS, fused=fused) for fused in (False, True))
     inside = torch.arange(frames, device=device) < lengths.view(-1, 1, 1)
     state, other, count = plain.start(), fused.start(), 1
-    for step in range(6):
+    for step in range(4):
         window = None
         if windowed and step:
             first = torch.randint(0, max(1, frames // 2), (3, 1), generator=generator)
@@ -60,11 +59,10 @@ def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
         assert_close(other.in_label, state.in_label, went_on)
         assert_close(other.in_blank, state.in_blank, went_on)
         assert torch.equal(other.last, state.last)
-    if step > 2:
-        fused.keep(torch.tensor([2, 0], device=device))
-        plain.keep(torch.tensor([2, 0], device=device))
-        rows = torch.tensor([2, 0], device=device)
-        assert_close(fused.next_scores(other.keep(rows)), plain.next_scores(state.keep(rows)))
+    rows = torch.tensor([2, 0], device=device)
+    fused.keep(rows)
+    plain.keep(rows)
+    assert_close(fused.next_scores(other.keep(rows)), plain.next_scores(state.keep(rows)))
 
 
 def test_a_prefix_does_not_depend_on_its_mates_or_padding(device):
