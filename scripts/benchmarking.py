@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,10 +53,9 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int |
 
 def split_of(text: str) -> tuple[int, int]:
     """Blocks at the frame rate and at the chunk rate, as an option gives them: 8+4."""
-    try:
-        outer, inner = map(int, text.split("+"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"give two numbers such as 8+4, not '{text}'.") from None
+    if not re.fullmatch(r"[1-9]\d*\+[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"give two numbers such as 8+4, not '{text}'.")
+    outer, inner = map(int, text.split("+"))
     return outer, inner
 
 

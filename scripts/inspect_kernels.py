@@ -25,11 +25,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from hmamba_asr.ops import (  # noqa: E402
-    ctc_triton,  # noqa: E402
-    ema_triton,
-    mixer_kernels,
-)
+from hmamba_asr.ops import ctc_triton, ema_triton, mixer_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan.triton import BACKWARD, FORWARD  # noqa: E402
 
@@ -91,7 +87,7 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
     types, module = {}, function.fn.__module__
     integers = re.compile(
         r"s[a-z]?_[a-z]$|L$|batch$|channels$|n_|tiles_each$|first_segment$|reverse_bits$|items$|blocks$|copy_stride$|rank$"
-        r"|columns$|d_model$|.*_rows$|[KTV]$|K_new$|eos$|blank$"
+        r"|columns$|d_model$|d_out$|.*_rows$|[KTV]$|K_new$|eos$|blank$"
     )
     for name in function.arg_names:
         if name in constants:

@@ -4,7 +4,7 @@
     python scripts/profile_decoding.py [--batch 64] [--seconds 15] [--split 8+4] [--ratio 2]
 
 The recogniser of scripts/benchmark_chunking.py with random weights, flat without --split; the YAML's search, 3 tokens a second.
-The encoder is not part of it. The first search records its CUDA graphs and is not timed.
+The encoder is not part of it. The first search, which compiles kernels, is not timed; each one records its CUDA graphs.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class StepGraph:
                 self.replay, self.output = self.record(self._step_in_place, self.inputs[0].device)
             except torch.OutOfMemoryError:
                 self.plain, self.record = True, None
+            if self.plain:  # where the error no longer holds on to what the capture made
                 self._bind(self.inputs)
                 return self.step()
         else:
@@ -83,14 +84,17 @@ class _Captures(threading.local):
 
 
 _captures = _Captures()
+_one_at_a_time = threading.Lock()  # PyTorch allows one capture in a process
 
 
 def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Callable[[], None], Step]:
     """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after each replay."""
-    with torch.cuda.device(device):
+    with _one_at_a_time, torch.cuda.device(device):
         free, total = torch.cuda.mem_get_info()
         if free < QUARTER * total:
-            torch.cuda.empty_cache()  # what lies idle there a capture cannot take
+            # What lies idle there a capture cannot take, and a plain step not what the last graph keeps.
+            _captures.graphs.pop(device, None)
+            torch.cuda.empty_cache()
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         if device not in _captures.streams:
             _captures.streams[device] = torch.cuda.Stream(device)
@@ -100,14 +104,18 @@ def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Ca
         pool = () if before is None else (before.pool(),)
         side.wait_stream(current)
         # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.
-        with torch.cuda.stream(side):
-            graph.capture_begin(*pool, capture_error_mode="thread_local")
-            try:
-                output = run()
-            finally:
-                graph.capture_end()
+        try:
+            with torch.cuda.stream(side):
+                graph.capture_begin(*pool, capture_error_mode="thread_local")
+                try:
+                    output = run()
+                finally:
+                    graph.capture_end()
+        except BaseException:
+            _captures.graphs.pop(device, None)  # its pool may be left as if a capture were still under way
+            raise
         current.wait_stream(side)
-    _captures.graphs[device] = graph
+        _captures.graphs[device] = graph
 
     def replay() -> None:
         with torch.cuda.device(device):

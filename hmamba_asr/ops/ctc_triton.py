@@ -2,7 +2,7 @@
 
 A program takes one prefix and its frames in blocks. A first-order recurrence in log space, r_t = log(e^r_{t-1} + e^b_t) + x_t,
 is a scan of pairs (x_t, b_t + x_t). Sums of log-probabilities are float64, of which workstation cards do few: exponentials and
-logarithms are float32, of differences taken before, so that one addition is off by 1e-7 at most.
+logarithms are float32, of differences taken before, so that one addition is off by some 2e-7 at most.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def mamba_mixer(
 
     Shapes, with G directions: x (batch, L, d_model); in_proj (2 D, d_model), giving the convolution's input and the gate;
     conv_weight (G, D, K), conv_bias (G, D); x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj (G, R, D), dt_bias (G, D);
-    A_log (G, D, N), for A = -exp(A_log); D (G, D); out_proj (d_model, D); lengths (batch,). Returns (batch, L, d_model), zero
-    past the end.
+    A_log (G, D, N), for A = -exp(A_log); D (G, D); out_proj (d_out, D); lengths (batch,). Returns (batch, L, d_out), zero past
+    the end.
 
     Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as in Zhu et al.,
     https://arxiv.org/abs/2401.09417, Algorithm 1.

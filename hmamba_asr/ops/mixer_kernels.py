@@ -163,7 +163,8 @@ def _walk(lengths, L, channels, BLOCK_D: tl.constexpr, HAS_LENGTHS: tl.constexpr
 
 @kernel
 def prepare_kernel(
-    A_log, x_proj, dt_proj, in_proj, out_proj, A2, x_padded, dt_padded, in_cast, out_cast, channels, rank, columns, d_model,
+    A_log, x_proj, dt_proj, in_proj, out_proj, A2, x_padded, dt_padded, in_cast, out_cast,
+    channels, rank, columns, d_model, d_out,
     G: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The weights as the kernels and matrix products want them, in one launch: A2 (G, N, D) = -exp(A_log) in base 2; x_proj
@@ -192,7 +193,7 @@ def prepare_kernel(
         value = tl.load(in_proj + i, mask=inside, other=0.0).to(tl.float32)
         tl.store(in_cast + i, value.to(in_cast.dtype.element_ty), mask=inside)
     else:
-        inside = i < d_model * channels
+        inside = i < d_out * channels
         value = tl.load(out_proj + i, mask=inside, other=0.0).to(tl.float32)
         tl.store(out_cast + i, value.to(out_cast.dtype.element_ty), mask=inside)
 

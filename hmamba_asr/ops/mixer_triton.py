@@ -1,8 +1,8 @@
 """A Mamba mixer in one operation, by Triton kernels and the matrix products between them.
 
-A layer keeps its input and the mean of the directions' outputs for the backward pass; the input projection, convolution, the
-other projections, step sizes and states are computed again. What the backward pass needs while it works is kept small as well:
-it computes each thing as late and lets go of it as early as it can, and gradients overwrite what they are gradients of.
+A layer keeps its input, the mean of the directions' outputs and its weights as the kernels want them for the backward pass; the
+input projection, convolution, the other projections, step sizes and states are computed again. What the backward pass needs while
+it works is kept small as well: it computes each thing late and lets go of it early, and gradients overwrite what is done with.
 
 Under ``torch.compile`` this is the custom op ``hmamba_asr::mamba_mixer``, elsewhere an autograd function.
 """
@@ -49,7 +49,8 @@ class _Prepared:
         given = (A_log, x_proj, dt_proj, in_proj, out_proj)
         launch(
             mixer_kernels.prepare_kernel, (-(-largest // block), len(given), 1),
-            (*(x.contiguous() for x in given), A2, *cast), (channels, dt_proj.shape[1], columns, out_proj.shape[0]),
+            (*(x.contiguous() for x in given), A2, *cast),
+            (channels, dt_proj.shape[1], columns, in_proj.shape[1], out_proj.shape[0]),
             (groups, n, block), num_warps=4,
         )  # fmt: skip
         return cls(A2, *cast)
@@ -75,7 +76,7 @@ class _Mixer:
         self.conv_weight, self.conv_bias = conv_weight.contiguous(), conv_bias.contiguous()
         self.prepared, self.n = prepared, prepared.A2.shape[1]
         self.dt_bias, self.D, self.lengths = dt_bias.contiguous(), D.contiguous(), lengths
-        self.reverse_bits = reverse_bits & ((1 << self.groups) - 1)
+        self.reverse_bits = reverse_bits
         self.grid = (-(-self.length // ROWS), self.batch, -(-self.channels // COLS))
         self.walk_grid = (-(-self.length // (16 * WALK_TILES)), self.batch, -(-self.channels // BLOCK_D))
         self.options = (ROWS, COLS, lengths is not None, self.channels % 16 == 0)
@@ -111,8 +112,8 @@ class _Mixer:
         return projected[..., : self.n], projected[..., self.n : 2 * self.n], self.lengths, self.reverse_bits
 
     def scan_backward(self, x: Tensor, gy: Tensor, grads: dict[str, Tensor], deterministic: bool) -> Tensor:
-        """The gradient of the convolution's input (batch, L, D) for gy (batch, L, D), that of each direction's output;
-        writes ``grads``, the gradients of the weights by name."""
+        """The gradient of the convolution's input (batch, L, D) for gy (batch, L, D), that of each direction's output, whose
+        memory it uses; writes ``grads``, the gradients of the weights by name."""
         u = self.convolve(self.prepared.into_inner(x), self.inner(self.groups))
         projected, delta = self.project(u)
         dt = projected[..., 2 * self.n :].flatten(1, 2).contiguous()
@@ -128,8 +129,10 @@ class _Mixer:
         torch.bmm(gdelta, self.prepared.dt_proj.transpose(1, 2), out=gprojected[..., 2 * self.n :])
         rank = grads["dt_proj"].shape[1]
         _product(dt[..., :rank].transpose(1, 2), gdelta, grads["dt_proj"])
-        inner = self.prepared.into_inner(x)
-        u_again = self.convolve(inner, delta).flatten(1, 2)  # in delta's memory, which is done with
+        # In gy's memory, which is done with, as delta's is.
+        weight = self.prepared.in_proj[: self.channels]
+        inner = torch.mm(x.flatten(0, 1), weight.t(), out=gy.flatten(0, 1)).view(gy.shape)
+        u_again = self.convolve(inner, delta).flatten(1, 2)
         _product(u_again.transpose(1, 2), gprojected, grads["x_proj"])
         torch.baddbmm(gu, gprojected, self.prepared.x_proj.transpose(1, 2), out=gu)
 
@@ -247,9 +250,9 @@ def _(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, ou
     groups, channels, n = A_log.shape
     columns = -(-x_proj.shape[2] // ALIGNMENT) * ALIGNMENT
     return (
-        x.new_empty(x.shape), x.new_empty(*x.shape[:2], channels), A_log.new_empty(groups, n, channels, dtype=torch.float32),
-        x.new_empty(groups, channels, columns), x.new_empty(groups, columns - 2 * n, channels), x.new_empty(in_proj.shape),
-        x.new_empty(out_proj.shape),
+        x.new_empty(*x.shape[:2], out_proj.shape[0]), x.new_empty(*x.shape[:2], channels),
+        A_log.new_empty(groups, n, channels, dtype=torch.float32), x.new_empty(groups, channels, columns),
+        x.new_empty(groups, columns - 2 * n, channels), x.new_empty(in_proj.shape), x.new_empty(out_proj.shape),
     )  # fmt: skip
 
 

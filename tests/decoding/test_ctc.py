@@ -2,12 +2,17 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from speechbrain.decoders.ctc import CTCPrefixScore
+from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
+from hmamba_asr.decoding import scorers
+from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer, ctc_greedy
+from hmamba_asr.ops.selective_scan.triton import unavailable_reason
 
 BLANK, EOS = 0, 3
 
@@ -129,3 +134,23 @@ def test_prefix_scores_are_speechbrains(scale):
         memory = theirs.permute_mem(memory, tokens.view(beam, 1))
         parents = torch.zeros(1, beam, dtype=torch.long) if step == 0 else torch.arange(beam).view(1, beam)
         state = ours.extend(state, parents, tokens.view(1, beam))
+
+
+def test_a_search_with_the_kernels_finds_what_one_without_finds(recogniser, monkeypatch):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if reason := unavailable_reason(device):
+        pytest.skip(reason)
+    model = recogniser(vocab=11, eos_bias=1.0).to(device)
+    states, lengths = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0)).to(device), torch.tensor([9, 4, 1])
+    found = []
+    for fused in (False, True):
+        monkeypatch.setattr(scorers, "CTCPrefixScorer", partial(CTCPrefixScorer, fused=fused))
+        ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
+        search = JointBeamSearcher(
+            modules=[model, model.output_head], bos_index=1, eos_index=EOS, min_decode_ratio=0.0, max_decode_ratio=0.5,
+            beam_size=3, topk=3, scorer=ScorerBuilder(full_scorers=[ctc], weights={"ctc": 0.4}),
+        )  # fmt: skip
+        found.append(search.search(states, lengths.to(device)))
+    for plain, fused in zip(*found, strict=True):
+        assert [h.tokens for h in plain] == [h.tokens for h in fused]
+        assert [h.score for h in plain] == pytest.approx([h.score for h in fused], abs=1e-4)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 from hmamba_asr.decoding import beam as beam_module
 from hmamba_asr.decoding import incremental
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.step_graph import StepGraph, record_cuda_graph
+from hmamba_asr.decoding.step_graph import StepGraph, _captures, record_cuda_graph
 
 BLANK, BOS, EOS, VOCAB, D = 0, 1, 2, 40, 16
 LENGTHS = [25, 19, 13, 25, 7, 2, 1]
@@ -161,6 +161,8 @@ def test_a_capture_without_memory_is_given_up_for_plain_steps(recogniser, monkey
 
 @pytest.mark.parametrize(("free", "emptied"), [(0.5, 0), (0.1, 1)])
 def test_idle_memory_is_given_back_before_a_capture_misses_it(free, emptied, monkeypatch):
+    """With that of the last graph; and after a capture that failed its pool is not used again."""
+
     class Reached(Exception):
         pass
 
@@ -172,9 +174,47 @@ def test_idle_memory_is_given_back_before_a_capture_misses_it(free, emptied, mon
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    device, before = torch.device("cuda", 0), object()
+    monkeypatch.setattr(_captures, "graphs", {device: before})
     with pytest.raises(Reached):
-        record_cuda_graph(lambda: None, torch.device("cuda", 0))
-    assert len(calls) == emptied
+        record_cuda_graph(lambda: None, device)
+    assert len(calls) == emptied and _captures.graphs == ({} if emptied else {device: before})
+
+
+def test_a_capture_that_failed_leaves_its_pool_to_nobody(monkeypatch):
+    class Stream:
+        def __init__(self, *device):
+            pass
+
+        def wait_stream(self, other):
+            pass
+
+    class Graph:
+        def pool(self):
+            return (0, 1)
+
+        def capture_begin(self, *pool, capture_error_mode):
+            pass
+
+        def capture_end(self):
+            pass
+
+    def fail():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    device = torch.device("cuda", 0)
+    for name, stand_in in (
+        ("mem_get_info", lambda: (2**30, 2**30)), ("CUDAGraph", Graph), ("Stream", Stream), ("current_stream", Stream),
+        ("device", lambda device: nullcontext()), ("stream", lambda stream: nullcontext()),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(_captures, "graphs", {})
+    monkeypatch.setattr(_captures, "streams", {})
+    record_cuda_graph(lambda: None, device)
+    assert device in _captures.graphs
+    with pytest.raises(RuntimeError, match="not permitted"):
+        record_cuda_graph(fail, device)
+    assert not _captures.graphs
 
 
 def test_what_works_on_the_host_is_not_recorded(recogniser):
@@ -203,12 +243,13 @@ def test_graphs_on_the_gpu_find_what_steps_find(name, device, recogniser, monkey
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captures_share_their_memory(recogniser):
-    """Of twenty searches, each with other shapes than the one before, as of two. Two at a time do not disturb each other."""
+    """Of twenty searches, each with other shapes than the one before, as of four. Two at a time do not disturb each other."""
     model = recogniser(vocab=VOCAB, eos_bias=1.0).to("cuda")
     graphs, steps = (make_searcher(model, device="cuda", cuda_graph=graph) for graph in (True, False))
     held = []
     for i in range(20):
-        graphs.search(*data(i % 2, "cuda"))
+        states, lengths = data(0, "cuda")
+        graphs.search(states[: 2 + i % 2 * 3], lengths[: 2 + i % 2 * 3])
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_reserved())
     assert held[-1] == held[3]

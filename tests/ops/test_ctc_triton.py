@@ -39,7 +39,7 @@ def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
     lengths = torch.tensor([frames, max(1, frames - 4), 1])
     for row, length in enumerate(lengths):
         log_probs[row, length:] = math.nan
-    log_probs, lengths = log_probs.to(device), lengths.to(device)
+    log_probs, lengths = log_probs.transpose(0, 1).contiguous().transpose(0, 1).to(device), lengths.to(device)
     plain, fused = (CTCPrefixScorer(log_probs, lengths, blank=BLANK, eos=EOS, fused=fused) for fused in (False, True))
     inside = torch.arange(frames, device=device) < lengths.view(-1, 1, 1)
     state, other, count = plain.start(), fused.start(), 1

@@ -10,7 +10,7 @@ from hmamba_asr.ops.mixer import mamba_mixer
 NAMES = ("x", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
 
 
-def weights_for(channels=6, n=4, rank=3, taps=4, d_model=5, groups=2, batch=2, length=21):
+def weights_for(channels=6, n=4, rank=3, taps=4, d_model=5, groups=2, batch=2, length=21, d_out=5):
     g = torch.Generator().manual_seed(0)
 
     def randn(*shape):
@@ -19,7 +19,7 @@ def weights_for(channels=6, n=4, rank=3, taps=4, d_model=5, groups=2, batch=2, l
     return [
         randn(batch, length, d_model), randn(2 * channels, d_model) / 2, randn(groups, channels, taps), randn(groups, channels),
         randn(groups, channels, 2 * n + rank) / 3, randn(groups, rank, channels), randn(groups, channels) - 1,
-        randn(groups, channels, n) / 2, randn(groups, channels), randn(d_model, channels),
+        randn(groups, channels, n) / 2, randn(groups, channels), randn(d_out, channels),
     ]  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def test_fused_is_the_plain_mixer(directions, device, poisoned):
         assert relative_error(a, e) < 3e-6, name
 
 
-@pytest.mark.parametrize("shape", [{"length": 1}, {"channels": 16, "rank": 8, "n": 4}, {"taps": 2, "batch": 1}, {"length": 35}])
+@pytest.mark.parametrize(
+    "shape",
+    [{"length": 1}, {"channels": 16, "rank": 8, "n": 4}, {"taps": 2, "batch": 1}, {"length": 35}, {"d_model": 7, "d_out": 3}],
+)
 def test_other_shapes(shape, device, poisoned):
     inputs = weights_for(**shape)
     expected = run(inputs, "reference", torch.float64, None, ("forward", "reverse"))
@@ -106,14 +109,15 @@ def test_odd_requests(backend, device):
 
 @pytest.mark.parametrize("backend", ["chunked", "triton"])
 def test_nan_in_the_padding_goes_nowhere(backend, device):
+    """But into the gradient of the input projection, as in any linear layer."""
     device = device if backend == "triton" else torch.device("cpu")
     inputs, lengths = [x.float().to(device) for x in weights_for()], torch.tensor([21, 9], device=device)
     inputs[0][1, 9:] = float("nan")
-    x = inputs[0].requires_grad_()
+    x, _, *weights = (x.requires_grad_() for x in inputs)
     y = mamba_mixer(*inputs, lengths=lengths, backend=backend)
     assert y.isfinite().all() and not y[1, 9:].any()
-    (grad,) = torch.autograd.grad(y.sum(), x)
-    assert grad.isfinite().all() and not grad[1, 9:].any()
+    grad, *others = torch.autograd.grad(y.sum(), [x, *weights])
+    assert grad.isfinite().all() and not grad[1, 9:].any() and all(other.isfinite().all() for other in others)
 
 
 def test_backward_inside_autocast(device):
@@ -132,3 +136,17 @@ def test_no_second_derivatives(device):
     (grad,) = torch.autograd.grad(mamba_mixer(*inputs, backend="triton").pow(2).sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+def test_the_graph_may_be_kept_and_weights_frozen(device):
+    inputs = [x.float().to(device).requires_grad_() for x in weights_for(length=7)]
+    loss = mamba_mixer(*inputs, backend="triton").pow(2).sum()
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    for a, e in zip(torch.autograd.grad(loss, inputs), first, strict=True):
+        torch.testing.assert_close(a, e)
+    frozen = [x.detach() if name in ("x", "in_proj", "A_log") else x for name, x in zip(NAMES, inputs, strict=True)]
+    trained = [x for x in frozen if x.requires_grad]
+    found = torch.autograd.grad(mamba_mixer(*frozen, backend="triton").pow(2).sum(), trained)
+    expected = [e for e, x in zip(first, frozen, strict=True) if x.requires_grad]
+    for a, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, e)

@@ -103,7 +103,8 @@ def test_without_what_is_optional(absent, device):
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 def test_half_precision_error(dtype, bound, device):
-    """Inputs and outputs round to 8 or 11 bits (2^-9 = 2e-3, 2^-12 = 2.4e-4 on average less); states do not."""
+    """Inputs and outputs round to 8 or 11 bits (2^-9 = 2e-3, 2^-12 = 2.4e-4 on average less); states do not, but where
+    the backward pass starts them again."""
     assert_equal_to_the_loop(inputs_for(2, 40, 8, 4), torch.tensor([40, 21]), device, dtype=dtype, bound=bound)
 
 

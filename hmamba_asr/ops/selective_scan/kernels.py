@@ -9,7 +9,8 @@ Time is *scan time*: t = 0 is the first frame the recurrence meets, which for a 
 valid one. Frames past the end have dt = 0 and no input, which leaves the state as it is.
 
 Cost for every (frame, channel, n) and direction: one exp2 in the forward pass, two in the backward pass (states before each
-tile, and the pass itself), and up to one more in the forward and two in the backward pass where time is cut into segments.
+tile, for which the last one need not be run, and the pass itself), and up to one more in the forward and two in the backward
+pass where time is cut into segments.
 On compute capability 9.0 the inner loops have 7 instructions for each of them forwards, 6 and 20 backwards; a processor issues
 eight in the time of one exp2. Measured there (NVIDIA H100, 64 x 400 x 288), both passes issue in 40 to 50% of their cycles, and
 the whole mixer reaches 8% of the measured exp2 throughput: latency of few warps, not a unit's throughput, is the limit.
@@ -188,7 +189,7 @@ def backward_kernel(
     atomically or one copy for every block of channels; vectors (G, batch, segment, 2, D) for D and bias.
 
     The sums over channels in gBC are products with a matrix of ones, which the tensor cores do beside everything else: in
-    tf32, which keeps more bits than 16-bit inputs have, or for float32 inputs (EXACT) in three of them.
+    tf32, which keeps more bits than 16-bit inputs have, or for float32 inputs (EXACT) in two of them.
     """
     lane = tl.arange(0, BLOCK_D)
     own_sum = lane // 16 * N * T + lane_frame()
