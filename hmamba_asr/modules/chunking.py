@@ -158,9 +158,9 @@ class DynamicChunker(_Router):
     weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike. Through the
     weights recognition teaches the router which frames to begin chunks with.
 
-    H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss. On speech the
-    rate swings between its extremes, and blurring uncertain chunks with the ones before them costs accuracy; here the rate
-    cannot move and no loss is needed. The router works in float32 at least, whatever the precision around it.
+    H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss: its rate swings
+    between the extremes until it settles, and differs from utterance to utterance. Here the rate cannot move and no loss is
+    needed. The router works in float32 at least, whatever the precision around it.
 
     Raises
     ------

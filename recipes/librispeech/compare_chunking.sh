@@ -25,6 +25,7 @@ fixedstride_3      fixedstride_$corpus --chunker {stride:3}
 if [ "$corpus" = an4 ]; then
   table+="hmamba_1+3_n2      hmamba_an4         --outer {num_layers:1} --inner {num_layers:3}
 hnet               hnet_an4
+hnet_chunks        hnet_an4           --encoder {output:chunks}
 "
 else
   table+="hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
