@@ -13,7 +13,7 @@ import torch
 from hmamba_asr.decoding.alignment import Span, words_of
 from hmamba_asr.evaluation.boundaries import Alignment, Chunks
 from hmamba_asr.evaluation.compare import RunFolder, load_run
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import hardware, machine_name
 from hmamba_asr.evaluation.recordings import Recording, split_recordings, spread_over_durations
 from hmamba_asr.evaluation.results import plain, write_atomically
 from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, Subject, measure, render_speed
@@ -73,8 +73,7 @@ def measure_run(
 
 def render_run(found: Mapping[str, Any]) -> str:
     """What `measure_run` found, for people."""
-    machine = found["hardware"]
-    where = machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+    where = machine_name(found["hardware"])
     return f"{found['split']}, {where}, torch {found['torch']}, {found['precision']}\n{render_speed(found)}"
 
 

@@ -22,7 +22,6 @@ from benchmarking import (
     build,
     compare,
     graphed,
-    name_of,
     options_of,
     print_table,
     relative_error,
@@ -32,7 +31,7 @@ from benchmarking import (
     write_json,
 )
 
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import hardware, machine_name
 
 SIZE = {"d_ffn": 1024, "vocab_size": 5000}
 TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
@@ -97,7 +96,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     batch = options.batch or (16 if on_gpu else 1)
     pairs = options.pairs or (10 if on_gpu else 3)
-    machine = name_of(hardware(device))
+    machine = machine_name(hardware(device))
     print(f"{machine}, torch {torch.__version__}, float32, batches of {batch}, {TOKENS_PER_SECOND} tokens a second")
     figures = {"hardware": hardware(device), "torch": torch.__version__, "batch": batch, "cases": {}}
     rows: list[list[str]] = []

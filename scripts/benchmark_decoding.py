@@ -18,7 +18,7 @@ import time
 from collections import Counter
 
 import torch
-from benchmarking import compare, name_of, options_of, print_table, write_json
+from benchmarking import compare, options_of, print_table, write_json
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder, TransformerLMScorer
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
@@ -26,7 +26,7 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
+from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware, machine_name
 from hmamba_asr.models.asr import ASRModel
 
 BLANK, BOS, EOS, VOCAB, D_MODEL = 0, 1, 2, 5000, 144
@@ -51,7 +51,7 @@ def main() -> None:
     model = recogniser(device)
     lm = TransformerLM(VOCAB, **LM, activation=nn.GELU, normalize_before=False).to(device).eval()
     machine = hardware(device)
-    print(f"{name_of(machine)}, torch {torch.__version__}; {options.batch} x {SECONDS} s, {VOCAB} tokens")
+    print(f"{machine_name(machine)}, torch {torch.__version__}; {options.batch} x {SECONDS} s, {VOCAB} tokens")
 
     figures = {"hardware": machine, "torch": torch.__version__, "batch": options.batch, "searches": {}}
     rows, breakdown, identical, total = [], [], 0, 0

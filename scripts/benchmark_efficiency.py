@@ -27,7 +27,6 @@ import torch
 from benchmarking import (
     build,
     in_turns,
-    name_of,
     options_of,
     print_table,
     ratio_of,
@@ -39,7 +38,7 @@ from benchmarking import (
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
-from hmamba_asr.evaluation.efficiency import StageTimer, added_memory_mib, available_memory_mib, hardware
+from hmamba_asr.evaluation.efficiency import StageTimer, added_memory_mib, available_memory_mib, hardware, machine_name
 from hmamba_asr.evaluation.speed import BENCHMARK_KIND, PASSES, Subject, measure, render_speed
 
 FRAMES_PER_CHUNK = 2
@@ -87,7 +86,7 @@ def main() -> None:
         "peer": PEER,
         "split": "{}+{}".format(*options.split),
     }
-    print(f"{name_of(figures['hardware'])}, torch {torch.__version__}, float32")
+    print(f"{machine_name(figures['hardware'])}, torch {torch.__version__}, float32")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         recognisers = {name: recogniser(yaml, folder, device, split) for name, yaml in MODELS.items()}
         for name, hparams in recognisers.items():

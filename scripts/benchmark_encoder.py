@@ -21,7 +21,6 @@ from benchmarking import (
     compare,
     graphed,
     median_seconds,
-    name_of,
     options_of,
     print_table,
     relative_error,
@@ -30,7 +29,7 @@ from benchmarking import (
     write_json,
 )
 
-from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
+from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware, machine_name
 from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
 
 SECONDS = (10, 30, 120, 600)
@@ -51,9 +50,8 @@ def main() -> None:
     conmamba = ConMambaEncoder(**COMMON, num_layers=12).to(device)
     conformer = ConformerControl(**COMMON, num_layers=13, nhead=4).to(device)
     sizes = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (conmamba, conformer)]
-    print(
-        f"{name_of(hardware(device))}, torch {torch.__version__}; ConMamba {sizes[0]:.2f}M, Conformer {sizes[1]:.2f}M parameters"
-    )
+    machine = machine_name(hardware(device))
+    print(f"{machine}, torch {torch.__version__}; ConMamba {sizes[0]:.2f}M, Conformer {sizes[1]:.2f}M parameters")
     for model in (conmamba, conformer):
         model.train(options.train)
         x = torch.randn(2, 60, COMMON["d_model"], device=device)

@@ -16,12 +16,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from benchmarking import compare, graphed, name_of, options_of, print_table, relative_error, require, write_json
+from benchmarking import compare, graphed, options_of, print_table, relative_error, require, write_json
 from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
 from speechbrain.nnet.CNN import Conv2d
 from torch import nn
 
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import hardware, machine_name
 from hmamba_asr.modules.frontend import ConvSubsampling
 
 N_MELS, CHANNELS, D_MODEL, DROPOUT = 80, (64, 32), 144, 0.1
@@ -92,7 +92,7 @@ def main() -> None:
             name = f"{'forward and backward' if train else 'forward'}, {'bfloat16' if autocast else 'float32'}"
             figures[name] = vars(ratio)
             rows.append([name, f"{1e3 * ratio.ours:.2f}", f"{1e3 * ratio.theirs:.2f}", str(ratio)])
-    print(f"{name_of(hardware(device))}, torch {torch.__version__}, {len(x)} x 15 s")
+    print(f"{machine_name(hardware(device))}, torch {torch.__version__}, {len(x)} x 15 s")
     print_table("Front-end", ["pass", "ours (ms)", "SpeechBrain (ms)", "ratio: median (min to max)"], rows)
     write_json(options.json, figures)
 

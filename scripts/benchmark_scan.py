@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from benchmarking import compare, graphed, median_seconds, name_of, options_of, print_table, relative_error, require, write_json
+from benchmarking import compare, graphed, median_seconds, options_of, print_table, relative_error, require, write_json
 
-from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware
+from hmamba_asr.evaluation.efficiency import added_memory_mib, hardware, machine_name
 from hmamba_asr.modules.bimamba import BiMamba
 from hmamba_asr.ops.selective_scan import mamba_ssm, scan_directions
 
@@ -118,7 +118,7 @@ def on_cpu(device: torch.device, pairs: int) -> dict:
             figures[f"cpu_{what}_vs_{keys[name]}"] = ratio.median
             rows.append([name, what, f"{ratio.ours:.3f}", f"{ratio.theirs:.3f}", str(ratio)])
     header = ["against", "pass", "ours (s)", "theirs (s)", "ratio: median (min to max)"]
-    print_table(f"Selective scan, both directions, {CPU_SHAPE}, float32, {name_of(hardware(device))}", header, rows)
+    print_table(f"Selective scan, both directions, {CPU_SHAPE}, float32, {machine_name(hardware(device))}", header, rows)
     return figures
 
 
@@ -180,7 +180,7 @@ def exp2_throughput(device: torch.device) -> float:
 
 def on_gpu(device: torch.device, pairs: int) -> dict:
     bandwidth, exponentials = copy_bandwidth(device), exp2_throughput(device)
-    print(f"{name_of(hardware(device))}: copy {bandwidth / 1e12:.2f} TB/s, {exponentials / 1e12:.2f} T exp2/s")
+    print(f"{machine_name(hardware(device))}: copy {bandwidth / 1e12:.2f} TB/s, {exponentials / 1e12:.2f} T exp2/s")
     reason = mamba_ssm.unavailable_reason()
     if reason:
         print(f"No peer: {reason}")

@@ -59,11 +59,6 @@ def split_of(text: str) -> tuple[int, int]:
     return outer, inner
 
 
-def name_of(machine: Mapping) -> str:
-    """Of what ``hardware`` describes, as a line needs it."""
-    return machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
-
-
 @dataclass
 class Ratio:
     """How much longer theirs took than ours: over pairs of runs, min, median and max; both sides' median seconds."""

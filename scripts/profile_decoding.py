@@ -15,11 +15,11 @@ import tempfile
 
 import torch
 from benchmark_chunking import FRAMES_PER_SECOND, TOKENS_PER_SECOND, recogniser
-from benchmarking import median_seconds, name_of, print_table, split_of
+from benchmarking import median_seconds, print_table, split_of
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from hmamba_asr.evaluation.efficiency import hardware
+from hmamba_asr.evaluation.efficiency import hardware, machine_name
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
         [f"{spent / 1e3:.2f}", str(counts[name]), f"{counts[name] / steps:.1f}", name[:90]]
         for name, spent in times.most_common(options.top)
     ]
-    machine = name_of(hardware(device))
+    machine = machine_name(hardware(device))
     print(f"{machine}, torch {torch.__version__}, {options.batch} x {options.seconds} s, {steps} steps, {states} states")
     print(f"a search takes {1e3 * taken:.1f} ms")
     print(f"while profiled {len(events)} kernels, {len(events) / steps:.0f} a step, are busy {busy / 1e3:.1f} ms")

@@ -349,11 +349,11 @@ def test_decoding_is_profiled_and_a_bad_split_named(monkeypatch, capsys):
     monkeypatch.setitem(
         profile_decoding.recogniser.__globals__, "build",
         lambda yaml, overrides, folder, **options: build(
-            yaml, {**overrides, **TINY, "outer": TINY_ENCODER, "inner": TINY_ENCODER}, folder, **options
+            yaml, {**overrides, **TINY}, folder, **options
         ),
     )  # fmt: skip
     options = ["profile_decoding.py", "--device", "cpu", "--batch", "2", "--seconds", "2", "--top", "3", "--split"]
-    monkeypatch.setattr("sys.argv", [*options, "1+1"])
+    monkeypatch.setattr("sys.argv", [*options, "2+1"])
     profile_decoding.main()
     printed = capsys.readouterr().out
     assert "2 x 2 s, 6 steps, 26 states" in printed and "Kernels by time" in printed
@@ -370,10 +370,12 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
 
     def tiny(yaml, overrides, folder, **options):
         parts = ("outer", "inner") if "hmamba" in yaml else ("encoder",)
+        assert [overrides[part]["num_layers"] for part in parts if part in overrides] == ([7, 5] if "hmamba" in yaml else [])
         return build(yaml, {**overrides, **TINY, **dict.fromkeys(parts, TINY_ENCODER)}, folder, **options)
 
     file = tmp_path / "figures.json"
     options = ["--device", "cpu", "--seconds", "1", "2", "3", "--utterances", "2", "--batch", "2", "--rounds", "2"]
+    options += ["--split", "7+5"]
     monkeypatch.setattr(benchmark_efficiency, "build", tiny)
     monkeypatch.setattr(benchmark_efficiency, "LONGEST", 3.0)
     # The Conformer, third to ask, finds too little memory for 2 s, and is not asked again for 3.
@@ -384,6 +386,7 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
     benchmark_efficiency.main()
     figures = json.loads(file.read_text(encoding="utf-8"))
     encoders = figures["encoders"]
+    assert figures["split"] == "7+5"
     assert [[entry["seconds"] for entry in part] for part in encoders.values()] == [[1, 2, 3]] * 3
     assert encoders["ConMamba"][0]["encoder_seconds"] > 0 and encoders["ConMamba"][0]["ratio"]["median"] > 0
     assert "may take" in encoders["Conformer"][1]["skipped"] and "ratio" not in encoders["ConMamba"][1]

@@ -55,7 +55,7 @@ class CTCPrefixScorer:
     (prefixes x frames) (frames x vocabulary), with phi scaled to 1 at its largest; a label that comes out below e^-80 of that
     is given e^-80. What a search picks is scored again in log space by ``extend``, which also solves the recurrences of its
     forward variables: first-order and linear, for all frames at once by cumulative sums in float64. On a GPU, where that would be
-    some thirty kernels a step, Triton kernels (:mod:`~hmamba_asr.ops.ctc_triton`) do the same in four (``fused``).
+    some eighty kernels a step, Triton kernels (:mod:`~hmamba_asr.ops.ctc_triton`) do the same in four (``fused``).
 
     ``window`` (B, 2), where given, is the first frame and the last plus one at which a label may begin.
     """

@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,6 +146,11 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if gpu else None,
         "platform": platform.platform(),
     }
+
+
+def machine_name(machine: Mapping[str, Any]) -> str:
+    """What `hardware` describes, in a few words: the GPU, or the CPU and the threads."""
+    return machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
 
 
 def peak_memory_mib(device: str | torch.device) -> float:

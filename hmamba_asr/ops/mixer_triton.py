@@ -55,13 +55,6 @@ class _Prepared:
         )  # fmt: skip
         return cls(A2, *cast)
 
-    def into_inner(self, x: Tensor) -> Tensor:
-        """The convolution's input (batch, L, D) for x (batch, L, d_model)."""
-        return F.linear(x, self.in_proj[: self.A2.shape[2]])
-
-    def into_gate(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.in_proj[self.A2.shape[2] :])
-
 
 class _Mixer:
     """The weights, and the forward steps that the backward pass repeats."""
@@ -70,7 +63,7 @@ class _Mixer:
         from hmamba_asr.ops import mixer_kernels
         from hmamba_asr.ops.launch import launch
 
-        self.kernels, self.launch, self.like = mixer_kernels, launch, x
+        self.kernels, self.launch, self.x = mixer_kernels, launch, x
         self.groups, self.channels, self.taps = conv_weight.shape
         self.batch, self.length = x.shape[:2]
         self.conv_weight, self.conv_bias = conv_weight.contiguous(), conv_bias.contiguous()
@@ -83,10 +76,15 @@ class _Mixer:
 
     @property
     def lengths_or_any(self) -> Tensor:
-        return self.like if self.lengths is None else self.lengths
+        return self.x if self.lengths is None else self.lengths
 
     def inner(self, *groups: int) -> Tensor:
-        return self.like.new_empty(*groups, self.batch, self.length, self.channels)
+        return self.x.new_empty(*groups, self.batch, self.length, self.channels)
+
+    def project_in(self, out: Tensor) -> Tensor:
+        """The convolution's input, written to ``out`` (batch, L, D)."""
+        torch.mm(self.x.flatten(0, 1), self.prepared.in_proj[: self.channels].t(), out=out.flatten(0, 1))
+        return out
 
     def convolve(self, x: Tensor, u: Tensor) -> Tensor:
         """u (G, batch, L, D) = silu(convolution of x (batch, L, D))."""
@@ -111,10 +109,10 @@ class _Mixer:
     def of_scan(self, projected: Tensor) -> tuple:
         return projected[..., : self.n], projected[..., self.n : 2 * self.n], self.lengths, self.reverse_bits
 
-    def scan_backward(self, x: Tensor, gy: Tensor, grads: dict[str, Tensor], deterministic: bool) -> Tensor:
+    def scan_backward(self, gy: Tensor, grads: dict[str, Tensor], deterministic: bool) -> Tensor:
         """The gradient of the convolution's input (batch, L, D) for gy (batch, L, D), that of each direction's output, whose
         memory it uses; writes ``grads``, the gradients of the weights by name."""
-        u = self.convolve(self.prepared.into_inner(x), self.inner(self.groups))
+        u = self.convolve(self.project_in(self.inner()), self.inner(self.groups))
         projected, delta = self.project(u)
         dt = projected[..., 2 * self.n :].flatten(1, 2).contiguous()
         inputs, shape = self.scan_inputs(projected), projected.shape
@@ -123,15 +121,13 @@ class _Mixer:
             gy.expand(self.groups, *gy.shape), None, u, delta, *inputs, deterministic=deterministic, gu=u, gdelta=delta
         )
         del inputs
-        gprojected = self.like.new_empty(shape)
+        gprojected = self.x.new_empty(shape)
         scan.from_tiles(by_scan["BC"], *self.of_scan(gprojected))
         gu, gdelta, gprojected = u.flatten(1, 2), delta.flatten(1, 2), gprojected.flatten(1, 2)
         torch.bmm(gdelta, self.prepared.dt_proj.transpose(1, 2), out=gprojected[..., 2 * self.n :])
         rank = grads["dt_proj"].shape[1]
         _product(dt[..., :rank].transpose(1, 2), gdelta, grads["dt_proj"])
-        # In gy's memory, which is done with, as delta's is.
-        weight = self.prepared.in_proj[: self.channels]
-        inner = torch.mm(x.flatten(0, 1), weight.t(), out=gy.flatten(0, 1)).view(gy.shape)
+        inner = self.project_in(gy)  # in gy's memory, which is done with, as delta's is
         u_again = self.convolve(inner, delta).flatten(1, 2)
         _product(u_again.transpose(1, 2), gprojected, grads["x_proj"])
         torch.baddbmm(gu, gprojected, self.prepared.x_proj.transpose(1, 2), out=gu)
@@ -202,7 +198,7 @@ def _gradients_as_given(gy_model: Tensor, tensors: list[Tensor], bits: int, dete
     mixer = _Mixer(x, *vectors, prepared, lengths, bits)
     channels = mixer.channels
 
-    z, gy, out = prepared.into_gate(x), torch.matmul(gy_model, prepared.out_proj), torch.empty_like(mean)
+    z, gy, out = F.linear(x, prepared.in_proj[channels:]), torch.matmul(gy_model, prepared.out_proj), torch.empty_like(mean)
     mixer.launch(
         mixer.kernels.gate_backward_kernel, mixer.grid, (gy, mean, z, out, mixer.lengths_or_any), (mixer.length, channels),
         (mixer.groups, *mixer.options), num_warps=4,
@@ -215,7 +211,7 @@ def _gradients_as_given(gy_model: Tensor, tensors: list[Tensor], bits: int, dete
     gx = torch.mm(gz, prepared.in_proj[channels:])
     _product(gz.t(), frames, into_gate)
     del z, gz
-    ginner = mixer.scan_backward(x, gy, grads, deterministic).flatten(0, 1)
+    ginner = mixer.scan_backward(gy, grads, deterministic).flatten(0, 1)
     torch.addmm(gx, ginner, prepared.in_proj[:channels], out=gx)
     _product(ginner.t(), frames, into_inner)
     return [gx.view(x.shape), *grads.values()]
