@@ -21,16 +21,19 @@ hmamba_n2_frames   hmamba_$corpus      --encoder {output:frames}
 hmamba_n3_frames   hmamba_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
 fixedstride_2      fixedstride_$corpus
 fixedstride_3      fixedstride_$corpus --chunker {stride:3}
+hnet               hnet_$corpus
+hnet_chunks        hnet_$corpus        --encoder {output:chunks}
 "
 if [ "$corpus" = an4 ]; then
   table+="hmamba_1+3_n2      hmamba_an4         --outer {num_layers:1} --inner {num_layers:3}
-hnet               hnet_an4
-hnet_chunks        hnet_an4           --encoder {output:chunks}
 "
 else
   table+="hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
 hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
 fixedstride_4+8_2  fixedstride_mini   --outer {num_layers:4} --inner {num_layers:8}
+conmamba_256       conmamba_mini      --vocab_size 256
+hmamba_n3_256      hmamba_mini        --vocab_size 256 --chunker {target_ratio:3.0}
+fixedstride_3_256  fixedstride_mini   --vocab_size 256 --chunker {stride:3}
 "
 fi
 
