@@ -25,7 +25,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from hmamba_asr.ops import ctc_triton, ema_triton, mixer_kernels  # noqa: E402
+from hmamba_asr.ops import attention_triton, ctc_triton, ema_triton, mixer_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan.triton import BACKWARD, FORWARD  # noqa: E402
 
@@ -58,6 +58,8 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
     walk = {"REVERSE_BITS": 2, "G": 2, "K": 4, "BLOCK_D": 32, "HAS_LENGTHS": True}
     gate = {"G": 2, "ROWS": 32, "COLS": 64, "HAS_LENGTHS": True, "ALIGNED": True}
     ctc = {"HAS_WINDOW": True, "BLOCK_T": ctc_triton.BLOCK_T}
+    attention = {"D": 36, "SCALE": 1 / 6, "HAS_MASK": True, "BLOCK_Q": attention_triton.BLOCK_Q}
+    attention |= {"BLOCK_T": attention_triton.BLOCK_T, "BLOCK_D": 64}
     prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
     return {
         "scan": (kernels.scan_kernel, scan | {"ADJOINT": False, "WRITE_Y": True, "WRITE_SPANS": False}, 1),
@@ -73,9 +75,11 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "gate_backward": (mixer_kernels.gate_backward_kernel, gate, 4),
         "prepare": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
         "prepare, 16-bit weights": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
-        "finish": (mixer_kernels.finish_kernel, {"N": n, "K": 4, "ROWS": 32, "COLS": 64}, 4),
+        "finish": (mixer_kernels.finish_kernel, {"N": n, "K": 4, "ROWS": 128, "COLS": 32}, 4),
         "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
         "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
+        "attend": (attention_triton.attend_kernel, attention, attention_triton.WARPS),
+        "attend, wide heads": (attention_triton.attend_kernel, attention | {"D": 128, "BLOCK_D": 128}, attention_triton.WARPS),
         "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
         "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
         "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),
@@ -87,7 +91,7 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
     types, module = {}, function.fn.__module__
     integers = re.compile(
         r"s[a-z]?_[a-z]$|L$|batch$|channels$|n_|tiles_each$|first_segment$|reverse_bits$|items$|blocks$|copy_stride$|rank$"
-        r"|columns$|d_model$|d_out$|.*_rows$|[KTV]$|K_new$|eos$|blank$"
+        r"|columns$|d_model$|d_out$|.*_rows$|[KQTV]$|K_new$|heads$|eos$|blank$"
     )
     for name in function.arg_names:
         if name in constants:
@@ -102,7 +106,7 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
             types[name] = "*bf16" if dtype == "bf16" else "*fp32"
         else:
             alike = name in ALIKE or (name in ("B", "C") and module == kernels.__name__)
-            types[name] = f"*{dtype}" if alike and module != ema_triton.__name__ else "*fp32"
+            types[name] = f"*{dtype}" if alike and module not in (attention_triton.__name__, ema_triton.__name__) else "*fp32"
     return types
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASRModel
+from hmamba_asr.ops.selective_scan.triton import unavailable_reason
 
 
 class KeyValuePool:
@@ -274,9 +275,14 @@ def _weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Few queries and many keys, of which PyTorch's fused float32 attention would keep a program for each head busy. With 16 bits
+    products and kernel would round the scores."""
+    if query.is_cuda and query.dtype == torch.float32 and unavailable_reason(query.device) is None:
+        from hmamba_asr.ops import attention_triton
+
+        if attention_triton.can_attend(query, keys):
+            return attention.out_proj(attention_triton.attend(query, keys, values, mask))
     query = _heads(query, attention.num_heads)
-    # Few queries and many keys: PyTorch's fused float32 kernel would keep no more than a program for each head busy. With 16 bits
-    # the scores would be rounded here.
     if query.is_cuda and query.element_size() > 2:
         context = _weights(query, keys, mask) @ values
     else:

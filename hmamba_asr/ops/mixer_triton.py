@@ -20,6 +20,7 @@ from hmamba_asr.ops.selective_scan import triton as scan
 
 ROWS, COLS = 32, 64  # frames and channels of a program of the gate kernels
 BLOCK_D, WALK_TILES = 32, 4  # channels and tiles of 16 frames of a program of the convolution kernels
+MOST_PARTS = 8  # of a sum over frames, in a product for both directions at once
 ALIGNMENT = 8  # elements: what the tensor cores' matrix products want of 16-bit rows
 
 
@@ -125,10 +126,10 @@ class _Mixer:
         scan.from_tiles(by_scan["BC"], *self.of_scan(gprojected))
         gu, gdelta, gprojected = u.flatten(1, 2), delta.flatten(1, 2), gprojected.flatten(1, 2)
         torch.bmm(gdelta, self.prepared.dt_proj.transpose(1, 2), out=gprojected[..., 2 * self.n :])
-        _product(dt.transpose(1, 2), gdelta, grads["dt_proj"])
+        _product(dt, gdelta, grads["dt_proj"])
         inner = self.project_in(gy)  # in gy's memory, which is done with, as delta's is
         u_again = self.convolve(inner, delta).flatten(1, 2)
-        _product(u_again.transpose(1, 2), gprojected, grads["x_proj"])
+        _product(u_again, gprojected, grads["x_proj"])
         torch.baddbmm(gu, gprojected, self.prepared.x_proj.transpose(1, 2), out=gu)
 
         gx, rows = delta[0], self.walk_grid[0] * self.batch  # and once more
@@ -139,25 +140,29 @@ class _Mixer:
             (*inner.stride()[:2], self.length, self.batch, self.channels, WALK_TILES),
             (self.reverse_bits, self.groups, self.taps, BLOCK_D, self.lengths is not None), num_warps=1,
         )  # fmt: skip
-        sums, columns = by_scan["A"], 64
+        sums, columns = by_scan["A"], 32
         self.launch(
             self.kernels.finish_kernel, (-(-self.channels // columns), self.n + 2 + self.taps + 1, self.groups),
             (sums, by_scan["vectors"], partial, self.prepared.A2,
              *(grads[k] for k in ("A_log", "D", "dt_bias", "conv_weight", "conv_bias"))),
-            (sums.shape[1], rows, self.channels), (self.n, self.taps, 32, columns), num_warps=4,
+            (sums.shape[1], rows, self.channels), (self.n, self.taps, 128, columns), num_warps=4,
         )  # fmt: skip
         return gx
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a b, of which out may have fewer rows and columns: the padding is cut off the product and not off its factors, whose
-    rows would lose their alignment."""
-    multiply = torch.bmm if out.dim() == 3 else torch.mm
+    """out = a^T b, summed over frames: a (frames, M) and b (frames, N), or with G in front. ``out`` may have fewer rows and columns:
+    padding is cut off the product and not off its factors, whose rows would lose their alignment."""
     rows, columns = out.shape[-2:]
-    if a.dtype == out.dtype and (a.shape[-2], b.shape[-1]) == (rows, columns):
-        multiply(a, b, out=out)
-    else:
-        out.copy_(multiply(a, b)[..., :rows, :columns])
+    # What is short on both sides of a long sum is cut into parts, to have something to do for more of the GPU.
+    parts = next(n for n in range(MOST_PARTS, 0, -1) if a.shape[-2] % n == 0) if a.dim() == 3 else 1
+    left, right = (x.unflatten(-2, (parts, -1)).flatten(0, 1) if parts > 1 else x for x in (a, b))
+    multiply = torch.bmm if a.dim() == 3 else torch.mm
+    kind = {} if a.dtype == torch.float32 or not a.is_cuda else {"out_dtype": torch.float32}  # which a CPU does not know
+    product = multiply(left.transpose(-1, -2), right, **kind)
+    if parts > 1:
+        product = product.unflatten(0, (-1, parts)).sum(1, dtype=torch.float32)
+    out.copy_(product[..., :rows, :columns])
 
 
 NAMES = ("in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
@@ -203,17 +208,17 @@ def _gradients_as_given(gy_model: Tensor, tensors: list[Tensor], bits: int, dete
         mixer.kernels.gate_backward_kernel, mixer.grid, (gy, mean, z, out, mixer.lengths_or_any), (mixer.length, channels),
         (mixer.groups, *mixer.options), num_warps=4,
     )  # fmt: skip
-    _product(gy_model.flatten(0, 1).t(), out.flatten(0, 1), grads["out_proj"])
+    _product(gy_model.flatten(0, 1), out.flatten(0, 1), grads["out_proj"])
     del mean, out
     frames = x.flatten(0, 1)
     into_inner, into_gate = grads["in_proj"].split(channels)
     gz = z.flatten(0, 1)
     gx = torch.mm(gz, prepared.in_proj[channels:])
-    _product(gz.t(), frames, into_gate)
+    _product(gz, frames, into_gate)
     del z, gz
     ginner = mixer.scan_backward(gy, grads, deterministic).flatten(0, 1)
     torch.addmm(gx, ginner, prepared.in_proj[:channels], out=gx)
-    _product(ginner.t(), frames, into_inner)
+    _product(ginner, frames, into_inner)
     return [gx.view(x.shape), *grads.values()]
 
 
