@@ -79,7 +79,6 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
         "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
         "attend": (attention_triton.attend_kernel, attention, attention_triton.WARPS),
-        "attend, wide heads": (attention_triton.attend_kernel, attention | {"D": 128, "BLOCK_D": 128}, attention_triton.WARPS),
         "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
         "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
         "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),

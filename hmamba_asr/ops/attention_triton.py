@@ -1,9 +1,9 @@
 """Attention of a few queries to many keys in one launch: a step of a beam search, each head's hypotheses against an utterance.
 
 PyTorch's fused attention takes a program for each head and lets most of a GPU idle, or none for float32 with a mask; as matrix
-products it is five launches that write the scores and read them again. Here a program takes a head's queries, 16 at a time, through
-all keys with a running softmax (Milakov and Gimelshein, https://arxiv.org/abs/1805.02867), and skips blocks that none of its queries
-may see: those of slots not yet taken. A product of float32 is three of TF32, whose sum is as exact.
+products it is five launches that write the scores and read them again. Here a program takes a head's queries, 16 at a time,
+through all keys with a running softmax (Milakov and Gimelshein, https://arxiv.org/abs/1805.02867), and skips blocks that none of
+its queries may see: those of slots not yet taken. A product of float32 is three of TF32, whose sum is as exact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from hmamba_asr.ops.launch import kernel, launch
 
 BLOCK_Q, BLOCK_T = 16, 64  # queries of a program, and keys at a time
-MAX_D_HEAD = 128  # a block of keys and one of values must fit the registers
+MAX_D_HEAD = 64  # a block of keys and one of values must fit the registers
 WARPS = 4
 
 

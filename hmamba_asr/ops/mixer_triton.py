@@ -151,8 +151,8 @@ class _Mixer:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a^T b, summed over frames: a (frames, M) and b (frames, N), or with G in front. ``out`` may have fewer rows and columns:
-    padding is cut off the product and not off its factors, whose rows would lose their alignment."""
+    """out = a^T b, summed over frames: a (frames, M) and b (frames, N), or with G in front. ``out`` may have fewer rows and
+    columns: padding is cut off the product and not off its factors, whose rows would lose their alignment."""
     rows, columns = out.shape[-2:]
     # What is short on both sides of a long sum is cut into parts, to have something to do for more of the GPU.
     parts = next(n for n in range(MOST_PARTS, 0, -1) if a.shape[-2] % n == 0) if a.dim() == 3 else 1

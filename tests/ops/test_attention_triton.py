@@ -43,7 +43,7 @@ def test_the_kernel_is_attention(keys, queries, device, poisoned):
     assert_same(random_inputs(device, queries=queries, keys=keys), None)
 
 
-@pytest.mark.parametrize("d_head", [1, 16, 36, 128])
+@pytest.mark.parametrize("d_head", [1, 16, 36, 64])
 def test_heads_of_any_width_up_to_the_limit(d_head, device):
     inputs = random_inputs(device, d_head=d_head)
     assert attention_triton.can_attend(inputs[0], inputs[1])
