@@ -20,11 +20,12 @@ from hmamba_asr.lengths import valid_mask, zero_padding
 from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this likely to begin a chunk does
-MIN_DISSIMILARITY = 1e-6  # of neighbours that differ by more than float32's rounding
+MIN_NOVELTY = 1e-6  # of a frame that differs from the one before it by more than float32's rounding
 MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
 SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
 FAR = 1e4  # in logits: beyond every score
 CONTEXT = 12  # frames on either side, half a second, whose mean is what a frame is compared against
+ROUNDING = 1e-3  # of a number of labels
 MIN_CONTRAST = 1e-5  # of a frame's norm: less is float32's rounding
 
 
@@ -101,25 +102,17 @@ def choose(prob: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> tuple[Te
     return mask if min_chunks is None else with_at_least(prob, mask, lengths, min_chunks), chosen
 
 
-class _Router(nn.Module):
-    """How much a frame differs from the one before it: d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 of H-Net, eq. 4. Both
-    projections start as the identity, so that boundaries first fall where neighbours differ; ``lr_multiplier`` scales their
-    learning rate. At a target_ratio of 1 there is nothing to learn: every frame is a chunk."""
+class _Chunker(nn.Module):
+    """What learned chunkers share: at a target_ratio of 1 there is nothing to learn and every frame is a chunk; otherwise
+    ``route`` decides, in float32 at least, whatever the precision around it."""
 
-    def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float):
+    smooths = False
+
+    def __init__(self, target_ratio: float):
         super().__init__()
         if target_ratio < 1:
             raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
-        if not lr_multiplier > 0:
-            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
         self.target_ratio = target_ratio
-        if target_ratio == 1:
-            return
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        for projection in (self.query, self.key):
-            nn.init.eye_(projection.weight)
-            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         if self.target_ratio == 1:
@@ -135,50 +128,67 @@ class _Router(nn.Module):
         """Chunks of x (B, T, D), in float32 at least and zero past the end."""
         raise NotImplementedError
 
+    def make_router(self, d_model: int, lr_multiplier: float) -> None:
+        """Projections that start as the identity, so that boundaries first fall where neighbours differ; ``lr_multiplier`` scales
+        their learning rate."""
+        if not lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
+        if self.target_ratio == 1:
+            return
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        for projection in (self.query, self.key):
+            nn.init.eye_(projection.weight)
+            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
+
     def dissimilarity(self, x: Tensor) -> Tensor:
-        """d (B, T - 1) of all frames of x (B, T, D) but the first; neighbours that are both zero are alike."""
+        """How much a frame differs from the one before it, d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 of H-Net, eq. 4: d
+        (B, T - 1) of all frames of x (B, T, D) but the first; neighbours that are both zero are alike."""
         query, key = F.linear(x[:, :-1], self.query.weight.to(x.dtype)), F.linear(x[:, 1:], self.key.weight.to(x.dtype))
         cosine = F.cosine_similarity(query, key, dim=-1)
         silent = (query == 0).all(-1) & (key == 0).all(-1)
         return ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
 
 
-class DynamicChunker(_Router):
-    """Learned boundaries on a budget: the frames that differ most from the one before them begin chunks, a fixed share of them.
+class _BudgetChunker(_Chunker):
+    """Boundaries on a budget: the frames that are newest, by whatever measure, begin chunks, a fixed share of them.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks. Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks, the first one always; every
     ``window`` frames get their part of these (None: the utterance is one window), and no chunk is longer than two windows. Fewer
-    begin chunks only where others do not differ at all; of equals the earlier ones do.
+    begin chunks only where others are not new at all; of equals the earlier ones do.
 
-    What is compared is a frame's contrast, its difference from the mean of the frames around it: what all frames share, which at
-    the beginning of training is nearly everything, would otherwise decide with whatever drifts along the utterance. A frame's
-    score s_t is the logit of its dissimilarity, standardised over the utterance; p_t = sigmoid(s_t - threshold), the threshold
-    half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of its frames
-    weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike. Through the
-    weights recognition teaches the router which frames to begin chunks with.
-
-    H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss: its rate swings
-    between the extremes until it settles, and differs from utterance to utterance. Here the rate cannot move and no loss is
-    needed. The router works in float32 at least, whatever the precision around it.
+    A frame's score s_t is the logit of its novelty, standardised over the utterance; p_t = sigmoid(s_t - threshold), the
+    threshold half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of
+    its frames weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike.
 
     Raises
     ------
     ValueError
-        For a target_ratio below 1, an lr_multiplier that is not above 0, or a window shorter than a chunk.
+        For a target_ratio below 1, or a window shorter than a chunk.
     """
 
-    smooths = False
-
-    def __init__(self, *, d_model: int, target_ratio: float, window: int | None = None, lr_multiplier: float = 1.0):
-        super().__init__(d_model=d_model, target_ratio=target_ratio, lr_multiplier=lr_multiplier)
+    def __init__(self, target_ratio: float, window: int | None):
+        super().__init__(target_ratio)
         if window is not None and window < target_ratio:
             raise ValueError(f"window must be target_ratio = {target_ratio} frames or more (or null), not {window}.")
         self.window = window
 
+    def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Of all frames of x (B, T, D) but the first, (B, T - 1) from 0 to 1."""
+        raise NotImplementedError
+
+    def due(self, ends: Tensor, lengths: Tensor, novelty: Tensor) -> Tensor:
+        """How many chunks (B, windows) are to begin in front of the windows' ends (windows,)."""
+        return (torch.minimum(ends, lengths.unsqueeze(1)).double() / self.target_ratio).ceil().long()
+
+    def most_chunks(self, length: int) -> int | None:
+        """Of an utterance of ``length`` frames; None where that is not known."""
+        return math.ceil(length / self.target_ratio)
+
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
         scores, prob, mask = self.scores(x, lengths)
-        chosen, most = mask.sum(1), math.ceil(x.shape[1] / self.target_ratio)
+        chosen, most = mask.sum(1), self.most_chunks(x.shape[1])
         if min_chunks is not None:
             mask, most = with_at_least(prob, mask, lengths, min_chunks), None
         chunked = gather_chunks(x, prob, mask, chosen=chosen, most=most)
@@ -191,28 +201,28 @@ class DynamicChunker(_Router):
 
     def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, p and boundaries (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one
-        standard deviation above the mean; a frame whose contrast is that of the one before it has p = 0."""
-        unlike = self.dissimilarity(_contrast(x, lengths))
-        differs = (unlike > MIN_DISSIMILARITY) & valid_mask(lengths - 1, unlike.shape[1])
-        scores = SHARPNESS * _standardized(unlike.clamp(MIN_DISSIMILARITY, 1 - MIN_DISSIMILARITY).logit(), differs)
+        standard deviation above the mean; a frame that is not new at all has p = 0."""
+        novelty = self.novelty(x, lengths)
+        inside = valid_mask(lengths - 1, novelty.shape[1])
+        differs = (novelty > MIN_NOVELTY) & inside
+        scores = SHARPNESS * _standardized(novelty.clamp(MIN_NOVELTY, 1 - MIN_NOVELTY).logit(), differs)
         scores = F.pad(scores, (1, 0), value=SHARPNESS)
         differs = F.pad(differs, (1, 0), value=True)
         ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs[:, 1:], -FAR), (1, 0), value=FAR)
-        thresholds, within = self._budget(ranked, lengths)
+        thresholds, within = self._budget(ranked, lengths, novelty.detach() * inside)
         prob = (scores - thresholds).sigmoid() * differs
         valid = valid_mask(lengths, x.shape[1])
         return scores, torch.cat([torch.ones_like(prob[:, :1]), prob[:, 1:]], 1) * valid, within & differs & valid
 
-    def _budget(self, scores: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def _budget(self, scores: Tensor, lengths: Tensor, novelty: Tensor) -> tuple[Tensor, Tensor]:
         """Of every frame (B, T), its window's threshold, between the last of scores (B, T) inside the budget and the next one,
-        and whether the frame is inside."""
+        and whether the frame is inside; novelty (B, T - 1), 0 past the end."""
         batch, length = scores.shape
         window = self.window or length
         count = -(-length // window)
         windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
         ends = torch.arange(count + 1, device=scores.device) * window
-        due = (torch.minimum(ends, lengths.unsqueeze(1)).double() / self.target_ratio).ceil().long()  # until each window's end
-        last = due.diff(dim=1).unsqueeze(-1)
+        last = self.due(ends, lengths, novelty).diff(dim=1).clamp(max=window).unsqueeze(-1)
         ordered, order = windows.sort(dim=-1, descending=True, stable=True)
         within = torch.zeros_like(windows, dtype=torch.bool).scatter(-1, order, torch.arange(window, device=scores.device) < last)
         ordered = F.pad(F.pad(ordered, (1, 0), value=FAR), (0, 1), value=-FAR)
@@ -220,14 +230,89 @@ class DynamicChunker(_Router):
         return tuple(of_windows.reshape(batch, count * window)[:, :length] for of_windows in (thresholds, within))
 
 
-class HNetChunker(_Router):
+class CTCChunker(_BudgetChunker):
+    """Chunks that begin where the CTC on the frames begins a label, on the budget of :class:`_BudgetChunker`.
+
+    ``ctc_head`` (SpeechBrain's linear layer to the vocabulary, which the intermediate CTC loss trains on the same frames) gives
+    label probabilities P_t; a frame's novelty is the probability that a label begins there, the sum over labels c but the blank
+    of P_t(c) (1 - P_{t-1}(c)). A trained CTC is a spike for each label and blanks between them: spikes begin chunks, and what
+    follows joins them. (Frames of one CTC label have been merged before, as by Gaido et al. 2021, https://arxiv.org/abs/2102.01578;
+    here a budget decides how many chunks are left.) The sum of the novelties is the number of labels to expect: with
+    ``chunks_per_label`` an utterance gets at least so many chunks for each, and the CTC on the chunks has room for fast speech.
+
+    Nothing of it is learned through the chunks: no gradient.
+
+    Raises
+    ------
+    ValueError
+        For a target_ratio below 1, a window shorter than a chunk, or negative chunks_per_label.
+    """
+
+    def __init__(
+        self, *, ctc_head: nn.Module, target_ratio: float, window: int | None = None, chunks_per_label: float = 0.0,
+        blank_index: int = 0,
+    ):  # fmt: skip
+        super().__init__(target_ratio, window)
+        if not chunks_per_label >= 0:
+            raise ValueError(f"chunks_per_label must be 0 (no such floor) or more, not {chunks_per_label}.")
+        self.chunks_per_label, self.blank_index = chunks_per_label, blank_index
+        self._head = [ctc_head]  # not a submodule: the recogniser's own, which is not to be saved twice
+
+    @torch.no_grad()
+    def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
+        head = self._head[0].w
+        prob = F.linear(x, head.weight.to(x.dtype), None if head.bias is None else head.bias.to(x.dtype)).softmax(-1)
+        stays = (prob[:, 1:] * prob[:, :-1]).sum(-1) - prob[:, 1:, self.blank_index] * prob[:, :-1, self.blank_index]
+        return (1.0 - prob[:, 1:, self.blank_index] - stays).clamp(0.0, 1.0)
+
+    def due(self, ends: Tensor, lengths: Tensor, novelty: Tensor) -> Tensor:
+        due = super().due(ends, lengths, novelty)
+        if not self.chunks_per_label:
+            return due
+        expected = F.pad(novelty.double().cumsum(1), (2, 0))  # labels begun in front of each frame, and of the end
+        ends = torch.minimum(ends, lengths.unsqueeze(1))
+        # A sure CTC expects whole numbers but for rounding, which must not decide.
+        wanted = (self.chunks_per_label * expected.gather(1, ends) - ROUNDING).ceil().long()
+        return torch.maximum(due, torch.minimum(wanted, ends))
+
+    def most_chunks(self, length: int) -> int | None:
+        return None if self.chunks_per_label else super().most_chunks(length)
+
+
+class DynamicChunker(_BudgetChunker):
+    """Learned boundaries on the budget of :class:`_BudgetChunker`: where frames differ most from the one before them.
+
+    What is compared is a frame's contrast, its difference from the mean of the frames around it: what all frames share, which at
+    the beginning of training is nearly everything, would otherwise decide with whatever drifts along the utterance. Through the
+    weights in the chunks' means recognition teaches the router which frames to begin chunks with.
+
+    H-Net's own router (:class:`HNetChunker`) decides against a fixed threshold and is held to its rate by a loss: its rate swings
+    between the extremes until it settles, and differs from utterance to utterance. Here the rate cannot move and no loss is
+    needed.
+
+    Raises
+    ------
+    ValueError
+        For a target_ratio below 1, an lr_multiplier that is not above 0, or a window shorter than a chunk.
+    """
+
+    def __init__(self, *, d_model: int, target_ratio: float, window: int | None = None, lr_multiplier: float = 1.0):
+        super().__init__(target_ratio, window)
+        self.make_router(d_model, lr_multiplier)
+
+    def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.dissimilarity(_contrast(x, lengths))
+
+
+class HNetChunker(_Chunker):
     """H-Net's routing as published: p_t = d_t, a boundary where p_t >= 0.5 and at the first frame, chunks smoothed with their
     probabilities (:func:`smooth_chunks`), their number held by :func:`ratio_loss`. The contract of :class:`DynamicChunker`."""
 
     smooths = True
 
     def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
-        super().__init__(d_model=d_model, target_ratio=target_ratio, lr_multiplier=lr_multiplier)
+        super().__init__(target_ratio)
+        self.make_router(d_model, lr_multiplier)
 
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
         prob = F.pad(self.dissimilarity(x), (1, 0), value=1.0) * valid_mask(lengths, x.shape[1])

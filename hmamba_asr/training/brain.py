@@ -28,6 +28,7 @@ from hmamba_asr.evaluation.efficiency import peak_memory_mib
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
+from hmamba_asr.modules.chunking import CTCChunker
 from hmamba_asr.training.losses import HybridLoss, hybrid_loss
 from hmamba_asr.training.progress import TrainingJournal, TrainingTotals, format_duration, merge_sums
 from hmamba_asr.training.stages import CollapseDetector, named_figures, stage_figures, stage_sums
@@ -80,6 +81,9 @@ class ASRBrain(sb.Brain):
         super().__init__(*args, **kwargs)
         if self.hparams.nonfinite not in NONFINITE_POLICIES:
             raise ValueError(f"nonfinite is '{self.hparams.nonfinite}'; choose one of {', '.join(NONFINITE_POLICIES)}.")
+        readers = [m for m in self.modules.modules() if isinstance(m, CTCChunker) and m.target_ratio > 1]
+        if readers and not self.hparams.intermediate_ctc_weight > 0:
+            raise ValueError("a CTCChunker reads the CTC on the frames, which nothing trains; set intermediate_ctc_weight.")
         self.tokenizer = tokenizer
         distributed = dist.is_initialized()
         self.ranks = Ranks(dist.get_rank(), dist.get_world_size()) if distributed else Ranks()

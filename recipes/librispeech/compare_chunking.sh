@@ -21,6 +21,8 @@ hmamba_n2_frames   hmamba_$corpus      --encoder {output:frames}
 hmamba_n3_frames   hmamba_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
 fixedstride_2      fixedstride_$corpus
 fixedstride_3      fixedstride_$corpus --chunker {stride:3}
+ctcchunk_2         ctcchunk_$corpus
+ctcchunk_3         ctcchunk_$corpus    --chunker {target_ratio:3.0}
 hnet               hnet_$corpus
 hnet_chunks        hnet_$corpus        --encoder {output:chunks}
 "
@@ -34,6 +36,8 @@ fixedstride_4+8_2  fixedstride_mini   --outer {num_layers:4} --inner {num_layers
 conmamba_256       conmamba_mini      --vocab_size 256
 hmamba_n3_256      hmamba_mini        --vocab_size 256 --chunker {target_ratio:3.0}
 fixedstride_3_256  fixedstride_mini   --vocab_size 256 --chunker {stride:3}
+ctcchunk_3_256     ctcchunk_mini      --vocab_size 256 --chunker {target_ratio:3.0}
+ctcchunk_6+6_3     ctcchunk_mini      --outer {num_layers:6} --inner {num_layers:6} --chunker {target_ratio:3.0}
 "
 fi
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from speechbrain.nnet.linear import Linear
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hmamba_asr.modules.chunking import (
+    CTCChunker,
     DynamicChunker,
     FixedStrideChunker,
     HNetChunker,
@@ -36,7 +38,18 @@ def chunkers():
     windowed = DynamicChunker(d_model=D, target_ratio=2.5, window=5)
     for chunker in (dynamic, hnet, windowed):
         torch.nn.init.normal_(chunker.query.weight)
-    return [dynamic, hnet, windowed, FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
+    strides = [FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
+    head = Linear(n_neurons=7, input_size=D)
+    ctc = [CTCChunker(ctc_head=head, target_ratio=2.5, window=5, chunks_per_label=floor) for floor in (0.0, 1.1)]
+    return [dynamic, hnet, windowed, *strides, *ctc]
+
+
+def spikes(*labels, vocab=4, sure=30.0):
+    """A chunker whose head gives the frames themselves as logits, and frames that are sure of these labels."""
+    head = Linear(n_neurons=vocab, input_size=vocab)
+    torch.nn.init.eye_(head.w.weight)
+    torch.nn.init.zeros_(head.w.bias)
+    return head, sure * torch.nn.functional.one_hot(torch.tensor(labels), vocab).double().unsqueeze(0)
 
 
 def test_known_boundaries():
@@ -83,7 +96,7 @@ def test_of_equals_the_earlier_ones_begin_chunks(window):
     assert out.boundary_mask[0].nonzero().flatten().tolist() == expected and out.chunk_frames[0].tolist() == expected
 
 
-@pytest.mark.parametrize("index", [0, 2, 3, 4])
+@pytest.mark.parametrize("index", [0, 2, 3, 4, 5])
 def test_nothing_waits_for_a_gpu_to_count(index):
     """Of fake tensors there are only shapes: whoever asked for a value would fail. The widths are those of the real ones."""
     chunker, x = chunkers()[index], frames()
@@ -134,6 +147,49 @@ def test_every_window_gets_its_part():
     assert [int(part.sum()) for part in short.boundary_mask[0].split(4)] == [2, 2, 1]
 
 
+def test_labels_begin_chunks():
+    """Not blanks after them, nor the frames on which they last; a label right after another one does."""
+    head, x = spikes(0, 0, 1, 0, 0, 2, 2, 3, 0, 0, 1, 0)
+    chunker = CTCChunker(ctc_head=head, target_ratio=2)
+    out = chunker(x, torch.tensor([12]))
+    assert out.chunk_frames.tolist() == [[0, 2, 5, 7, 10, 0]] and out.chunk_lengths.tolist() == [5]  # no sixth is new
+    out = CTCChunker(ctc_head=head, target_ratio=3)(x, torch.tensor([9]))
+    assert out.chunk_frames[0, :3].tolist() == [0, 2, 5] and out.chunk_lengths.tolist() == [3]  # of equals the earlier ones
+
+
+def test_novelty_by_hand():
+    """The probability that a label begins, summed over all pairs of what two frames may say; the blank is the third label."""
+    torch.manual_seed(0)
+    head, x = Linear(n_neurons=5, input_size=D), torch.randn(2, 4, D)
+    chunker = CTCChunker(ctc_head=head, target_ratio=2, blank_index=2)
+    prob = head(x).softmax(-1)
+    expected = torch.zeros(2, 3)
+    for now in (0, 1, 3, 4):
+        for before in range(5):
+            if now != before:
+                expected += prob[:, 1:, now] * prob[:, :-1, before]
+    torch.testing.assert_close(chunker.novelty(x, torch.tensor([4, 2])), expected)
+    assert not chunker.novelty(x, torch.tensor([4, 2])).requires_grad and list(chunker.parameters()) == []
+
+
+def test_fast_speech_gets_chunks_for_its_labels():
+    """Nine frames with a label each and nine of silence: a third of them is 6 chunks, and with windows 3 each."""
+    labels = [1, 2, 3] * 3 + [0] * 9
+    head, x = spikes(*labels)
+    length, padded = torch.tensor([18]), torch.nn.functional.pad(x, (0, 0, 0, 5), value=9.0)
+    few, enough, windowed = (
+        CTCChunker(ctc_head=head, target_ratio=3, chunks_per_label=floor, window=window)
+        for floor, window in ((0.0, None), (1.0, None), (1.0, 9))
+    )
+    assert few(x, length).chunk_frames.tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert enough(x, length).chunk_frames.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]  # the first frame's label is not counted
+    out = windowed(padded, length)
+    assert out.boundary_mask[0, :9].sum() == 8 and torch.equal(out.boundary_mask[:, :18], windowed(x, length).boundary_mask)
+    assert out.chosen.tolist() == out.chunk_lengths.tolist()
+    every = CTCChunker(ctc_head=head, target_ratio=3, chunks_per_label=100.0, window=9)(x, length)
+    assert every.boundary_mask[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # in silence nothing begins
+
+
 def test_recognition_teaches_the_router():
     x = frames().requires_grad_()
     chunker = chunkers()[0]
@@ -152,7 +208,7 @@ def test_pooling_by_hand_and_its_gradients():
     assert torch.autograd.gradcheck(lambda a, w: pool_chunks(a, w, chunked), (x.requires_grad_(), weights.requires_grad_()))
 
 
-@pytest.mark.parametrize("index", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 5, 6])
 def test_batch_equals_utterances_alone(index):
     chunker, x = chunkers()[index].double(), frames(torch.float64)
     for row, n in enumerate(LENGTHS.tolist()):
@@ -321,6 +377,11 @@ def test_a_floor_is_not_the_routers_choice():
 
 
 def test_bad_settings():
+    head = Linear(n_neurons=7, input_size=D)
+    with pytest.raises(ValueError, match="chunks_per_label must be 0"):
+        CTCChunker(ctc_head=head, target_ratio=2, chunks_per_label=-1)
+    with pytest.raises(ValueError, match="window must be target_ratio = 4"):
+        CTCChunker(ctc_head=head, target_ratio=4, window=3)
     for chunker in (DynamicChunker, HNetChunker):
         with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
             chunker(d_model=2, target_ratio=0.5)

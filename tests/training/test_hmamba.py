@@ -89,6 +89,22 @@ def test_variants_take_steps(new_brain, tmp_path, variant):
         assert last["stage0_floored"] == 0  # the CTC has its frames
 
 
+def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
+    """Whose head is the recogniser's own: moved with it, saved once."""
+    brain, train_set, *_ = new_brain(**H_MAMBA | {"yaml": "ctcchunk_mini", "chunker": "{target_ratio: 3}"})
+    model = brain.raw_model
+    assert model.encoder.chunker._head[0] is model.ctc_head
+    assert [name for name in model.state_dict() if "chunker" in name] == []
+    three_steps(brain, train_set)
+    last = json.loads((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()[-1])
+    assert 1 / 3 <= last["stage0_kept"] <= 1 and last["loss_intermediate_ctc"] > 0
+
+
+def test_chunks_by_the_ctc_need_one_that_is_trained(new_brain):
+    with pytest.raises(ValueError, match="CTCChunker reads the CTC on the frames, which nothing trains"):
+        new_brain(**H_MAMBA | {"yaml": "ctcchunk_mini", "intermediate_ctc_weight": 0})
+
+
 @pytest.mark.parametrize(("unlike", "word"), [([0.01, 0.02], "no frame"), ([0.99, 0.98], "each frame"), ([0.01, 0.99], None)])
 def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, unlike, word):
     """In spite of a floor, which keeps chunks for the CTC."""
