@@ -31,6 +31,7 @@ WER_MARGIN = 0.05  # of the first run's WER
 USELESS_WER = 90.0  # percent: above it there is nothing to lose
 RTF_MARGIN = 0.1  # of the first run's RTF, where each was measured once
 RATE_MARGIN = 0.1  # of the fixed stride's kept fraction
+LEARNED, FIXED = {"DynamicChunker", "CTCChunker", "HNetChunker"}, {"FixedStrideChunker"}
 
 Comparison = Callable[[RunFolder, RunFolder], Mapping[str, Any]]  # `compare`, or one that remembers
 
@@ -52,7 +53,7 @@ def check_claims(
     """Every claim about these runs; ``agreement`` {label: {split: `describe_boundaries`}} and ``speed`` {label: what `hmamba-asr
     efficiency` measured} of the runs that have them. A claim that no run bears on is there once, as not measured."""
     first, *others = runs
-    learned, fixed = ([run for run in runs if kind in chunkers(run)] for kind in ("DynamicChunker", "FixedStrideChunker"))
+    learned, fixed = ([run for run in runs if chunkers(run) & kinds] for kinds in (LEARNED, FIXED))
     same = [_same_wer(first, run, compare) for run in others]
     faster = [_faster(first, run, compare, speed) for run in others]
     better = [_better_than_fixed(one, other, compare) for one in learned for other in fixed]
@@ -68,7 +69,7 @@ def check_claims(
 
 def chunkers(run: RunFolder) -> set[str]:
     """The classes of our chunkers that a run's YAML names."""
-    return set(re.findall(r"!new:\S*\.(DynamicChunker|FixedStrideChunker)\b", run.results["hparams"]))
+    return set(re.findall(rf"!new:\S*\.({'|'.join(sorted(LEARNED | FIXED))})\b", run.results["hparams"]))
 
 
 def _unmeasured(claim: str, runs: str, *why: str) -> Claim:

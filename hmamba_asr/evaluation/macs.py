@@ -91,8 +91,7 @@ def _encoder(part: _Node, frames: int, kept: tuple[float, ...], name: str) -> tu
     inner_width = part.get("inner_d_model") or width
     chunks = max(1, round(kept[0] * frames))
     macs, _ = _encoder(part["outer"], frames, (), f"{name}.outer")
-    learned = part["chunker"]["!"] == "DynamicChunker" and part["chunker"]["target_ratio"] != 1
-    macs[f"{name}.chunker"] = 2 * (frames - 1) * width**2 if learned else 0
+    macs[f"{name}.chunker"] = _chunker(part["chunker"], frames, width)
     if inner_width != width:
         macs[f"{name}.chunker"] += 2 * chunks * width * inner_width
     inner, states = _encoder(part["inner"], chunks, kept[1:], f"{name}.inner")
@@ -101,6 +100,15 @@ def _encoder(part: _Node, frames: int, kept: tuple[float, ...], name: str) -> tu
         macs[f"{name}.chunker"] += frames * width**2
         states = frames
     return macs, states
+
+
+def _chunker(part: _Node, frames: int, width: int) -> int:
+    """MACs of deciding where chunks begin."""
+    if part.get("target_ratio") == 1:
+        return 0
+    if part["!"] == "CTCChunker":
+        return frames * width * part["ctc_head"]["n_neurons"]
+    return 2 * (frames - 1) * width**2 if part["!"] in ("DynamicChunker", "HNetChunker") else 0
 
 
 def _sizes(part: _Node) -> dict[str, Any]:

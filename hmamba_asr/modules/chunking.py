@@ -1,4 +1,4 @@
-"""From frames to fewer chunks and back: learned boundaries (H-Net), or a fixed stride as the control.
+"""From frames to fewer chunks and back: learned boundaries (H-Net), those of the CTC's labels, or a fixed stride as the control.
 
 Source: Hwang, Wang and Gu, "Dynamic Chunking for End-to-End Hierarchical Sequence Modeling", https://arxiv.org/abs/2507.07955,
 section 2.2: routing by the dissimilarity of neighbours, downsampling, smoothing, upsampling, ratio loss.
