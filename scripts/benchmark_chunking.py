@@ -5,9 +5,10 @@
 
 The model of hparams/hmamba_mini.yaml with d_ffn 1024 and 5000 units (the size of conmamba_small), a CTC head that does not split
 states, and random weights, beside the flat one of hparams/conmamba_mini.yaml in the same run. A router that does all of its work
-is overruled: every N-th frame begins a chunk. "chunks": CTC and decoder read the chunks; "frames": back to the frame rate. Times
-are of the front-end and the encoder ("encoder"; "encoder, graph" replays a CUDA graph of it, the GPU's part without the host's),
-and of these with greedy CTC decoding and with the YAML's beam search; both sides emit the same number of tokens.
+(with --chunker ctc, the CTC head on the frames) is overruled: every N-th frame begins a chunk. "chunks": CTC and decoder read the
+chunks; "frames": back to the frame rate. Times are of the front-end and the encoder ("encoder"; "encoder, graph" replays a CUDA
+graph of it, the GPU's part without the host's), and of these with greedy CTC decoding and with the YAML's beam search; both sides
+emit the same number of tokens.
 
 Before anything is timed: with every frame a chunk the states are the flat encoder's, a padded utterance has the states it has
 alone, the kept fraction is what was asked for, and both sides' hypotheses are equally long.
@@ -37,32 +38,36 @@ SIZE = {"d_ffn": 1024, "vocab_size": 5000}
 TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
 FRAMES_PER_SECOND = 100  # of features
 LAYERS = 12
+# Random weights expect too many labels to give each one a chunk.
+CHUNKERS = {"router": ("hmamba_mini", {}), "ctc": ("ctcchunk_mini", {"chunks_per_label": 0.0})}
 COLUMNS = {
     "encoder": "encoder", "greedy": "encoder + greedy", "beam": "encoder + beam", "encoder_graph": "encoder, graph",
 }  # fmt: skip
 
 
 def recogniser(
-    folder: str, device: torch.device, *, split: tuple[int, int] | None, ratio: int, form: str, frames: int, tokens: int
-):
+    folder: str, device: torch.device, *, split: tuple[int, int] | None, ratio: int, form: str, frames: int, tokens: int,
+    chunker: str = "router",
+):  # fmt: skip
     """The YAML's objects: flat without a split; the beam search emits ``tokens`` tokens for ``frames`` encoder states."""
     limits = dict.fromkeys(("min_decode_ratio", "max_decode_ratio"), (tokens + 0.5) / frames)
     overrides = {**SIZE, "beam_search": {"searcher": limits}}
     if split is None:
         hparams = build("conmamba_mini", overrides, folder)
     else:
+        yaml, settings = CHUNKERS[chunker]
         overrides |= {"outer": {"num_layers": split[0]}, "inner": {"num_layers": split[1]}, "encoder": {"output": form}}
-        hparams = build("hmamba_mini", overrides, folder, frames_per_chunk=ratio)
+        hparams = build(yaml, overrides | {"chunker": settings}, folder, frames_per_chunk=ratio)
     for module in (hparams["model"], hparams["valid_search"], hparams["beam_search"]):
         module.eval().to(device)
     return hparams
 
 
-def check(flat: dict, folder: str, device: torch.device) -> None:
+def check(flat: dict, folder: str, device: torch.device, chunker: str) -> None:
     """Every frame a chunk is the flat encoder; and batch mates do not matter."""
     frames = torch.randn(2, 200, flat["n_mels"], device=device)
     lengths = torch.tensor([200, 120], device=device)
-    same = recogniser(folder, device, split=(8, 4), ratio=1, form="chunks", frames=50, tokens=1)["model"]
+    same = recogniser(folder, device, split=(8, 4), ratio=1, form="chunks", frames=50, tokens=1, chunker=chunker)["model"]
     weights = {name: value for name, value in flat["model"].state_dict().items() if not name.startswith("encoder.")}
     for name, value in flat["encoder"].blocks.state_dict().items():
         layer, rest = name.split(".", 1)
@@ -71,7 +76,7 @@ def check(flat: dict, folder: str, device: torch.device) -> None:
     same.load_state_dict(weights)
     expected = flat["model"].encode(frames, lengths).states
     require("H-Mamba with every frame a chunk", relative_error(same.encode(frames, lengths).states, expected), 1e-4)
-    chunked = recogniser(folder, device, split=(8, 4), ratio=2, form="chunks", frames=50, tokens=1)["model"]
+    chunked = recogniser(folder, device, split=(8, 4), ratio=2, form="chunks", frames=50, tokens=1, chunker=chunker)["model"]
     require_batch_invariance("H-Mamba", chunked.encode, frames, 120)
 
 
@@ -87,6 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--ratios", type=int, nargs="+", default=[2, 3, 4], help="frames in a chunk")
     parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
+    parser.add_argument("--chunker", choices=tuple(CHUNKERS), default="router", help="what decides (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="utterances in a batch (default: 1 on a CPU, 16 on a GPU)")
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 10 on a GPU)")
     options = parser.parse_args()
@@ -108,13 +114,14 @@ def main() -> None:
             frames = -(-features.shape[1] // 4)
             flat = recogniser(folder, device, split=None, ratio=1, form="", frames=frames, tokens=tokens)
             if seconds == options.seconds[0]:
-                check(flat, folder, device)
+                check(flat, folder, device, options.chunker)
             theirs = runs_of(flat, features, lengths)
             for split in options.splits:
                 for ratio in options.ratios:
                     for form in options.forms:
                         states = -(-frames // ratio) if form == "chunks" else frames
-                        ours = recogniser(folder, device, split=split, ratio=ratio, form=form, frames=states, tokens=tokens)
+                        sizes = {"split": split, "ratio": ratio, "form": form, "frames": states, "tokens": tokens}
+                        ours = recogniser(folder, device, **sizes, chunker=options.chunker)
                         case = f"{seconds} s, {split[0]}+{split[1]}, N={ratio}, {form}"
                         kept = ours["model"].encode(features, lengths).stages[0].kept_fraction.mean().item()
                         require(f"the kept fraction of {case}", abs(kept - -(-frames // ratio) / frames), 1e-6)

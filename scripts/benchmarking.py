@@ -15,19 +15,16 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.modules.chunking import DynamicChunker
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
 
-class ForcedChunker(DynamicChunker):
-    """A router whose scores are computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
-
-    def scores(self, x, lengths):
-        computed, prob, mask = super().scores(x, lengths)
-        begins = (torch.arange(x.shape[1], device=x.device) % int(self.target_ratio) == 0).expand_as(mask)
-        forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
-        return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
+def forced_scores(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A chunker's scores, computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
+    computed, prob, mask = type(chunker).scores(chunker, x, lengths)
+    begins = (torch.arange(x.shape[1], device=x.device) % int(chunker.target_ratio) == 0).expand_as(mask)
+    forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
+    return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
 
 
 def options_of(doc: str) -> argparse.ArgumentParser:
@@ -44,10 +41,13 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int |
     Nothing is read from or written to ``folder``.
     """
     torch.manual_seed(0)
+    if frames_per_chunk is not None:
+        overrides = {**overrides, "chunker": {"target_ratio": frames_per_chunk, **overrides.get("chunker", {})}}
     text = (HPARAMS / f"{yaml}.yaml").read_text(encoding="utf-8")
     hparams = load_hyperpyyaml(text, {"data_folder": folder, "output_folder": folder, **overrides})
     if frames_per_chunk is not None:
-        hparams["encoder"].chunker = ForcedChunker(d_model=hparams["d_model"], target_ratio=frames_per_chunk)
+        chunker = hparams["encoder"].chunker
+        chunker.scores = lambda x, lengths: forced_scores(chunker, x, lengths)
     return hparams
 
 

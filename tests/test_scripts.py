@@ -311,12 +311,14 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
         benchmark_decoding.main()
 
 
-def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):
+@pytest.mark.parametrize("chunker", ["router", "ctc"])
+def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker):
     import benchmark_chunking
-    from benchmarking import ForcedChunker
+    import benchmarking
 
     file = tmp_path / "figures.json"
     options = ["--device", "cpu", "--seconds", "1", "--splits", "8+4", "--ratios", "2", "--forms", "chunks", "--pairs", "1"]
+    options += ["--chunker", chunker]
     monkeypatch.setattr(benchmark_chunking, "SIZE", {"d_ffn": 32, "vocab_size": 20})
     monkeypatch.setattr("sys.argv", ["benchmark_chunking.py", *options, "--json", str(file)])
     benchmark_chunking.main()
@@ -325,13 +327,13 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path):
     assert case["kept"] == pytest.approx(13 / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
     assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
 
-    forced = ForcedChunker.scores
+    forced = benchmarking.forced_scores
 
     def keeping_less(*inputs):
         *figures, mask = forced(*inputs)
         return *figures, mask & (mask.cumsum(1) % 2 == 1)
 
-    monkeypatch.setattr(ForcedChunker, "scores", keeping_less)
+    monkeypatch.setattr(benchmarking, "forced_scores", keeping_less)
     with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=2, chunks is off by .* not timed"):
         benchmark_chunking.main()
 

@@ -3,8 +3,8 @@
 Source: Hwang, Wang and Gu, "Dynamic Chunking for End-to-End Hierarchical Sequence Modeling", https://arxiv.org/abs/2507.07955,
 section 2.2: routing by the dissimilarity of neighbours, downsampling, smoothing, upsampling, ratio loss.
 
-A chunk begins at a boundary frame and is represented by that frame's state. Everything is defined for each utterance on its own
-frames; what lies behind its end changes nothing.
+A chunk begins at a boundary frame; its state is that frame's, or a mean of its frames'. Everything is defined for each utterance
+on its own frames; what lies behind its end changes nothing.
 """
 
 from __future__ import annotations
