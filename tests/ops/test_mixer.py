@@ -156,14 +156,12 @@ def test_the_graph_may_be_kept_and_weights_frozen(device):
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16])
 def test_products_over_any_number_of_frames_are_cut_to_what_is_asked_for(frames, given, wanted, device):
-    from hmamba_asr.ops.mixer_triton import _product
-
     a, b = (torch.randn(2, frames, columns, device=device).to(given) for columns in (8, 16))
     expected = a.double().transpose(1, 2) @ b.double()
     tolerance = {"rtol": 1e-5, "atol": 1e-4} if given == wanted == torch.float32 else {"rtol": 0.02, "atol": 0.2}
     for rows, columns in ((8, 16), (5, 9)):
         out = torch.full((2, rows, columns), float("nan"), device=device, dtype=wanted)
-        _product(a, b, out)
+        mixer_triton._product(a, b, out)
         torch.testing.assert_close(out.double(), expected[:, :rows, :columns], **tolerance)
-        _product(a[1], b[1], out[0])
+        mixer_triton._product(a[1], b[1], out[0])
         torch.testing.assert_close(out[0].double(), expected[1, :rows, :columns], **tolerance)
