@@ -280,7 +280,7 @@ def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, value
     if query.is_cuda and query.dtype == torch.float32 and unavailable_reason(query.device) is None:
         from hmamba_asr.ops import attention_triton
 
-        if attention_triton.can_attend(query, keys):
+        if attention_triton.can_attend(query, keys, mask) and attention_triton.pays(query, keys):
             return attention.out_proj(attention_triton.attend(query, keys, values, mask))
     query = _heads(query, attention.num_heads)
     if query.is_cuda and query.element_size() > 2:

@@ -25,7 +25,9 @@ MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
 SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
 FAR = 1e4  # in logits: beyond every score
 CONTEXT = 12  # frames on either side, half a second, whose mean is what a frame is compared against
-ROUNDING = 1e-3  # of a number of labels
+LEAST_NOVELTY = 1e-5  # of a frame that may begin a chunk all the same
+MOST_FURTHER = 0.5  # of a window's share of the chunks, for its labels
+ROUNDING = 0.02  # of a number of labels
 MIN_CONTRAST = 1e-5  # of a frame's norm: less is float32's rounding
 
 
@@ -103,8 +105,12 @@ def choose(prob: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> tuple[Te
 
 
 class _Chunker(nn.Module):
-    """What learned chunkers share: at a target_ratio of 1 there is nothing to learn and every frame is a chunk; otherwise
-    ``route`` decides, in float32 at least, whatever the precision around it."""
+    """What learned chunkers share: at a target_ratio of 1 every frame is a chunk; otherwise ``route`` decides, in float32 at
+    least (on a GPU its products are TF32 where that is allowed), whatever the precision around it.
+
+    ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
+    to the number of chunks.
+    """
 
     smooths = False
 
@@ -153,10 +159,9 @@ class _Chunker(nn.Module):
 class _BudgetChunker(_Chunker):
     """Boundaries on a budget: the frames that are newest, by whatever measure, begin chunks, a fixed share of them.
 
-    ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
-    to the number of chunks. Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks, the first one always; every
-    ``window`` frames get their part of these (None: the utterance is one window), and no chunk is longer than two windows. Fewer
-    begin chunks only where others are not new at all; of equals the earlier ones do.
+    Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks, the first one always; every ``window`` frames get their
+    part of these (None: the utterance is one window), so that no chunk is longer than two windows. Fewer begin chunks only where
+    others are not new at all; of equals the earlier ones do.
 
     A frame's score s_t is the logit of its novelty, standardised over the utterance; p_t = sigmoid(s_t - threshold), the
     threshold half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of
@@ -175,12 +180,13 @@ class _BudgetChunker(_Chunker):
         self.window = window
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Of all frames of x (B, T, D) but the first, (B, T - 1) from 0 to 1."""
+        """Of the frames of x (B, T, D), (B, T) from 0 to 1; a frame of 0 begins no chunk unless it is the first."""
         raise NotImplementedError
 
-    def due(self, ends: Tensor, lengths: Tensor, novelty: Tensor) -> Tensor:
-        """How many chunks (B, windows) are to begin in front of the windows' ends (windows,)."""
-        return (torch.minimum(ends, lengths.unsqueeze(1)).double() / self.target_ratio).ceil().long()
+    def due(self, ends: Tensor, novelty: Tensor) -> Tensor:
+        """How many chunks (B, windows + 1) are to begin in front of the windows' ends, ``ends`` (B, windows + 1) from 0 to the
+        utterance's length; novelty (B, T) is 0 past it."""
+        return (ends.double() / self.target_ratio).ceil().long()
 
     def most_chunks(self, length: int) -> int | None:
         """Of an utterance of ``length`` frames; None where that is not known."""
@@ -202,27 +208,26 @@ class _BudgetChunker(_Chunker):
     def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, p and boundaries (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one
         standard deviation above the mean; a frame that is not new at all has p = 0."""
-        novelty = self.novelty(x, lengths)
-        inside = valid_mask(lengths - 1, novelty.shape[1])
-        differs = (novelty > MIN_NOVELTY) & inside
-        scores = SHARPNESS * _standardized(novelty.clamp(MIN_NOVELTY, 1 - MIN_NOVELTY).logit(), differs)
-        scores = F.pad(scores, (1, 0), value=SHARPNESS)
-        differs = F.pad(differs, (1, 0), value=True)
-        ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs[:, 1:], -FAR), (1, 0), value=FAR)
-        thresholds, within = self._budget(ranked, lengths, novelty.detach() * inside)
-        prob = (scores - thresholds).sigmoid() * differs
         valid = valid_mask(lengths, x.shape[1])
+        novelty = self.novelty(x, lengths) * valid
+        differs = novelty[:, 1:] > MIN_NOVELTY
+        scores = SHARPNESS * _standardized(novelty[:, 1:].clamp(MIN_NOVELTY, 1 - MIN_NOVELTY).logit(), differs)
+        scores = F.pad(scores, (1, 0), value=SHARPNESS)
+        ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs, -FAR), (1, 0), value=FAR)
+        differs = F.pad(differs, (1, 0), value=True)
+        thresholds, within = self._budget(ranked, lengths, novelty.detach())
+        prob = (scores - thresholds).sigmoid() * differs
         return scores, torch.cat([torch.ones_like(prob[:, :1]), prob[:, 1:]], 1) * valid, within & differs & valid
 
     def _budget(self, scores: Tensor, lengths: Tensor, novelty: Tensor) -> tuple[Tensor, Tensor]:
         """Of every frame (B, T), its window's threshold, between the last of scores (B, T) inside the budget and the next one,
-        and whether the frame is inside; novelty (B, T - 1), 0 past the end."""
+        and whether the frame is inside; novelty (B, T), 0 past the end."""
         batch, length = scores.shape
         window = self.window or length
         count = -(-length // window)
         windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
-        ends = torch.arange(count + 1, device=scores.device) * window
-        last = self.due(ends, lengths, novelty).diff(dim=1).clamp(max=window).unsqueeze(-1)
+        ends = torch.minimum(torch.arange(count + 1, device=scores.device) * window, lengths.unsqueeze(1))
+        last = self.due(ends, novelty).diff(dim=1).clamp(max=window).unsqueeze(-1)
         ordered, order = windows.sort(dim=-1, descending=True, stable=True)
         within = torch.zeros_like(windows, dtype=torch.bool).scatter(-1, order, torch.arange(window, device=scores.device) < last)
         ordered = F.pad(F.pad(ordered, (1, 0), value=FAR), (0, 1), value=-FAR)
@@ -233,19 +238,17 @@ class _BudgetChunker(_Chunker):
 class CTCChunker(_BudgetChunker):
     """Chunks that begin where the CTC on the frames begins a label, on the budget of :class:`_BudgetChunker`.
 
-    ``ctc_head`` (SpeechBrain's linear layer to the vocabulary, which the intermediate CTC loss trains on the same frames) gives
-    label probabilities P_t; a frame's novelty is the probability that a label begins there, the sum over labels c but the blank
-    of P_t(c) (1 - P_{t-1}(c)). A trained CTC is a spike for each label and blanks between them: spikes begin chunks, and what
-    follows joins them. (Frames of one CTC label have been merged before, as by Gaido et al. 2021, https://arxiv.org/abs/2102.01578;
-    here a budget decides how many chunks are left.) The sum of the novelties is the number of labels to expect: with
-    ``chunks_per_label`` an utterance gets at least so many chunks for each, and the CTC on the chunks has room for fast speech.
+    ``ctc_head`` (the recogniser's own, trained on the same frames by the intermediate CTC loss) gives label probabilities P_t; a
+    frame's novelty is the probability that a label begins there, the sum over labels c but the blank of P_t(c) (1 - P_{t-1}(c)).
+    A trained CTC is a spike for each label and blanks between them: spikes begin chunks, and what follows joins them. (Frames of
+    one label have been merged before, as by Gaido et al. 2021, https://arxiv.org/abs/2102.01578; here there is a budget.)
 
-    Nothing of it is learned through the chunks: no gradient.
+    The sum of the novelties is the number of labels to expect: with ``chunks_per_label`` every window gets at least so many
+    chunks for each of its own, so that the CTC on the chunks has room for fast speech, but at most half as many again as its
+    share, which an untrained CTC would ask for everywhere.
 
-    Raises
-    ------
-    ValueError
-        For a target_ratio below 1, a window shorter than a chunk, or negative chunks_per_label.
+    Nothing of it is learned through the chunks: no gradient. Raises ValueError as :class:`_BudgetChunker` does and for negative
+    chunks_per_label.
     """
 
     def __init__(
@@ -256,24 +259,30 @@ class CTCChunker(_BudgetChunker):
         if not chunks_per_label >= 0:
             raise ValueError(f"chunks_per_label must be 0 (no such floor) or more, not {chunks_per_label}.")
         self.chunks_per_label, self.blank_index = chunks_per_label, blank_index
-        self._head = [ctc_head]  # not a submodule: the recogniser's own, which is not to be saved twice
+        self._head = [ctc_head]  # not a submodule: it is the recogniser's own, not to be saved twice
+
+    @property
+    def ctc_head(self) -> nn.Module:
+        return self._head[0]
 
     @torch.no_grad()
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        head = self._head[0].w
-        prob = F.linear(x, head.weight.to(x.dtype), None if head.bias is None else head.bias.to(x.dtype)).softmax(-1)
-        stays = (prob[:, 1:] * prob[:, :-1]).sum(-1) - prob[:, 1:, self.blank_index] * prob[:, :-1, self.blank_index]
-        return (1.0 - prob[:, 1:, self.blank_index] - stays).clamp(0.0, 1.0)
+        layer = self.ctc_head.w
+        prob = F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)).softmax(-1)
+        blank = prob[..., self.blank_index]
+        stays = (prob[:, 1:] * prob[:, :-1]).sum(-1) - blank[:, 1:] * blank[:, :-1]
+        # Sure blanks are all alike, but nothing keeps them from beginning chunks: most of what a trained CTC says are such.
+        return (1.0 - blank - F.pad(stays, (1, 0))).clamp(LEAST_NOVELTY, 1.0)
 
-    def due(self, ends: Tensor, lengths: Tensor, novelty: Tensor) -> Tensor:
-        due = super().due(ends, lengths, novelty)
+    def due(self, ends: Tensor, novelty: Tensor) -> Tensor:
+        due = super().due(ends, novelty)
         if not self.chunks_per_label:
             return due
-        expected = F.pad(novelty.double().cumsum(1), (2, 0))  # labels begun in front of each frame, and of the end
-        ends = torch.minimum(ends, lengths.unsqueeze(1))
+        share = ends.diff(dim=1) / self.target_ratio
+        labels = F.pad(novelty.double().cumsum(1), (1, 0)).gather(1, ends).diff(dim=1)
+        further = (self.chunks_per_label * labels - share).clamp(min=0.0).minimum(MOST_FURTHER * share)
         # A sure CTC expects whole numbers but for rounding, which must not decide.
-        wanted = (self.chunks_per_label * expected.gather(1, ends) - ROUNDING).ceil().long()
-        return torch.maximum(due, torch.minimum(wanted, ends))
+        return due + F.pad((further.cumsum(1) - ROUNDING).ceil().clamp(min=0).long(), (1, 0))
 
     def most_chunks(self, length: int) -> int | None:
         return None if self.chunks_per_label else super().most_chunks(length)
@@ -301,12 +310,12 @@ class DynamicChunker(_BudgetChunker):
         self.make_router(d_model, lr_multiplier)
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.dissimilarity(_contrast(x, lengths))
+        return F.pad(self.dissimilarity(_contrast(x, lengths)), (1, 0), value=1.0)
 
 
 class HNetChunker(_Chunker):
     """H-Net's routing as published: p_t = d_t, a boundary where p_t >= 0.5 and at the first frame, chunks smoothed with their
-    probabilities (:func:`smooth_chunks`), their number held by :func:`ratio_loss`. The contract of :class:`DynamicChunker`."""
+    probabilities (:func:`smooth_chunks`), their number held by :func:`ratio_loss`; called as :class:`DynamicChunker` is."""
 
     smooths = True
 
@@ -344,7 +353,7 @@ def _standardized(x: Tensor, where: Tensor) -> Tensor:
 class FixedStrideChunker(nn.Module):
     """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
 
-    The same contract as :class:`DynamicChunker`. ``pooling`` is "first" (the boundary frame, as there) or "mean" of the chunk.
+    Called as :class:`DynamicChunker` is. ``pooling`` is "first" (the boundary frame, as there) or "mean" of the chunk.
     There is no router to train, and ``target_ratio`` is None.
 
     Raises

@@ -17,6 +17,7 @@ from hmamba_asr.ops.launch import kernel, launch
 
 BLOCK_Q, BLOCK_T = 16, 64  # queries of a program, and keys at a time
 MAX_D_HEAD = 64  # a block of keys and one of values must fit the registers
+MIN_PROGRAMS, MAX_KEYS = 64, 2048  # fewer programs, or longer walks of each, leave a GPU idle: products are faster then
 WARPS = 4
 
 
@@ -58,9 +59,16 @@ def attend_kernel(
     tl.store(at, context / total[:, None], mask=in_q & in_d)
 
 
-def can_attend(query: Tensor, keys: Tensor) -> bool:
-    """Whether :func:`attend` takes these."""
-    return query.dtype == torch.float32 and keys.shape[-1] <= MAX_D_HEAD
+def can_attend(query: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
+    """Whether :func:`attend` takes these: float32, heads of up to 64, a mask for all heads, and no gradient wanted."""
+    in_reach = keys.shape[-1] <= MAX_D_HEAD and (mask is None or (mask.shape[1] == 1 and mask.dtype == torch.float32))
+    return in_reach and query.dtype == keys.dtype == torch.float32 and not (torch.is_grad_enabled() and query.requires_grad)
+
+
+def pays(query: Tensor, keys: Tensor) -> bool:
+    """Whether a GPU has enough to do with it: some 64 heads and more, as of sixteen utterances."""
+    programs = keys.shape[0] * keys.shape[1] * -(-query.shape[1] // BLOCK_Q)
+    return programs >= MIN_PROGRAMS and keys.shape[2] <= MAX_KEYS
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -164,7 +164,10 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
         parts = next(n for n in range(MOST_PARTS, 0, -1) if a.shape[1] % n == 0)
         left, right = (x.unflatten(1, (parts, -1)).flatten(0, 1) for x in (a, b))
         products = torch.bmm(left.transpose(1, 2), right, *wide).unflatten(0, (-1, parts))
-        torch.sum(products[..., :rows, :columns], 1, dtype=out.dtype, out=out)
+        if out.dtype == torch.float32:
+            torch.sum(products[..., :rows, :columns], 1, dtype=torch.float32, out=out)
+        else:
+            out.copy_(products[..., :rows, :columns].sum(1, dtype=torch.float32))
 
 
 NAMES = ("in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")

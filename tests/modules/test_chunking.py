@@ -106,6 +106,8 @@ def test_nothing_waits_for_a_gpu_to_count(index):
     assert fake.chunks.shape == real.chunks.shape and fake.boundary_mask.shape == real.boundary_mask.shape
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
         chunker(mode.from_tensor(x), mode.from_tensor(LENGTHS), mode.from_tensor(LENGTHS))  # a floor has to count
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
+        chunkers()[6](mode.from_tensor(x), mode.from_tensor(LENGTHS))  # and one of labels as well
 
 
 def test_what_all_frames_share_decides_nothing():
@@ -148,13 +150,23 @@ def test_every_window_gets_its_part():
 
 
 def test_labels_begin_chunks():
-    """Not blanks after them, nor the frames on which they last; a label right after another one does."""
+    """Not blanks after them, nor the frames on which they last; a label right after another one does. What is left of the budget
+    goes to blanks, of equals to the earlier ones."""
     head, x = spikes(0, 0, 1, 0, 0, 2, 2, 3, 0, 0, 1, 0)
-    chunker = CTCChunker(ctc_head=head, target_ratio=2)
-    out = chunker(x, torch.tensor([12]))
-    assert out.chunk_frames.tolist() == [[0, 2, 5, 7, 10, 0]] and out.chunk_lengths.tolist() == [5]  # no sixth is new
+    out = CTCChunker(ctc_head=head, target_ratio=2)(x, torch.tensor([12]))
+    assert out.chunk_frames.tolist() == [[0, 1, 2, 5, 7, 10]]
     out = CTCChunker(ctc_head=head, target_ratio=3)(x, torch.tensor([9]))
-    assert out.chunk_frames[0, :3].tolist() == [0, 2, 5] and out.chunk_lengths.tolist() == [3]  # of equals the earlier ones
+    assert out.chunk_frames[0, :3].tolist() == [0, 2, 5] and out.chunk_lengths.tolist() == [3]
+
+
+@pytest.mark.parametrize("sure", [10.0, 14.0, 16.0, 30.0])
+def test_a_spike_outweighs_the_blanks_of_its_chunk(sure):
+    """However sure the CTC is of them: also where their probability of being new is lost in rounding."""
+    head, x = spikes(0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, sure=sure)
+    out = CTCChunker(ctc_head=head, target_ratio=3)(x.float(), torch.tensor([12]))
+    assert out.chunk_frames[0].tolist() == [0, 2, 6, 10]
+    shares = out.chunks[0, 1:, 1:].sum(-1) / sure
+    assert (shares > 0.9).all()
 
 
 def test_novelty_by_hand():
@@ -163,31 +175,44 @@ def test_novelty_by_hand():
     head, x = Linear(n_neurons=5, input_size=D), torch.randn(2, 4, D)
     chunker = CTCChunker(ctc_head=head, target_ratio=2, blank_index=2)
     prob = head(x).softmax(-1)
-    expected = torch.zeros(2, 3)
+    expected = torch.zeros(2, 4)
+    expected[:, 0] = 1 - prob[:, 0, 2]
     for now in (0, 1, 3, 4):
         for before in range(5):
             if now != before:
-                expected += prob[:, 1:, now] * prob[:, :-1, before]
-    torch.testing.assert_close(chunker.novelty(x, torch.tensor([4, 2])), expected)
-    assert not chunker.novelty(x, torch.tensor([4, 2])).requires_grad and list(chunker.parameters()) == []
+                expected[:, 1:] += prob[:, 1:, now] * prob[:, :-1, before]
+    novelty = chunker.novelty(x, torch.tensor([4, 2]))
+    torch.testing.assert_close(novelty, expected)
+    assert not novelty.requires_grad and list(chunker.parameters()) == []
 
 
-def test_fast_speech_gets_chunks_for_its_labels():
-    """Nine frames with a label each and nine of silence: a third of them is 6 chunks, and with windows 3 each."""
-    labels = [1, 2, 3] * 3 + [0] * 9
-    head, x = spikes(*labels)
-    length, padded = torch.tensor([18]), torch.nn.functional.pad(x, (0, 0, 0, 5), value=9.0)
-    few, enough, windowed = (
-        CTCChunker(ctc_head=head, target_ratio=3, chunks_per_label=floor, window=window)
-        for floor, window in ((0.0, None), (1.0, None), (1.0, 9))
-    )
-    assert few(x, length).chunk_frames.tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert enough(x, length).chunk_frames.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]  # the first frame's label is not counted
-    out = windowed(padded, length)
-    assert out.boundary_mask[0, :9].sum() == 8 and torch.equal(out.boundary_mask[:, :18], windowed(x, length).boundary_mask)
-    assert out.chosen.tolist() == out.chunk_lengths.tolist()
-    every = CTCChunker(ctc_head=head, target_ratio=3, chunks_per_label=100.0, window=9)(x, length)
-    assert every.boundary_mask[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]  # in silence nothing begins
+@pytest.mark.parametrize("sure", [9.0, 30.0])
+@pytest.mark.parametrize("labels_first", [True, False])
+@pytest.mark.parametrize("window", [9, None])
+def test_fast_speech_gets_chunks_for_its_labels(sure, labels_first, window):
+    """Nine frames with four labels, nine of silence before or after them: of either a third are three chunks."""
+    fast, slow = [1, 2, 0, 3, 0, 1, 0, 0, 0], [0] * 9
+    head, x = spikes(*(fast + slow if labels_first else slow + fast), sure=sure)
+    lengths, padded = torch.tensor([18]), torch.nn.functional.pad(x, (0, 0, 0, 5), value=9.0)
+    without, given = (CTCChunker(ctc_head=head, target_ratio=3, chunks_per_label=n, window=window) for n in (0.0, 1.0))
+    assert without(x, lengths).chosen.tolist() == [6]
+    out = given(padded, lengths)
+    assert torch.equal(out.boundary_mask[:, :18], given(x, lengths).boundary_mask) and not out.boundary_mask[:, 18:].any()
+    assert out.chosen.tolist() == out.chunk_lengths.tolist() == [7 if window else 6]  # where there is one window, 6 are enough
+    begun = [frame + (0 if labels_first else 9) for frame in (0, 1, 3, 5)]
+    assert out.boundary_mask[0, begun].all()
+    if window:
+        each = [int(part.sum()) for part in out.boundary_mask[0, :18].split(9)]
+        assert each == ([4, 3] if labels_first else [3, 4])
+
+
+def test_an_untrained_ctc_gets_no_more_than_half_as_much_again():
+    x, lengths = frames(), torch.tensor([18, 1, 8, 0])
+    head = Linear(n_neurons=50, input_size=D)
+    torch.nn.init.zeros_(head.w.weight)
+    torch.nn.init.zeros_(head.w.bias)
+    out = CTCChunker(ctc_head=head, target_ratio=3, chunks_per_label=1.1)(x, lengths)
+    assert out.chosen.tolist() == [9, 1, 5, 0]
 
 
 def test_recognition_teaches_the_router():

@@ -12,10 +12,10 @@ if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu
 from hmamba_asr.ops import attention_triton  # noqa: E402
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    """So that there are several of keys."""
-    monkeypatch.setattr(attention_triton, "BLOCK_T", 16)
+@pytest.fixture(autouse=True, params=[16, attention_triton.BLOCK_T], ids="keys at a time: {}".format)
+def keys_at_a_time(request, monkeypatch):
+    """Few, so that there are several blocks, and as many as there are."""
+    monkeypatch.setattr(attention_triton, "BLOCK_T", request.param)
 
 
 def plain(query, keys, values, mask):
@@ -46,11 +46,27 @@ def test_the_kernel_is_attention(keys, queries, device, poisoned):
 @pytest.mark.parametrize("d_head", [1, 16, 36, 64])
 def test_heads_of_any_width_up_to_the_limit(d_head, device):
     inputs = random_inputs(device, d_head=d_head)
-    assert attention_triton.can_attend(inputs[0], inputs[1])
+    assert attention_triton.can_attend(*inputs[:2], None)
     assert_same(inputs, None)
+
+
+def test_what_it_does_not_take(device):
+    query, keys, _ = random_inputs(device)
     wider = random_inputs(device, d_head=attention_triton.MAX_D_HEAD + 1)
-    assert not attention_triton.can_attend(wider[0], wider[1])
-    assert not attention_triton.can_attend(inputs[0].double(), inputs[1])
+    mask = torch.zeros(2, 1, 3, 21, device=device)
+    assert attention_triton.can_attend(query, keys, mask)
+    for refused in (
+        (*wider[:2], None), (query.double(), keys, None), (query, keys.half(), None), (query, keys, mask.expand(-1, 2, -1, -1)),
+        (query, keys, mask.bool()), (query.clone().requires_grad_(), keys, None),
+    ):  # fmt: skip
+        assert not attention_triton.can_attend(*refused)
+
+
+@pytest.mark.parametrize(("batch", "queries", "keys", "pays"), [(32, 3, 21, True), (31, 3, 21, False), (16, 17, 21, True)])
+def test_few_programs_do_not_pay(batch, queries, keys, pays, device):
+    query, keys, _ = random_inputs(device, batch=batch, queries=queries, keys=keys)
+    assert attention_triton.pays(query, keys) == pays
+    assert not attention_triton.pays(query, keys.repeat(1, 1, 200, 1))
 
 
 def test_large_scores(device):
@@ -69,11 +85,12 @@ def test_a_mask_of_each_query_with_whole_blocks_unseen(device, poisoned):
 
 
 def test_what_is_masked_for_all_queries_is_not_read_where_whole_blocks_are(device):
-    query, keys, values = random_inputs(device, keys=48)
-    mask = torch.zeros(2, 1, 1, 48, device=device)
+    query, keys, values = random_inputs(device, keys=100)
+    mask = torch.zeros(1, 1, 1, 100, device=device)  # the same for both utterances
     mask[..., 32:] = -math.inf
     expected = plain(query, keys, values, mask)
-    keys[:, :, 32:], values[:, :, 32:] = math.nan, math.nan
+    beyond = max(32, attention_triton.BLOCK_T)
+    keys[:, :, beyond:], values[:, :, beyond:] = math.nan, math.nan
     actual = attention_triton.attend(query, keys, values, mask)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
