@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.models.encoder import ConMambaEncoder, HierarchicalEncoder
-from hmamba_asr.modules.chunking import DynamicChunker, FixedStrideChunker, HNetChunker
+from hmamba_asr.modules.chunking import CTCChunker, DynamicChunker, FixedStrideChunker, HNetChunker
 
 LENGTHS = torch.tensor([31, 1, 2, 12])
 D_MODEL = 16
@@ -26,9 +27,18 @@ def dynamic(kind=DynamicChunker):
     return chunker
 
 
+def by_ctc(window=10):
+    """With a head that is sure of something, as after training."""
+    head = Linear(input_size=D_MODEL, n_neurons=9)
+    torch.nn.init.normal_(head.w.weight)
+    return CTCChunker(ctc_head=head, target_ratio=3.0, window=window, chunks_per_label=1.1)
+
+
 def cases():
     torch.manual_seed(0)
     return {
+        "CTC, frames": hierarchical(by_ctc(), "frames"),
+        "CTC, chunks": hierarchical(by_ctc(None), "chunks"),
         "dynamic, frames": hierarchical(dynamic(), "frames"),
         "dynamic, chunks": hierarchical(dynamic(), "chunks"),
         "H-Net, frames": hierarchical(dynamic(HNetChunker), "frames"),

@@ -365,10 +365,11 @@ def test_gradients_reach_hnets_router():
             assert grad.isfinite().all() and grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("index", [0, 1, 6])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_decides_in_float32(dtype):
+def test_half_precision_decides_in_float32(dtype, index):
     x = frames().to(dtype)
-    chunker = chunkers()[0]
+    chunker = chunkers()[index]
     out, exact = chunker(x, LENGTHS), chunker(x.float(), LENGTHS)
     assert out.chunks.dtype == dtype and out.boundary_prob.dtype == torch.float32
     assert torch.equal(out.boundary_mask, exact.boundary_mask)
