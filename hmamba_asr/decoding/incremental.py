@@ -274,14 +274,21 @@ def _weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
     return (scores if mask is None else scores + mask).softmax(-1)
 
 
+def _by_kernel(query: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
+    """Whether attention is our kernel's. With 16 bits it would round the scores, as products do."""
+    if not query.is_cuda or unavailable_reason(query.device) is not None:
+        return False
+    from hmamba_asr.ops import attention_triton
+
+    return attention_triton.can_attend(query, keys, mask) and attention_triton.pays(query, keys)
+
+
 def _attend(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Few queries and many keys, of which PyTorch's fused float32 attention would keep a program for each head busy. With 16 bits
-    products and kernel would round the scores."""
-    if query.is_cuda and query.dtype == torch.float32 and unavailable_reason(query.device) is None:
+    """Few queries and many keys, of which PyTorch's fused float32 attention would keep a program for each head busy."""
+    if _by_kernel(query, keys, mask):
         from hmamba_asr.ops import attention_triton
 
-        if attention_triton.can_attend(query, keys, mask) and attention_triton.pays(query, keys):
-            return attention.out_proj(attention_triton.attend(query, keys, values, mask))
+        return attention.out_proj(attention_triton.attend(query, keys, values, mask))
     query = _heads(query, attention.num_heads)
     if query.is_cuda and query.element_size() > 2:
         context = _weights(query, keys, mask) @ values
