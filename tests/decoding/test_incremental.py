@@ -106,41 +106,27 @@ def test_decoder_steps_are_the_whole_prefixes(normalize_before, dtype, attention
 
 @pytest.mark.skipif(unavailable_reason(torch.device("cpu")) is not None, reason="Triton cannot run on a CPU here")
 @pytest.mark.parametrize("whole", [True, False])
-def test_attention_by_the_kernel_gives_the_same(whole, monkeypatch):
+@pytest.mark.parametrize("lengths", [[9, 4, 1], [9, 9, 9]])
+def test_attention_by_the_kernel_gives_the_same(whole, lengths, monkeypatch):
     """Of views as the stepper gives it: queries beside keys, a pool's keys, a mask of ancestors, one of padding, and none."""
     from hmamba_asr.ops import attention_triton
 
     monkeypatch.setattr(incremental, "_by_kernel", attention_triton.can_attend)
     monkeypatch.setattr(KeyValuePool.__init__, "__defaults__", (8, whole))  # the pool moves and grows
-    model = transformer_asr(normalize_before=True, dtype=torch.float32)
-    language = language_model(dtype=torch.float32)
-    for lengths in (torch.tensor([9, 4, 1]), torch.tensor([9, 9, 9])):
-        states, generator = torch.randn(3, 9, D), torch.Generator().manual_seed(2)
-        stepper, lm = decoder_stepper(model), LanguageModelStepper(language)
-        with torch.no_grad():
-            state, lm_state = stepper.start(states, lengths), lm.start()
-            for (hidden, _), prefixes in walk(
-                lambda tokens: stepper.step(state, tokens),
-                state,
-                batch=3,
-                steps=6,
-                beam=4,
-                generator=generator,  # noqa: B023
-            ):
-                beam = prefixes.shape[1]
-                expected, _ = whole_decode(
-                    model, prefixes.flatten(0, 1), states.repeat_interleave(beam, 0), lengths.repeat_interleave(beam)
-                )
-                torch.testing.assert_close(hidden.flatten(0, 1), expected, rtol=0, atol=1e-5)
-            for logits, prefixes in walk(
-                lambda tokens: lm.step(lm_state, tokens),
-                lm_state,
-                batch=3,
-                steps=6,
-                beam=4,
-                generator=generator,  # noqa: B023
-            ):
-                torch.testing.assert_close(logits.flatten(0, 1), whole_lm(language, prefixes.flatten(0, 1)), rtol=0, atol=1e-4)
+    model, language = transformer_asr(normalize_before=True, dtype=torch.float32), language_model(dtype=torch.float32)
+    lengths, states, generator = torch.tensor(lengths), torch.randn(3, 9, D), torch.Generator().manual_seed(2)
+    stepper, lm = decoder_stepper(model), LanguageModelStepper(language)
+    options = {"batch": 3, "steps": 6, "beam": 4, "generator": generator}
+    with torch.no_grad():
+        state, lm_state = stepper.start(states, lengths), lm.start()
+        for (hidden, _), prefixes in walk(lambda tokens: stepper.step(state, tokens), state, **options):
+            times = prefixes.shape[1]
+            expected, _ = whole_decode(
+                model, prefixes.flatten(0, 1), states.repeat_interleave(times, 0), lengths.repeat_interleave(times)
+            )
+            torch.testing.assert_close(hidden.flatten(0, 1), expected, rtol=0, atol=1e-5)
+        for logits, prefixes in walk(lambda tokens: lm.step(lm_state, tokens), lm_state, **options):
+            torch.testing.assert_close(logits.flatten(0, 1), whole_lm(language, prefixes.flatten(0, 1)), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])
