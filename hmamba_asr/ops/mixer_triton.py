@@ -154,20 +154,15 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out = a^T b, summed over frames: a (frames, M) and b (frames, N), or with G in front. ``out`` may have fewer rows and
     columns: padding is cut off the product and not off its factors, whose rows would lose their alignment."""
     rows, columns = out.shape[-2:]
-    wide = (torch.float32,) if a.is_cuda and a.dtype != torch.float32 else ()  # of products of 16 bits; not known on a CPU
-    if a.dim() == 2 and out.dtype == (*wide, a.dtype)[0] and (a.shape[1], b.shape[1]) == (rows, columns):
-        torch.mm(a.t(), b, *wide, out=out)
-    elif a.dim() == 2:
-        out.copy_(torch.mm(a.t(), b, *wide)[:rows, :columns])
-    else:
-        # What is short on both sides of a long sum is cut into parts, to have something to do for more of the GPU.
-        parts = next(n for n in range(MOST_PARTS, 0, -1) if a.shape[1] % n == 0)
-        left, right = (x.unflatten(1, (parts, -1)).flatten(0, 1) for x in (a, b))
-        products = torch.bmm(left.transpose(1, 2), right, *wide).unflatten(0, (-1, parts))
-        if out.dtype == torch.float32:
-            torch.sum(products[..., :rows, :columns], 1, dtype=torch.float32, out=out)
-        else:
-            out.copy_(products[..., :rows, :columns].sum(1, dtype=torch.float32))
+    # What is short on both sides of a long sum is cut into parts, to have something to do for more of the GPU.
+    parts = next(n for n in range(MOST_PARTS, 0, -1) if a.shape[-2] % n == 0) if a.dim() == 3 else 1
+    left, right = (x.unflatten(-2, (parts, -1)).flatten(0, 1) if parts > 1 else x for x in (a, b))
+    multiply = torch.bmm if a.dim() == 3 else torch.mm
+    kind = {} if a.dtype == torch.float32 or not a.is_cuda else {"out_dtype": torch.float32}  # which a CPU does not know
+    product = multiply(left.transpose(-1, -2), right, **kind)
+    if parts > 1:
+        product = product.unflatten(0, (-1, parts)).sum(1, dtype=torch.float32)
+    out.copy_(product[..., :rows, :columns])
 
 
 NAMES = ("in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
