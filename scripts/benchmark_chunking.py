@@ -4,11 +4,11 @@
     python scripts/benchmark_chunking.py [--device cuda] [--seconds 5 15 30] [--splits 8+4 4+8] [--ratios 2 3] [--json FILE]
 
 The model of hparams/hmamba_mini.yaml with d_ffn 1024 and 5000 units (the size of conmamba_small), a CTC head that does not split
-states, and random weights, beside the flat one of hparams/conmamba_mini.yaml in the same run. A router that does all of its work
-(with --chunker ctc, the CTC head on the frames) is overruled: every N-th frame begins a chunk. "chunks": CTC and decoder read the
-chunks; "frames": back to the frame rate. Times are of the front-end and the encoder ("encoder"; "encoder, graph" replays a CUDA
-graph of it, the GPU's part without the host's), and of these with greedy CTC decoding and with the YAML's beam search; both sides
-emit the same number of tokens.
+states, and random weights, beside the flat one of hparams/conmamba_mini.yaml in the same run. The CTC head reads the frames (with
+--chunker router, a router does all of its work) and is then overruled: every N-th frame begins a chunk. "chunks": CTC and
+decoder read the chunks; "frames": back to the frame rate. Times are of the front-end and the encoder ("encoder"; "encoder,
+graph" replays a CUDA graph of it, the GPU's part without the host's), and of these with greedy CTC decoding and with the YAML's
+beam search; both sides emit the same number of tokens.
 
 Before anything is timed: with every frame a chunk the states are the flat encoder's, a padded utterance has the states it has
 alone, the kept fraction is what was asked for, and both sides' hypotheses are equally long.
@@ -39,7 +39,7 @@ TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
 FRAMES_PER_SECOND = 100  # of features
 LAYERS = 12
 # Random weights expect too many labels to give each one a chunk.
-CHUNKERS = {"router": ("hmamba_mini", {}), "ctc": ("ctcchunk_mini", {"chunks_per_label": 0.0})}
+CHUNKERS = {"ctc": ("hmamba_mini", {"chunks_per_label": 0.0}), "router": ("router_mini", {})}
 COLUMNS = {
     "encoder": "encoder", "greedy": "encoder + greedy", "beam": "encoder + beam", "encoder_graph": "encoder, graph",
 }  # fmt: skip
@@ -47,7 +47,7 @@ COLUMNS = {
 
 def recogniser(
     folder: str, device: torch.device, *, split: tuple[int, int] | None, ratio: int, form: str, frames: int, tokens: int,
-    chunker: str = "router",
+    chunker: str = "ctc",
 ):  # fmt: skip
     """The YAML's objects: flat without a split; the beam search emits ``tokens`` tokens for ``frames`` encoder states."""
     limits = dict.fromkeys(("min_decode_ratio", "max_decode_ratio"), (tokens + 0.5) / frames)
@@ -92,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--ratios", type=int, nargs="+", default=[2, 3, 4], help="frames in a chunk")
     parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
-    parser.add_argument("--chunker", choices=tuple(CHUNKERS), default="router", help="what decides (default: %(default)s)")
+    parser.add_argument("--chunker", choices=tuple(CHUNKERS), default="ctc", help="what decides (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="utterances in a batch (default: 1 on a CPU, 16 on a GPU)")
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 10 on a GPU)")
     options = parser.parse_args()

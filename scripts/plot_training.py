@@ -30,7 +30,6 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    figure.suptitle(", ".join(names))
     figure.savefig(options.output, dpi=110)
     print(options.output)
     return 0

@@ -186,15 +186,15 @@ def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_f
     done = _run_script(script, "an4", corpus, "--precision", "fp32", path=stand_ins, SEEDS="7", JOBS="2")
     assert done.returncode != 0 and done.stderr.count("error: ") == 1
     assert "results/chunking_an4/hmamba_n2/7 ended with code 3; see results/chunking_an4/hmamba_n2/7/output.txt" in done.stderr
-    assert done.stdout.count("is finished") == 12
+    assert done.stdout.count("is finished") == 14
     calls = (corpus.parent / "calls.txt").read_text()
-    assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count(" --precision fp32 ") == 12
+    assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count(" --precision fp32 ") == 14
     assert " --encoder {output: frames} --chunker {target_ratio: 3.0} " in calls
 
 
 def test_the_chunking_comparisons_overrides_are_keys_of_their_yamls(corpus, stand_ins):
     _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
-    for name, count in (("an4", 13), ("mini", 20)):
+    for name, count in (("an4", 15), ("mini", 20)):
         done = _run_script(RECIPES / "compare_chunking.sh", name, corpus, path=stand_ins, SEEDS="7", DRY_RUN="1")
         lines = done.stdout.splitlines()
         assert done.returncode == 0 and len(lines) == count, done.stderr

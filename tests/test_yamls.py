@@ -116,7 +116,7 @@ def _sections_of(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in YAMLS if p.stem.startswith(("hmamba", "hnet", "ctcchunk", "fixedstride"))], ids=lambda path: path.stem
+    "path", [p for p in YAMLS if p.stem.startswith(("hmamba", "router", "hnet", "fixedstride"))], ids=lambda path: path.stem
 )
 def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_and_its_loss(path, tmp_path):
     kind = path.stem.split("_")[0]
@@ -134,7 +134,7 @@ def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_
     added = _parameters(_load(path, tmp_path / "a")) - _parameters(_load(path.with_stem(sibling), tmp_path / "b"))
     d_model = int(re.search(r"\d+", chunked["d_model"])[0])
     residual = d_model**2 + d_model if "output: frames" in chunked["encoder"] else 0
-    assert added == (2 * d_model**2 if kind in ("hmamba", "hnet") else 0) + residual
+    assert added == (2 * d_model**2 if kind in ("router", "hnet") else 0) + residual
 
 
 def test_the_learned_chunks_of_three_frames_and_the_control_differ_in_the_chunker_alone():

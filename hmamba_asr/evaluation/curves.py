@@ -40,14 +40,14 @@ def draw_training(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     for index, (name, epochs) in enumerate(runs.items()):
         color = f"C{index}"
         x = [record["epoch"] for record in epochs]
-        losses.plot(x, [record["loss"] for record in epochs], color=color, linestyle="--", label=f"{name}: training")
-        losses.plot(x, [record["valid_loss"] for record in epochs], color=color, label=f"{name}: validation")
+        losses.plot(x, [record["loss"] for record in epochs], color=color, linestyle="--")
+        losses.plot(x, [record["valid_loss"] for record in epochs], color=color, label=name)
         measured = [(record["epoch"], record["valid_wer"]) for record in epochs if record.get("valid_wer") is not None]
         if measured:
             epoch, best = min(measured, key=lambda pair: pair[1])
             label = f"{name}: {best:.1f}% after epoch {epoch}"
             wers.plot(*zip(*measured, strict=True), color=color, marker="o", markersize=3, label=label)
-    losses.set(ylabel="loss per utterance (nats)", yscale="log")
+    losses.set(ylabel="loss per utterance (nats)\ndashed: training; solid: validation", yscale="log")
     losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # all nine of a decade would run into each other
     losses.yaxis.set_major_formatter("{x:g}")  # instead of powers of ten
     losses.yaxis.set_minor_formatter("")

@@ -134,27 +134,6 @@ class _Chunker(nn.Module):
         """Chunks of x (B, T, D), in float32 at least and zero past the end."""
         raise NotImplementedError
 
-    def make_router(self, d_model: int, lr_multiplier: float) -> None:
-        """Projections that start as the identity, so that boundaries first fall where neighbours differ; ``lr_multiplier`` scales
-        their learning rate."""
-        if not lr_multiplier > 0:
-            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
-        if self.target_ratio == 1:
-            return
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        for projection in (self.query, self.key):
-            nn.init.eye_(projection.weight)
-            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
-
-    def dissimilarity(self, x: Tensor) -> Tensor:
-        """How much a frame differs from the one before it, d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 of H-Net, eq. 4: d
-        (B, T - 1) of all frames of x (B, T, D) but the first; neighbours that are both zero are alike."""
-        query, key = F.linear(x[:, :-1], self.query.weight.to(x.dtype)), F.linear(x[:, 1:], self.key.weight.to(x.dtype))
-        cosine = F.cosine_similarity(query, key, dim=-1)
-        silent = (query == 0).all(-1) & (key == 0).all(-1)
-        return ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
-
 
 class _BudgetChunker(_Chunker):
     """Boundaries on a budget: the frames that are newest, by whatever measure, begin chunks, a fixed share of them.
@@ -288,7 +267,31 @@ class CTCChunker(_BudgetChunker):
         return None if self.chunks_per_label else super().most_chunks(length)
 
 
-class DynamicChunker(_BudgetChunker):
+class _Router:
+    """What compares neighbouring frames, in the learned chunkers that do."""
+
+    def make_router(self, d_model: int, lr_multiplier: float) -> None:
+        """Projections that start as the identity: boundaries first fall where neighbours differ."""
+        if not lr_multiplier > 0:
+            raise ValueError(f"lr_multiplier must be above 0, not {lr_multiplier}.")
+        if self.target_ratio == 1:
+            return
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        for projection in (self.query, self.key):
+            nn.init.eye_(projection.weight)
+            projection.weight.lr_multiplier = lr_multiplier  # for whoever builds the optimizer
+
+    def dissimilarity(self, x: Tensor) -> Tensor:
+        """How much a frame differs from the one before it, d_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 of H-Net, eq. 4: d
+        (B, T - 1) of all frames of x (B, T, D) but the first; neighbours that are both zero are alike."""
+        query, key = F.linear(x[:, :-1], self.query.weight.to(x.dtype)), F.linear(x[:, 1:], self.key.weight.to(x.dtype))
+        cosine = F.cosine_similarity(query, key, dim=-1)
+        silent = (query == 0).all(-1) & (key == 0).all(-1)
+        return ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
+
+
+class DynamicChunker(_Router, _BudgetChunker):
     """Learned boundaries on the budget of :class:`_BudgetChunker`: where frames differ most from the one before them.
 
     What is compared is a frame's contrast, its difference from the mean of the frames around it: what all frames share, which at
@@ -313,7 +316,7 @@ class DynamicChunker(_BudgetChunker):
         return F.pad(self.dissimilarity(_contrast(x, lengths)), (1, 0), value=1.0)
 
 
-class HNetChunker(_Chunker):
+class HNetChunker(_Router, _Chunker):
     """H-Net's routing as published: p_t = d_t, a boundary where p_t >= 0.5 and at the first frame, chunks smoothed with their
     probabilities (:func:`smooth_chunks`), their number held by :func:`ratio_loss`; called as :class:`DynamicChunker` is."""
 

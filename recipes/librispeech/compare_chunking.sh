@@ -19,10 +19,12 @@ hmamba_n2          hmamba_$corpus
 hmamba_n3          hmamba_$corpus      --chunker {target_ratio:3.0}
 hmamba_n2_frames   hmamba_$corpus      --encoder {output:frames}
 hmamba_n3_frames   hmamba_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
+router_n2          router_$corpus
+router_n3          router_$corpus      --chunker {target_ratio:3.0}
+router_n2_frames   router_$corpus      --encoder {output:frames}
+router_n3_frames   router_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
 fixedstride_2      fixedstride_$corpus
 fixedstride_3      fixedstride_$corpus --chunker {stride:3}
-ctcchunk_2         ctcchunk_$corpus
-ctcchunk_3         ctcchunk_$corpus    --chunker {target_ratio:3.0}
 hnet               hnet_$corpus
 hnet_chunks        hnet_$corpus        --encoder {output:chunks}
 "
@@ -30,14 +32,13 @@ if [ "$corpus" = an4 ]; then
   table+="hmamba_1+3_n2      hmamba_an4         --outer {num_layers:1} --inner {num_layers:3}
 "
 else
-  table+="hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
+  # With 128 units H-Mamba of chunks of 3 frames keeps 0.38 of them (chunks_per_label), as a stride of 2.63 does.
+  table+="hmamba_7+5_n3      hmamba_mini        --outer {num_layers:7} --inner {num_layers:5} --chunker {target_ratio:3.0}
+hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
+hmamba_6+6_n3      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6} --chunker {target_ratio:3.0}
 hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
 fixedstride_4+8_2  fixedstride_mini   --outer {num_layers:4} --inner {num_layers:8}
-conmamba_256       conmamba_mini      --vocab_size 256
-hmamba_n3_256      hmamba_mini        --vocab_size 256 --chunker {target_ratio:3.0}
-fixedstride_3_256  fixedstride_mini   --vocab_size 256 --chunker {stride:3}
-ctcchunk_3_256     ctcchunk_mini      --vocab_size 256 --chunker {target_ratio:3.0}
-ctcchunk_6+6_3     ctcchunk_mini      --outer {num_layers:6} --inner {num_layers:6} --chunker {target_ratio:3.0}
+fixedstride_2.63   fixedstride_mini   --chunker {stride:2.63}
 "
 fi
 

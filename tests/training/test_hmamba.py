@@ -18,10 +18,11 @@ from hmamba_asr.evaluation.wer import read_trn
 from hmamba_asr.probing import ctc_alignments, measure_stability
 from hmamba_asr.training import stages
 
-H_MAMBA = {
-    "yaml": "hmamba_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
+ROUTER = {
+    "yaml": "router_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
 }  # fmt: skip
-H_NET = {**H_MAMBA, "yaml": "hnet_an4", "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}"}
+H_MAMBA = {**ROUTER, "yaml": "hmamba_mini"}
+H_NET = {**ROUTER, "yaml": "hnet_an4", "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}"}
 STEP_FIGURES = (
     "loss", "loss_intermediate_ctc", "loss_ratio", "learning_rate", "grad_norm", "stage0_kept", "stage0_kept_std",
     "stage0_kept_min", "stage0_kept_max", "stage0_prob", "stage0_chunk_ms", "stage0_ratio_loss", "stage0_floored",
@@ -49,7 +50,7 @@ def three_steps(brain, train_set) -> None:
 @pytest.mark.parametrize("multiplier", [0.5, 1.0])
 def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
     """In every step of the schedule, and on nothing but the router."""
-    brain, train_set, *_ = new_brain(**H_MAMBA, chunker=f"{{lr_multiplier: {multiplier}}}")
+    brain, train_set, *_ = new_brain(**ROUTER, chunker=f"{{lr_multiplier: {multiplier}}}")
     three_steps(brain, train_set)
     chunker = brain.raw_model.encoder.chunker
     expected = {chunker.query.weight: multiplier, chunker.key.weight: multiplier}
@@ -76,8 +77,12 @@ def test_the_log_of_a_step(new_brain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variant", [{"chunker": "{target_ratio: 1}"}, {"chunker": "{target_ratio: 3}"}, {"encoder": "{output: frames}"}]
-)
+    "variant",
+    [
+        {"chunker": "{target_ratio: 1}"}, {"chunker": "{target_ratio: 3}"}, {"encoder": "{output: frames}"},
+        {"yaml": "router_mini"},
+    ],
+)  # fmt: skip
 def test_variants_take_steps(new_brain, tmp_path, variant):
     brain, train_set, *_ = new_brain(**H_MAMBA | variant)
     before = {name: parameter.detach().clone() for name, parameter in brain.raw_model.named_parameters()}
@@ -91,13 +96,10 @@ def test_variants_take_steps(new_brain, tmp_path, variant):
         assert last["stage0_floored"] == 0  # the CTC has its frames
 
 
-CTC_CHUNKS = {**H_MAMBA, "yaml": "ctcchunk_mini"}
-
-
 def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
     """Whose head is the recogniser's own, saved once; before it has learned anything an utterance has half as many again as its
     share."""
-    brain, train_set, *_ = new_brain(**CTC_CHUNKS | {"chunker": "{target_ratio: 4, window: null}"})
+    brain, train_set, *_ = new_brain(**H_MAMBA | {"chunker": "{target_ratio: 4, window: null}"})
     model = brain.raw_model
     assert model.encoder.chunker.ctc_head is model.ctc_head
     assert [name for name in model.state_dict() if "chunker" in name] == []
@@ -118,11 +120,11 @@ def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
 )
 def test_chunks_by_the_ctc_need_one_that_is_trained(new_brain, change, message):
     with pytest.raises(ValueError, match=message):
-        new_brain(**CTC_CHUNKS | change)
+        new_brain(**H_MAMBA | change)
 
 
 def test_chunks_by_the_ctc_need_the_recognisers_own(new_brain):
-    brain, *_ = new_brain(**CTC_CHUNKS)
+    brain, *_ = new_brain(**H_MAMBA)
     brain.raw_model.encoder.chunker._head[0] = Linear(input_size=8, n_neurons=5)
     with pytest.raises(ValueError, match="must be the outermost encoder's, and have the model's ctc_head"):
         brain._check_ctc_chunks()
