@@ -9,7 +9,7 @@ from speechbrain.nnet.attention import RelPosEncXL
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask, zero_padding
-from hmamba_asr.modules.chunking import dechunk, smooth_chunks
+from hmamba_asr.modules.chunks import dechunk, smooth_chunks
 from hmamba_asr.modules.conmamba import ConMambaBlock
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
 from hmamba_asr.models.encoder import StageOutput
-from hmamba_asr.modules.chunking import ratio_loss
+from hmamba_asr.modules.chunks import ratio_loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 from speechbrain.nnet.linear import Linear
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from hmamba_asr.modules.chunking import (
-    CTCChunker,
-    DynamicChunker,
-    FixedStrideChunker,
-    HNetChunker,
-    dechunk,
-    gather_chunks,
-    pool_chunks,
-    ratio_loss,
-    smooth_chunks,
-    with_at_least,
-)
+from hmamba_asr.modules.chunking import CTCChunker, DynamicChunker, FixedStrideChunker, HNetChunker
+from hmamba_asr.modules.chunks import dechunk, gather_chunks, pool_chunks, ratio_loss, smooth_chunks, with_at_least
 
 LENGTHS = torch.tensor([19, 1, 8, 0])
 D = 6
