@@ -4,7 +4,7 @@
     python scripts/benchmark_efficiency.py [--device cuda] [--seconds 5 60 1200] [--utterances 8] [--split 6+6] [--json FILE]
 
 Random weights in the sizes of hparams/{conmamba,hmamba,conformer}_small_ls100.yaml (but for --split), float32. H-Mamba's
-router does all of its work and is then overruled: every second frame begins a chunk.
+CTC head reads the frames and is then overruled: every second frame begins a chunk.
 
 1. Encoders (front-end and encoder, one utterance of random features) from 5 s to 20 min: all in turns, the ratio of each to the
    Conformer in the same round, and the memory that one call adds. A length that is expected not to fit (memory of the last

@@ -20,9 +20,11 @@ HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
 
 def forced_scores(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A chunker's scores, computed and then replaced: every ``target_ratio``-th frame begins a chunk."""
+    """A chunker's scores, computed and then replaced: every ``target_ratio``-th frame begins a chunk, of
+    a broken one on average."""
     computed, prob, mask = type(chunker).scores(chunker, x, lengths)
-    begins = (torch.arange(x.shape[1], device=x.device) % int(chunker.target_ratio) == 0).expand_as(mask)
+    chunk_of = (torch.arange(-1, x.shape[1], device=x.device, dtype=torch.float64) / chunker.target_ratio).floor()
+    begins = (chunk_of[1:] > chunk_of[:-1]).expand_as(mask)
     forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
     return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
 
@@ -35,7 +37,7 @@ def options_of(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: int | None = None) -> dict:
+def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: float | None = None) -> dict:
     """The objects of ``hparams/<yaml>.yaml`` with random weights; with ``frames_per_chunk`` its encoder's chunks are forced.
 
     Nothing is read from or written to ``folder``.

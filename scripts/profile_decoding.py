@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of a beam search on a GPU goes: kernels, how long they keep it busy, and what the host takes beside them.
 
-    python scripts/profile_decoding.py [--batch 64] [--seconds 15] [--split 8+4] [--ratio 2]
+    python scripts/profile_decoding.py [--batch 64] [--seconds 15] [--split 8+4] [--ratio 2] [--chunker router]
 
 The recogniser of scripts/benchmark_chunking.py with random weights, flat without --split; the YAML's search, 3 tokens a second.
 The encoder is not part of it. The first search, which compiles kernels, is not timed; each one records its CUDA graphs.
@@ -14,7 +14,7 @@ import collections
 import tempfile
 
 import torch
-from benchmark_chunking import FRAMES_PER_SECOND, TOKENS_PER_SECOND, recogniser
+from benchmark_chunking import CHUNKERS, FRAMES_PER_SECOND, TOKENS_PER_SECOND, recogniser
 from benchmarking import median_seconds, print_table, split_of
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=15, help="length of each (default: %(default)s)")
     parser.add_argument("--split", type=split_of, help="blocks at the frame rate + at the chunk rate, such as 8+4")
     parser.add_argument("--ratio", type=int, default=2, help="frames in a chunk (default: %(default)s)")
+    parser.add_argument("--chunker", choices=tuple(CHUNKERS), default="ctc", help="what decides (default: %(default)s)")
     parser.add_argument("--top", type=int, default=20, help="kernels to name (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="cuda; on a cpu operations stand for kernels")
     options = parser.parse_args()
@@ -37,7 +38,8 @@ def main() -> None:
     steps, frames = TOKENS_PER_SECOND * options.seconds, -(-features.shape[1] // 4)
     states = -(-frames // options.ratio) if options.split else frames
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        hparams = recogniser(folder, device, split=options.split, ratio=options.ratio, form="chunks", frames=states, tokens=steps)
+        sizes = {"split": options.split, "ratio": options.ratio, "form": "chunks", "frames": states, "tokens": steps}
+        hparams = recogniser(folder, device, **sizes, chunker=options.chunker)
         encoded = hparams["model"](features, lengths)
         search = lambda: hparams["beam_search"](encoded)  # noqa: E731
         search()

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from hmamba_asr import cli
 from hmamba_asr.data.download import ARCHIVES
@@ -311,20 +312,21 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
         benchmark_decoding.main()
 
 
-@pytest.mark.parametrize("chunker", ["router", "ctc"])
-def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker):
+@pytest.mark.parametrize(("chunker", "ratio", "kept"), [("router", "2", 13), ("ctc", "2.5", 11)])
+def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker, ratio, kept):
     import benchmark_chunking
     import benchmarking
 
     file = tmp_path / "figures.json"
-    options = ["--device", "cpu", "--seconds", "1", "--splits", "8+4", "--ratios", "2", "--forms", "chunks", "--pairs", "1"]
-    options += ["--chunker", chunker]
+    options = ["--device", "cpu", "--seconds", "1", "--splits", "8+4", "--forms", "chunks", "--pairs", "1"]
+    options += ["--chunker", chunker, "--ratios", ratio]
     monkeypatch.setattr(benchmark_chunking, "SIZE", {"d_ffn": 32, "vocab_size": 20})
     monkeypatch.setattr("sys.argv", ["benchmark_chunking.py", *options, "--json", str(file)])
     benchmark_chunking.main()
     figures = json.loads(file.read_text(encoding="utf-8"))
-    (case,) = figures["cases"].values()
-    assert case["kept"] == pytest.approx(13 / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
+    ((name, case),) = figures["cases"].items()
+    assert f", N={ratio}, " in name and figures["chunker"] == chunker
+    assert case["kept"] == pytest.approx(kept / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
     assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
 
     forced = benchmarking.forced_scores
@@ -334,7 +336,7 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker
         return *figures, mask & (mask.cumsum(1) % 2 == 1)
 
     monkeypatch.setattr(benchmarking, "forced_scores", keeping_less)
-    with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=2, chunks is off by .* not timed"):
+    with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=.*, chunks is off by .* not timed"):
         benchmark_chunking.main()
 
 
@@ -363,6 +365,19 @@ def test_decoding_is_profiled_and_a_bad_split_named(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         profile_decoding.main()
     assert "give two numbers such as 8+4, not '8-4'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_benchmarks_peers_are_alike_and_it_wants_a_gpu(monkeypatch, masked):
+    import benchmark_attention
+
+    inputs = benchmark_attention.draw(3, 4, 20, masked=masked, device=torch.device("cpu"), seed=0)
+    expected = benchmark_attention.products(*inputs)
+    for peer, _ in benchmark_attention.PEERS.values():
+        torch.testing.assert_close(peer(*inputs), expected)
+    monkeypatch.setattr("sys.argv", ["benchmark_attention.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="run it on a machine with a CUDA GPU"):
+        benchmark_attention.main()
 
 
 def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Where chunks begin, and whether those are the boundaries of phones and words.
 
-A chunk that begins at frame t begins half-way between the centres of frames t - 1 and t: that is where the router saw a change.
+A chunk that begins at frame t begins half-way between the centres of frames t - 1 and t: that is where something new was seen.
 The first chunk of an utterance has no choice, so its start is not scored; nor are the utterance's ends in the alignment, nor
 boundaries between two silences.
 

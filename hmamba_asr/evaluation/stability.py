@@ -2,7 +2,7 @@
 
 Boundaries found in the clean recording are the true ones, those of the changed recording the found ones, in the clean one's
 time. Random and evenly spaced ones are as many as the latter, on the changed recording's frames. A fixed stride is stable under
-noise by construction, and so are its evenly spaced baselines: look at what learned boundaries have beyond them.
+noise by construction, and so are its evenly spaced baselines: look at what boundaries that follow the speech have beyond them.
 """
 
 from __future__ import annotations

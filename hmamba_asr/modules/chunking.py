@@ -28,8 +28,8 @@ MIN_CONTRAST = 1e-5  # of a frame's norm: less is float32's rounding
 
 
 class _Chunker(nn.Module):
-    """What learned chunkers share: at a target_ratio of 1 every frame is a chunk; otherwise ``route`` decides, in float32 at
-    least (on a GPU its products are TF32 where that is allowed), whatever the precision around it.
+    """What chunkers that follow the speech share: at a target_ratio of 1 every frame is a chunk; otherwise ``route`` decides, in
+    float32 at least (on a GPU its products are TF32 where that is allowed), whatever the precision around it.
 
     ``forward(x, lengths, min_chunks=None)``: x (B, T, D), lengths (B,) -> :class:`ChunkOutput`; ``min_chunks`` (B,) is a floor
     to the number of chunks.
@@ -61,9 +61,9 @@ class _Chunker(nn.Module):
 class _BudgetChunker(_Chunker):
     """Boundaries on a budget: the frames that are newest, by whatever measure, begin chunks, a fixed share of them.
 
-    Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks, the first one always; every ``window`` frames get their
-    part of these (None: the utterance is one window), so that no chunk is longer than two windows. Fewer begin chunks only where
-    others are not new at all; of equals the earlier ones do.
+    Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks (:meth:`due`), the first one always; every ``window``
+    frames get their part of these (None: the utterance is one window), so that no chunk is longer than two windows. Fewer begin
+    chunks only where others are not new at all; of equals the earlier ones do.
 
     A frame's score s_t is the logit of its novelty, standardised over the utterance; p_t = sigmoid(s_t - threshold), the
     threshold half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of
@@ -191,7 +191,7 @@ class CTCChunker(_BudgetChunker):
 
 
 class _Router:
-    """What compares neighbouring frames, in the learned chunkers that do."""
+    """What compares neighbouring frames, in a chunker of some ``target_ratio``."""
 
     def make_router(self, d_model: int, lr_multiplier: float) -> None:
         """Projections that start as the identity: boundaries first fall where neighbours differ."""
@@ -279,7 +279,7 @@ def _standardized(x: Tensor, where: Tensor) -> Tensor:
 class FixedStrideChunker(nn.Module):
     """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
 
-    Called as :class:`DynamicChunker` is. ``pooling`` is "first" (the boundary frame, as there) or "mean" of the chunk.
+    Called as :class:`DynamicChunker` is. ``pooling`` is "first" (the boundary frame) or "mean" of the chunk.
     There is no router to train, and ``target_ratio`` is None.
 
     Raises

@@ -1,4 +1,4 @@
-"""What the chunking stages did, in numbers for the log and places for the evaluation, and a warning when a router collapses."""
+"""What the chunking stages did, in numbers for the log and places for the evaluation, and a warning when a chunker collapses."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def named_figures(sums: Mapping[str, float], utterances: float, prefix: str = ""
 
 
 class CollapseDetector:
-    """Warns once when a router has chosen nearly no frame, or nearly every frame, of all utterances for ``patience`` optimizer
+    """Warns once when a chunker has chosen nearly no frame, or nearly every frame, of all utterances for ``patience`` optimizer
     steps on end; again only after it has recovered in between.
 
-    It looks at the router's own choices, which a floor may hide. "Nearly" is within ``margin`` of the distance from the target to
+    It looks at its own choices, which a floor may hide. "Nearly" is within ``margin`` of the distance from the target to
     that extreme: with a target of 2 frames and a margin of 0.2 below 10% or above 90%.
     """
 
@@ -117,10 +117,10 @@ class CollapseDetector:
             self._since[i] = self._since.get(i, 0) + 1 if (nothing or everything) and low <= high else 0
             if self._since[i] == self.patience:
                 logger.warning(
-                    "Chunking stage %d has collapsed: for %d optimizer steps (up to step %d) its router chose nearly %s frame of "
-                    "every utterance. Kept fraction now: mean %.3f, min %.3f, max %.3f; the router's own, without first frames "
-                    "and the floor: %.3f to %.3f; mean p %.3f; target %.3f. Lower the chunker's lr_multiplier, raise the ratio "
-                    "loss's weight, or take a target_ratio nearer to 1.",
+                    "Chunking stage %d has collapsed: for %d optimizer steps (up to step %d) its chunker chose nearly %s frame "
+                    "of every utterance. Kept fraction now: mean %.3f, min %.3f, max %.3f; its own, without first frames "
+                    "and the floor: %.3f to %.3f; mean p %.3f; target %.3f. Take another target_ratio, or for a router a lower "
+                    "lr_multiplier and more weight for the ratio loss, for the CTC's chunks other chunks_per_label.",
                     i, self.patience, step, "no" if nothing else "each", stage["kept"], stage["kept_min"], stage["kept_max"], low,
                     high, stage["prob"], 1 / target,
                 )  # fmt: skip

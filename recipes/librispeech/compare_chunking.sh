@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Learned boundaries against none and against a fixed stride: every variant with every seed, several runs at a time.
+# Chunks of several kinds, none, and a fixed stride: every variant with every seed, several runs at a time.
 #   recipes/librispeech/compare_chunking.sh {an4|mini} DATA_FOLDER [OVERRIDES OF ALL RUNS]
 #   SEEDS="1 2 3" JOBS=4 VARIANTS="conmamba hmamba_n2" DRY_RUN=1 ...
 # Runs share the GPUs in turns, if there are any. A finished run is left alone, an interrupted one resumes; each writes
-# results/chunking_<an4 or mini>/<variant>/<seed>/results.json, and log.txt beside it.
+# results/chunking_<an4 or mini>/<variant>/<seed>/results.json, and output.txt beside it.
 set -euo pipefail
 usage="usage: compare_chunking.sh {an4|mini} DATA_FOLDER [OVERRIDES]"
 corpus=${1:?"$usage"} data=${2:?"$usage"}

@@ -46,7 +46,7 @@ def no_scan(monkeypatch):
     monkeypatch.setattr(mixer, "scan_directions", lambda u, *rest, **options: u)
 
 
-@pytest.mark.parametrize("name", ["conmamba_demo", "hmamba_demo", "fixedstride_an4", "router_an4", "hnet_an4"])
+@pytest.mark.parametrize("name", ["conmamba_demo", "hmamba_demo", "hmamba_an4", "fixedstride_an4", "router_an4", "hnet_an4"])
 def test_parts_are_those_of_the_flop_counter(no_scan, name):
     text, parts = resolved(name)
     seen, kept, frames = counted(parts)

@@ -35,6 +35,8 @@ def same_figures(run, reference, rel: float) -> None:
         records, expected = run.records(kind), reference.records(kind)
         assert [r["optimizer_step"] for r in records] == [r["optimizer_step"] for r in expected]
         for key in keys:
+            if "ratio" in key and key not in expected[0]:
+                continue  # there is no ratio loss
             assert [r[key] for r in records] == pytest.approx([r[key] for r in expected], rel=rel, abs=1e-6), key
 
 
@@ -80,7 +82,8 @@ def test_the_log_of_a_step(new_brain, tmp_path):
     "variant",
     [
         {"chunker": "{target_ratio: 1}"}, {"chunker": "{target_ratio: 3}"}, {"encoder": "{output: frames}"},
-        {"yaml": "router_mini"},
+        {"yaml": "router_mini"}, {"yaml": "router_mini", "chunker": "{target_ratio: 1}"},
+        {"yaml": "router_mini", "encoder": "{output: frames}"},
     ],
 )  # fmt: skip
 def test_variants_take_steps(new_brain, tmp_path, variant):
@@ -205,9 +208,10 @@ def test_a_flat_encoder_has_no_boundaries_to_draw(full_run, recipe, capsys):
 
 
 @pytest.mark.slow
-def test_kill_9_in_the_middle_of_the_schedules(recipe, uninterrupted, tmp_path):
-    folder = tmp_path / "killed"
-    argv = recipe.arguments(folder, **H_NET, ckpt_interval_minutes=0, ckpt_interval_steps=2)
+@pytest.mark.parametrize(("settings", "whole"), [(H_NET, "uninterrupted"), (H_MAMBA, "chunk_rate_run")], ids=["hnet", "hmamba"])
+def test_kill_9_in_the_middle_of_the_schedules(recipe, request, tmp_path, settings, whole):
+    folder, uninterrupted = tmp_path / "killed", request.getfixturevalue(whole)
+    argv = recipe.arguments(folder, **settings, ckpt_interval_minutes=0, ckpt_interval_steps=2)
     killed = recipe.interrupt(argv, folder, at_step=5, with_signal=signal.SIGKILL)
     assert killed.code == -signal.SIGKILL and killed.records()[-1]["optimizer_step"] < 16
     resumed = recipe.train(argv, folder)
@@ -217,16 +221,17 @@ def test_kill_9_in_the_middle_of_the_schedules(recipe, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_path):
+@pytest.mark.parametrize("settings", [H_NET, H_MAMBA], ids=["hnet", "hmamba"])
+def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_path, settings):
     one, two = tmp_path / "one", tmp_path / "two"
-    options = {**H_NET, "randomness": False}
+    options = {**settings, "randomness": False}
     assert train_script.main(recipe.arguments(one, **options, grad_accumulation_factor=2)) == 0
     double = recipe.train(recipe.arguments(two, **options), two, processes=2)
     assert double.code == 0, double.errors
     same_figures(double, recipe.look(one), rel=1e-4)
     for split, searches in double.results["evaluation"].items():
         assert searches["greedy"]["stages"][0] == pytest.approx(
-            recipe.look(one).results["evaluation"][split]["greedy"]["stages"][0], rel=1e-4
+            recipe.look(one).results["evaluation"][split]["greedy"]["stages"][0], rel=1e-4, abs=1e-5
         )
         both = [read_chunks(folder / "test" / split / "chunks.jsonl") for folder in (one, two)]
         assert [(item.id, item.frames) for item in both[0]] == [(item.id, item.frames) for item in both[1]]
