@@ -14,13 +14,13 @@ All are checked against float64 before they are timed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from benchmarking import compare, graphed, options_of, print_table, relative_error, require, write_json
 
+from hmamba_asr.decoding.incremental import _additive, _heads, _weights
 from hmamba_asr.evaluation.efficiency import hardware, machine_name
 
 HEADS, D_HEAD = 4, 36  # of hparams/conmamba_small_ls100.yaml
@@ -30,10 +30,7 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 def products(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Softmax attention: query (B, Q, heads D), keys and values (B, heads, T, D), mask (B, 1, Q, T) or None -> as query."""
-    heads = query.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2)
-    scores = (heads * keys.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    weights = (scores if mask is None else scores + mask).softmax(-1)
-    return (weights @ values).transpose(1, 2).flatten(2)
+    return (_weights(_heads(query, keys.shape[1]), keys, mask) @ values).transpose(1, 2).flatten(2)
 
 
 def tf32_products(*inputs: torch.Tensor | None) -> torch.Tensor:
@@ -44,8 +41,8 @@ def tf32_products(*inputs: torch.Tensor | None) -> torch.Tensor:
 
 
 def fused(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    heads = query.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2)
-    return F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask).transpose(1, 2).flatten(2)
+    context = F.scaled_dot_product_attention(_heads(query, keys.shape[1]), keys, values, attn_mask=mask)
+    return context.transpose(1, 2).flatten(2)
 
 
 PEERS = {"TF32 products": (tf32_products, 1e-2), "products": (products, 1e-5), "fused": (fused, 1e-5)}  # and how exact
@@ -112,7 +109,7 @@ def draw(batch: int, beam: int, length: int, *, masked: bool, device: torch.devi
         seen = torch.rand(batch, 1, beam, length, generator=generator, device=device) < 1 / beam
         seen[..., taken:] = False
         seen[..., 0] = True  # the first token is everybody's
-        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -math.inf)
+        mask = _additive(seen, torch.float32)
     shape = (batch, HEADS, length, D_HEAD)
     return normal(batch, beam, HEADS * D_HEAD), normal(*shape), normal(*shape), mask
 

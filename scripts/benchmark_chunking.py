@@ -16,7 +16,6 @@ alone, the kept fraction is what was asked for, and both sides' hypotheses are e
 
 from __future__ import annotations
 
-import math
 import tempfile
 
 import torch
@@ -34,6 +33,7 @@ from benchmarking import (
 )
 
 from hmamba_asr.evaluation.efficiency import hardware, machine_name
+from hmamba_asr.modules.chunking import stride_boundaries
 
 SIZE = {"d_ffn": 1024, "vocab_size": 5000}
 TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
@@ -123,7 +123,7 @@ def main() -> None:
             for split in options.splits:
                 for ratio in options.ratios:
                     for form in options.forms:
-                        kept_frames = math.floor((frames - 1) / ratio) + 1
+                        kept_frames = int(stride_boundaries(frames, ratio, device).sum())
                         states = kept_frames if form == "chunks" else frames
                         sizes = {"split": split, "ratio": ratio, "form": form, "frames": states, "tokens": tokens}
                         ours = recogniser(folder, device, **sizes, chunker=options.chunker)

@@ -15,6 +15,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from hmamba_asr.lengths import valid_mask
+from hmamba_asr.modules.chunking import stride_boundaries
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
@@ -23,8 +24,7 @@ def forced_scores(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tens
     """A chunker's scores, computed and then replaced: every ``target_ratio``-th frame begins a chunk, of
     a broken one on average."""
     computed, prob, mask = type(chunker).scores(chunker, x, lengths)
-    chunk_of = (torch.arange(-1, x.shape[1], device=x.device, dtype=torch.float64) / chunker.target_ratio).floor()
-    begins = (chunk_of[1:] > chunk_of[:-1]).expand_as(mask)
+    begins = stride_boundaries(x.shape[1], chunker.target_ratio, x.device).expand_as(mask)
     forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
     return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
 

@@ -58,10 +58,8 @@ def check_claims(
     faster = [_faster(first, run, compare, speed) for run in others]
     better = [_better_than_fixed(one, other, compare) for one in learned for other in fixed]
     phones = [_at_phones(run, agreement.get(run.label, {})) for run in learned]
-    missing, no_pair = (
-        "one run was given, and nothing to set it beside",
-        "no run has a fixed stride, or none chunks that follow the speech",
-    )
+    missing = "one run was given, and nothing to set it beside"
+    no_pair = "no run has a fixed stride, or none chunks that follow the speech"
     return [
         *(same or [_unmeasured("the same WER or a lower one", first.label, missing)]),
         *(faster or [_unmeasured("faster", first.label, missing)]),

@@ -276,6 +276,12 @@ def _standardized(x: Tensor, where: Tensor) -> Tensor:
     return centred / (centred.square().sum(1, keepdim=True) / count + MIN_SPREAD**2).sqrt()
 
 
+def stride_boundaries(length: int, stride: float, device: torch.device) -> Tensor:
+    """Which of ``length`` frames (length,) begin a chunk of ``stride`` frames, of a non-integer stride on average."""
+    chunk_of = (torch.arange(-1, length, device=device, dtype=torch.float64) / stride).floor()
+    return chunk_of[1:] > chunk_of[:-1]
+
+
 class FixedStrideChunker(nn.Module):
     """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
 
@@ -301,9 +307,7 @@ class FixedStrideChunker(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         valid = valid_mask(lengths, x.shape[1])
-        chunk_of = (torch.arange(x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
-        begins = F.pad(chunk_of[1:] > chunk_of[:-1], (1, 0), value=True)
-        mask = begins.expand_as(valid) & valid
+        mask = stride_boundaries(x.shape[1], self.stride, x.device).expand_as(valid) & valid
         most = math.floor((x.shape[1] - 1) / self.stride) + 1 if min_chunks is None else None
         mask, chosen = choose(mask.float(), lengths, min_chunks)
         chunked = gather_chunks(x, mask.float(), mask, chosen=chosen, most=most)

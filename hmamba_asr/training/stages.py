@@ -47,11 +47,11 @@ def stage_sums(stages: Sequence[StageOutput], *, frame_ms: float, ratios: Sequen
     """Sums over a batch's utterances; ``progress.merge_sums`` joins them over batches and ranks, ``stage_figures`` reads them.
 
     ``frame_ms`` is the duration of an encoder frame, ``ratios`` the stages' ratio losses (B,). ``rate`` is the fraction of frames
-    that the router itself chose, the first one apart, which it must choose; utterances of one frame have none.
+    that the chunker itself chose, the first one apart, which it must choose; utterances of one frame have none.
     """
     sums: dict[str, Tensor] = {}
     for i, stage in enumerate(stages):
-        kept = stage.kept_fraction.detach()
+        kept = stage.kept_fraction.detach().double()  # their deviation is a difference of squares
         rate = (stage.chosen - 1) / (stage.lengths - 1)
         free = stage.lengths > 1
         durations = chunk_durations(stage, stages[0].lengths) * frame_ms
