@@ -29,7 +29,9 @@ hnet               hnet_$corpus
 hnet_chunks        hnet_$corpus        --encoder {output:chunks}
 "
 if [ "$corpus" = an4 ]; then
+  # Of chunks of 3 frames H-Mamba keeps 0.345 (chunks_per_label), as a stride of 2.9 does.
   table+="hmamba_1+3_n2      hmamba_an4         --outer {num_layers:1} --inner {num_layers:3}
+fixedstride_2.9    fixedstride_an4    --chunker {stride:2.9}
 "
 else
   # With 128 units H-Mamba of chunks of 3 frames keeps 0.38 of them (chunks_per_label), as a stride of 2.63 does.
