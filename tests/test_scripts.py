@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def test_shell_scripts_parse_stop_at_errors_and_are_explained(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("# ")
     assert "set -euo pipefail" in lines or any(line.startswith('. "') and "setup.sh" in line for line in lines)
+
+
+def test_a_full_disk_is_said_before_anything_is_installed(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    df = tmp_path / "bin" / "df"
+    df.parent.mkdir()
+    df.write_text("#!/bin/sh\necho Filesystem 1048576-blocks Used Available Capacity Mounted on\necho /dev/x 9 9 3100 99% /\n")
+    df.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "scripts/setup.sh"], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PATH": f"{df.parent}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 2 and not (tmp_path / ".venv").exists()
+    assert re.fullmatch(
+        rf"error: installing takes \d+ MB of disk in {re.escape(str(tmp_path))}, where 3100 MB are free; .*\n", done.stderr
+    )
 
 
 @pytest.mark.parametrize("path", [*SHELL, *DOCUMENTS, *sorted(ROOT.glob("hparams/*.yaml"))], ids=_name)
