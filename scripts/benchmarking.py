@@ -20,13 +20,12 @@ from hmamba_asr.modules.chunking import stride_boundaries
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
 
-def forced_scores(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A chunker's scores, computed and then replaced: every ``target_ratio``-th frame begins a chunk, of
-    a broken one on average."""
-    computed, prob, mask = type(chunker).scores(chunker, x, lengths)
-    begins = stride_boundaries(x.shape[1], chunker.target_ratio, x.device).expand_as(mask)
-    forced, valid = torch.where(begins, 0.9, 0.1), valid_mask(lengths, x.shape[1])
-    return forced + 0.0 * computed, (forced + 0.0 * prob) * valid, begins & valid
+def forced_novelty(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """A chunker's novelty, computed and then replaced: only every ``target_ratio``-th frame is new (of a broken one on
+    average)."""
+    computed = type(chunker).novelty(chunker, x, lengths)
+    begins = stride_boundaries(x.shape[1], chunker.target_ratio, x.device) & valid_mask(lengths, x.shape[1])
+    return computed.masked_fill(begins, 0.5) * begins
 
 
 def options_of(doc: str) -> argparse.ArgumentParser:
@@ -49,7 +48,7 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: float
     hparams = load_hyperpyyaml(text, {"data_folder": folder, "output_folder": folder, **overrides})
     if frames_per_chunk is not None:
         chunker = hparams["encoder"].chunker
-        chunker.scores = lambda x, lengths: forced_scores(chunker, x, lengths)
+        chunker.novelty = lambda x, lengths: forced_novelty(chunker, x, lengths)
     return hparams
 
 

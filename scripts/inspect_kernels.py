@@ -25,7 +25,15 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from hmamba_asr.ops import attention_triton, ctc_triton, ema_triton, mixer_kernels  # noqa: E402
+from hmamba_asr.ops import (  # noqa: E402
+    attention_triton,
+    boundaries,
+    boundaries_triton,
+    ctc_triton,
+    ema_triton,
+    mixer_kernels,
+    pooling_triton,
+)  # fmt: skip
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan.triton import BACKWARD, FORWARD  # noqa: E402
 
@@ -47,6 +55,10 @@ ALIKE = {
     "in_cast",
     "out_cast",
 }
+WHOLE = (
+    "lengths", "newest", "last_frames", "window", "parents", "labels", "frame_to_chunk", "chunk_frames", "counts",
+)  # fmt: skip
+FLOAT32 = tuple(module.__name__ for module in (attention_triton, boundaries_triton, ema_triton, pooling_triton))
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -60,6 +72,9 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
     ctc = {"HAS_WINDOW": True, "BLOCK_T": ctc_triton.BLOCK_T}
     attention = {"D": 36, "SCALE": 1 / 6, "HAS_MASK": True, "BLOCK_Q": attention_triton.BLOCK_Q}
     attention |= {"BLOCK_T": attention_triton.BLOCK_T, "BLOCK_D": 64}
+    budget = {"RATIO": 2.0, "WINDOW": 100, "PER_LABEL": 1.1, "WIDTH": 128, "BLOCK_T": boundaries_triton.BLOCK_T}
+    budget |= {"BLOCK_J": boundaries_triton.BLOCK_J, **{name: getattr(boundaries, name) for name in boundaries.CONSTANTS}}
+    pool = {"D": 144, "BLOCK_D": 256}
     prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
     return {
         "scan": (kernels.scan_kernel, scan | {"ADJOINT": False, "WRITE_Y": True, "WRITE_SPANS": False}, 1),
@@ -79,6 +94,10 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
         "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
         "attend": (attention_triton.attend_kernel, attention, attention_triton.WARPS),
+        "novelty": (boundaries_triton.label_novelty_kernel, {"LEAST": 1e-5, "BLOCK_V": boundaries_triton.BLOCK_V}, 1),
+        "budget": (boundaries_triton.on_budget_kernel, budget, boundaries_triton.WARPS),
+        "pool": (pooling_triton.pool_kernel, pool, 1),
+        "pool backward": (pooling_triton.pool_backward_kernel, pool, 1),
         "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
         "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
         "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),
@@ -90,13 +109,15 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
     types, module = {}, function.fn.__module__
     integers = re.compile(
         r"s[a-z]?_[a-z]$|L$|batch$|channels$|n_|tiles_each$|first_segment$|reverse_bits$|items$|blocks$|copy_stride$|rank$"
-        r"|columns$|d_model$|d_out$|.*_rows$|[KQTV]$|K_new$|heads$|eos$|blank$"
+        r"|columns$|d_model$|d_out$|.*_rows$|[KMQTV]$|K_new$|heads$|eos$|blank$|start$|ahead$"
     )
     for name in function.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name in ("lengths", "newest", "last_frames", "window", "parents", "labels"):
+        elif name in WHOLE:
             types[name] = "*i64"
+        elif name == "mask" and module == boundaries_triton.__name__:
+            types[name] = "*i1"
         elif integers.match(name):
             types[name] = "i32"
         elif module == ctc_triton.__name__:
@@ -105,7 +126,7 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
             types[name] = "*bf16" if dtype == "bf16" else "*fp32"
         else:
             alike = name in ALIKE or (name in ("B", "C") and module == kernels.__name__)
-            types[name] = f"*{dtype}" if alike and module not in (attention_triton.__name__, ema_triton.__name__) else "*fp32"
+            types[name] = f"*{dtype}" if alike and module not in FLOAT32 else "*fp32"
     return types
 
 

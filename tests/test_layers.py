@@ -33,9 +33,10 @@ SPEECHBRAIN_ALLOWED = (
     "hmamba_asr.decoding", "hmamba_asr.training", "hmamba_asr.inference",
 )  # fmt: skip
 TRITON_ALLOWED = (
-    "hmamba_asr.ops.selective_scan.triton", "hmamba_asr.ops.selective_scan.kernels",
+    "hmamba_asr.ops.backends", "hmamba_asr.ops.selective_scan.triton", "hmamba_asr.ops.selective_scan.kernels",
     "hmamba_asr.ops.selective_scan.tiles", "hmamba_asr.ops.mixer_kernels", "hmamba_asr.ops.ema_triton",
-    "hmamba_asr.ops.ctc_triton", "hmamba_asr.ops.attention_triton", "hmamba_asr.ops.launch",
+    "hmamba_asr.ops.ctc_triton", "hmamba_asr.ops.attention_triton", "hmamba_asr.ops.boundaries_triton",
+    "hmamba_asr.ops.pooling_triton", "hmamba_asr.ops.launch",
 )  # fmt: skip
 # Modules that must start fast and run where PyTorch is not installed yet: no heavy import at the top.
 LIGHT = (

@@ -205,9 +205,9 @@ def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_f
     done = _run_script(script, "an4", corpus, "--precision", "fp32", path=stand_ins, SEEDS="7", JOBS="2")
     assert done.returncode != 0 and done.stderr.count("error: ") == 1
     assert "results/chunking_an4/hmamba_n2/7 ended with code 3; see results/chunking_an4/hmamba_n2/7/output.txt" in done.stderr
-    assert done.stdout.count("is finished") == 14
+    assert done.stdout.count("is finished") == 15
     calls = (corpus.parent / "calls.txt").read_text()
-    assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count(" --precision fp32 ") == 14
+    assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count(" --precision fp32 ") == 15
     assert " --encoder {output: frames} --chunker {target_ratio: 3.0} " in calls
 
 
@@ -347,13 +347,13 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker
     assert case["kept"] == pytest.approx(kept / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
     assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
 
-    forced = benchmarking.forced_scores
+    forced = benchmarking.forced_novelty
 
     def keeping_less(*inputs):
-        *figures, mask = forced(*inputs)
-        return *figures, mask & (mask.cumsum(1) % 2 == 1)
+        novelty = forced(*inputs)
+        return novelty * ((novelty > 0).cumsum(1) % 2)
 
-    monkeypatch.setattr(benchmarking, "forced_scores", keeping_less)
+    monkeypatch.setattr(benchmarking, "forced_novelty", keeping_less)
     with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=.*, chunks is off by .* not timed"):
         benchmark_chunking.main()
 

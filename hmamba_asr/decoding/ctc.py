@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.ops.selective_scan.triton import unavailable_reason
+from hmamba_asr.ops.backends import unavailable_reason
 
 IMPOSSIBLE = -1e20  # log-probability of what no path gives; finite, so that differences of two of them are no NaN
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.ops.selective_scan.triton import unavailable_reason
+from hmamba_asr.ops.backends import unavailable_reason
 
 
 class KeyValuePool:

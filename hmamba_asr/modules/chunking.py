@@ -14,16 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask, zero_padding
-from hmamba_asr.modules.chunks import ChunkOutput, choose, gather_chunks, pool_chunks, with_at_least
+from hmamba_asr.modules.chunks import ChunkOutput, choose, gather_chunks, with_at_least
+from hmamba_asr.ops.boundaries import label_novelty, on_budget, positions
+from hmamba_asr.ops.pooling import pool_chunks
 
-MIN_NOVELTY = 1e-6  # of a frame that differs from the one before it by more than float32's rounding
-MIN_SPREAD = 0.1  # in logits: less is noise, which standardising would blow up
-SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.88
-FAR = 1e4  # in logits: beyond every score
 CONTEXT = 12  # frames on either side, half a second, whose mean is what a frame is compared against
-LEAST_NOVELTY = 1e-5  # of a frame that may begin a chunk all the same
-MOST_FURTHER = 0.5  # of a window's share of the chunks, for its labels
-ROUNDING = 0.02  # of a number of labels
 MIN_CONTRAST = 1e-5  # of a frame's norm: less is float32's rounding
 
 
@@ -48,32 +43,31 @@ class _Chunker(nn.Module):
             valid = valid_mask(lengths, x.shape[1])
             return gather_chunks(x, valid.float(), valid, most=x.shape[1])
         with torch.autocast(x.device.type, enabled=False):
-            wide = zero_padding(x.double() if x.dtype == torch.float64 else x.float(), lengths)
-            chunked = self.route(wide, lengths, min_chunks)
+            chunked = self.route(x.double() if x.dtype == torch.float64 else x.float(), lengths, min_chunks)
         chunked.chunks = chunked.chunks.to(x.dtype)
         return chunked
 
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
-        """Chunks of x (B, T, D), in float32 at least and zero past the end."""
+        """Chunks of x (B, T, D), in float32 at least; what lies past the end is not to be read."""
         raise NotImplementedError
 
 
 class _BudgetChunker(_Chunker):
-    """Boundaries on a budget: the frames that are newest, by whatever measure, begin chunks, a fixed share of them.
+    """Boundaries on a budget (:func:`~hmamba_asr.ops.boundaries.on_budget`): the frames that are newest, by whatever measure,
+    begin chunks, one in ``target_ratio``, and every ``window`` frames get their part of these, so that no chunk is longer than
+    two windows. A chunk's state is the mean of its frames weighted by exp(score): nearly its first frame where that stands out,
+    and the whole chunk where frames are alike.
 
-    Of an utterance's L frames ceil(L / ``target_ratio``) begin chunks (:meth:`due`), the first one always; every ``window``
-    frames get their part of these (None: the utterance is one window), so that no chunk is longer than two windows. Fewer begin
-    chunks only where others are not new at all; of equals the earlier ones do.
-
-    A frame's score s_t is the logit of its novelty, standardised over the utterance; p_t = sigmoid(s_t - threshold), the
-    threshold half-way between the last score inside its window's budget and the first outside it. A chunk's state is the mean of
-    its frames weighted by exp(s_t): nearly its first frame where that stands out, and the whole chunk where frames are alike.
+    ``backend`` of these operations is "auto", or what is put in its place.
 
     Raises
     ------
     ValueError
         For a target_ratio below 1, or a window shorter than a chunk.
     """
+
+    backend = "auto"
+    chunks_per_label = 0.0
 
     def __init__(self, target_ratio: float, window: int | None):
         super().__init__(target_ratio)
@@ -82,59 +76,35 @@ class _BudgetChunker(_Chunker):
         self.window = window
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Of the frames of x (B, T, D), (B, T) from 0 to 1; a frame of 0 begins no chunk unless it is the first."""
+        """Of the frames of x (B, T, D), (B, T) from 0 to 1, and 0 past the end; a frame of 0 begins no chunk but the first."""
         raise NotImplementedError
-
-    def due(self, ends: Tensor, novelty: Tensor) -> Tensor:
-        """How many chunks (B, windows + 1) are to begin in front of the windows' ends, ``ends`` (B, windows + 1) from 0 to the
-        utterance's length; novelty (B, T) is 0 past it."""
-        return (ends.double() / self.target_ratio).ceil().long()
 
     def most_chunks(self, length: int) -> int | None:
         """Of an utterance of ``length`` frames; None where that is not known."""
-        return math.ceil(length / self.target_ratio)
+        return None if self.chunks_per_label else math.ceil(length / self.target_ratio)
 
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
-        scores, prob, mask = self.scores(x, lengths)
-        chosen, most = mask.sum(1), self.most_chunks(x.shape[1])
+        found = on_budget(
+            self.novelty(x, lengths), lengths, target_ratio=self.target_ratio, window=self.window,
+            chunks_per_label=self.chunks_per_label, backend=self.backend,
+        )  # fmt: skip
+        mask, places, most = found.mask, (found.frame_to_chunk, found.chunk_frames, found.counts), self.most_chunks(x.shape[1])
         if min_chunks is not None:
-            mask, most = with_at_least(prob, mask, lengths, min_chunks), None
-        chunked = gather_chunks(x, prob, mask, chosen=chosen, most=most)
-        valid = valid_mask(lengths, x.shape[1])
-        best = scores.detach().masked_fill(~valid, -FAR)
-        best = best.new_full(chunked.chunk_frames.shape, -FAR).scatter_reduce(1, chunked.frame_to_chunk, best, "amax")
-        weights = (scores - best.gather(1, chunked.frame_to_chunk)).masked_fill(~valid, -FAR).exp()
-        chunked.chunks = pool_chunks(x, weights, chunked)
-        return chunked
-
-    def scores(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, p and boundaries (B, T) of x (B, T, D). The first frame has p = 1, and in its chunk the weight of a frame one
-        standard deviation above the mean; a frame that is not new at all has p = 0."""
-        valid = valid_mask(lengths, x.shape[1])
-        novelty = self.novelty(x, lengths) * valid
-        differs = novelty[:, 1:] > MIN_NOVELTY
-        scores = SHARPNESS * _standardized(novelty[:, 1:].clamp(MIN_NOVELTY, 1 - MIN_NOVELTY).logit(), differs)
-        scores = F.pad(scores, (1, 0), value=SHARPNESS)
-        ranked = F.pad(scores[:, 1:].detach().masked_fill(~differs, -FAR), (1, 0), value=FAR)
-        differs = F.pad(differs, (1, 0), value=True)
-        thresholds, within = self._budget(ranked, lengths, novelty.detach())
-        prob = (scores - thresholds).sigmoid() * differs
-        return scores, torch.cat([torch.ones_like(prob[:, :1]), prob[:, 1:]], 1) * valid, within & differs & valid
-
-    def _budget(self, scores: Tensor, lengths: Tensor, novelty: Tensor) -> tuple[Tensor, Tensor]:
-        """Of every frame (B, T), its window's threshold, between the last of scores (B, T) inside the budget and the next one,
-        and whether the frame is inside; novelty (B, T), 0 past the end."""
-        batch, length = scores.shape
-        window = self.window or length
-        count = -(-length // window)
-        windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
-        ends = torch.minimum(torch.arange(count + 1, device=scores.device) * window, lengths.unsqueeze(1))
-        last = self.due(ends, novelty).diff(dim=1).clamp(max=window).unsqueeze(-1)
-        ordered, order = windows.sort(dim=-1, descending=True, stable=True)
-        within = torch.zeros_like(windows, dtype=torch.bool).scatter(-1, order, torch.arange(window, device=scores.device) < last)
-        ordered = F.pad(F.pad(ordered, (1, 0), value=FAR), (0, 1), value=-FAR)
-        thresholds = ((ordered.gather(-1, last) + ordered.gather(-1, last + 1)) / 2).expand(-1, -1, window)
-        return tuple(of_windows.reshape(batch, count * window)[:, :length] for of_windows in (thresholds, within))
+            mask = with_at_least(found.prob, mask, lengths, min_chunks)
+            if mask is not found.mask:
+                places, most = positions(mask), None
+        frame_to_chunk, chunk_frames, counts = places
+        if most is None:  # waits for a GPU to count
+            most = int(counts.max()) if len(counts) else 1
+        chunk_frames = chunk_frames[:, : max(1, most)]
+        chunks = pool_chunks(
+            x, found.scores, chunk_frames=chunk_frames, frame_to_chunk=frame_to_chunk, counts=counts, lengths=lengths,
+            backend=self.backend,
+        )  # fmt: skip
+        return ChunkOutput(
+            chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=frame_to_chunk,
+            boundary_prob=found.prob, boundary_mask=mask, chosen=found.counts,
+        )  # fmt: skip
 
 
 class CTCChunker(_BudgetChunker):
@@ -169,25 +139,8 @@ class CTCChunker(_BudgetChunker):
 
     @torch.no_grad()
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        layer = self.ctc_head.w
-        prob = F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype)).softmax(-1)
-        blank = prob[..., self.blank_index]
-        stays = (prob[:, 1:] * prob[:, :-1]).sum(-1) - blank[:, 1:] * blank[:, :-1]
-        # Sure blanks are all alike, but nothing keeps them from beginning chunks: most of what a trained CTC says are such.
-        return (1.0 - blank - F.pad(stays, (1, 0))).clamp(LEAST_NOVELTY, 1.0)
-
-    def due(self, ends: Tensor, novelty: Tensor) -> Tensor:
-        due = super().due(ends, novelty)
-        if not self.chunks_per_label:
-            return due
-        share = ends.diff(dim=1) / self.target_ratio
-        labels = F.pad(novelty.double().cumsum(1), (1, 0)).gather(1, ends).diff(dim=1)
-        further = (self.chunks_per_label * labels - share).clamp(min=0.0).minimum(MOST_FURTHER * share)
-        # A sure CTC expects whole numbers but for rounding, which must not decide.
-        return due + F.pad((further.cumsum(1) - ROUNDING).ceil().clamp(min=0).long(), (1, 0))
-
-    def most_chunks(self, length: int) -> int | None:
-        return None if self.chunks_per_label else super().most_chunks(length)
+        weight, bias = (None if w is None else w.to(x.dtype) for w in (self.ctc_head.w.weight, self.ctc_head.w.bias))
+        return label_novelty(x, weight, bias, lengths, blank=self.blank_index, backend=self.backend)
 
 
 class _Router:
@@ -236,7 +189,8 @@ class DynamicChunker(_Router, _BudgetChunker):
         self.make_router(d_model, lr_multiplier)
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return F.pad(self.dissimilarity(_contrast(x, lengths)), (1, 0), value=1.0)
+        novelty = F.pad(self.dissimilarity(_contrast(zero_padding(x, lengths), lengths)), (1, 0), value=1.0)
+        return zero_padding(novelty, lengths)
 
 
 class HNetChunker(_Router, _Chunker):
@@ -250,7 +204,8 @@ class HNetChunker(_Router, _Chunker):
         self.make_router(d_model, lr_multiplier)
 
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
-        prob = F.pad(self.dissimilarity(x), (1, 0), value=1.0) * valid_mask(lengths, x.shape[1])
+        x = zero_padding(x, lengths)
+        prob = zero_padding(F.pad(self.dissimilarity(x), (1, 0), value=1.0), lengths)
         mask, chosen = choose(prob, lengths, min_chunks)
         return gather_chunks(x, prob, mask, chosen=chosen)
 
@@ -267,13 +222,6 @@ def _contrast(x: Tensor, lengths: Tensor) -> Tensor:
     contrast = x - sums(x) / sums(valid.to(x.dtype)).clamp(min=1.0)
     flat = contrast.detach().norm(dim=-1, keepdim=True) <= MIN_CONTRAST * x.detach().norm(dim=-1, keepdim=True)
     return contrast.masked_fill(flat | ~valid, 0.0)
-
-
-def _standardized(x: Tensor, where: Tensor) -> Tensor:
-    """x (B, T) with mean 0 and standard deviation 1 over the frames of its row that ``where`` (B, T) marks."""
-    count = where.sum(1, keepdim=True).clamp(min=1)
-    centred = (x - x.masked_fill(~where, 0.0).sum(1, keepdim=True) / count).masked_fill(~where, 0.0)
-    return centred / (centred.square().sum(1, keepdim=True) / count + MIN_SPREAD**2).sqrt()
 
 
 def stride_boundaries(length: int, stride: float, device: torch.device) -> Tensor:
@@ -296,6 +244,7 @@ class FixedStrideChunker(nn.Module):
 
     target_ratio = None
     smooths = False
+    backend = "auto"  # of the mean
 
     def __init__(self, *, stride: float, pooling: str = "first"):
         super().__init__()
@@ -312,5 +261,8 @@ class FixedStrideChunker(nn.Module):
         mask, chosen = choose(mask.float(), lengths, min_chunks)
         chunked = gather_chunks(x, mask.float(), mask, chosen=chosen, most=most)
         if self.pooling == "mean":
-            chunked.chunks = pool_chunks(x, valid.to(x.dtype), chunked)
+            chunked.chunks = pool_chunks(
+                x, torch.zeros_like(chunked.boundary_prob), chunk_frames=chunked.chunk_frames,
+                frame_to_chunk=chunked.frame_to_chunk, counts=chunked.chunk_lengths, lengths=lengths, backend=self.backend,
+            )  # fmt: skip
         return chunked

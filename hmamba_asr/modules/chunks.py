@@ -1,4 +1,4 @@
-"""Chunks of frames: gathered, pooled, smoothed, returned to their frames, and the loss of their number.
+"""Chunks of frames: gathered, smoothed, returned to their frames, and the loss of their number.
 
 Source: Hwang, Wang and Gu, "Dynamic Chunking for End-to-End Hierarchical Sequence Modeling", https://arxiv.org/abs/2507.07955,
 section 2.2: downsampling, smoothing, upsampling, ratio loss.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hmamba_asr.lengths import valid_mask, zero_padding
+from hmamba_asr.ops.boundaries import positions
 from hmamba_asr.ops.ema import ema
 
 THRESHOLD = 0.5  # a frame at least this likely to begin a chunk does
@@ -42,34 +43,15 @@ def gather_chunks(
 ) -> ChunkOutput:
     """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) where
     it is not the number of boundaries. Where ``most``, which no utterance exceeds, is not given, a GPU is waited for to count."""
-    batch, length = boundary_mask.shape
-    counts = boundary_mask.sum(1)
+    frame_to_chunk, chunk_frames, counts = positions(boundary_mask)
     if most is None:
-        most = int(counts.max()) if batch else 1
-    most = max(1, most)
-    index = boundary_mask.long().cumsum(1) - 1
-    frames = torch.arange(length, device=x.device).expand(batch, length)
-    # One slot more than there are chunks takes what is no boundary.
-    slots = torch.zeros(batch, most + 1, dtype=torch.long, device=x.device)
-    chunk_frames = slots.scatter(1, torch.where(boundary_mask, index, most), frames)[:, :most]
-    chunk_frames = zero_padding(chunk_frames, counts)
+        most = int(counts.max()) if len(counts) else 1
+    chunk_frames = chunk_frames[:, : max(1, most)]
     chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
     return ChunkOutput(
-        chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=index.clamp(min=0),
+        chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=frame_to_chunk,
         boundary_prob=boundary_prob, boundary_mask=boundary_mask, chosen=counts if chosen is None else chosen,
     )  # fmt: skip
-
-
-def pool_chunks(x: Tensor, weights: Tensor, chunked: ChunkOutput) -> Tensor:
-    """Weighted mean of each chunk's frames (B, M, D): x (B, T, D), weights (B, T) of 0 or more, 0 past the end, not all 0 in a
-    chunk."""
-    index = chunked.frame_to_chunk
-    total = weights.new_zeros(chunked.chunk_frames.shape).scatter_add(1, index, weights)
-    shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny).gather(1, index)
-    # Zero weights do not hide what is not finite behind an utterance's end.
-    weighted = (shares.unsqueeze(-1) * x).masked_fill((weights == 0).unsqueeze(-1), 0.0)
-    pooled = weighted.new_zeros(*chunked.chunk_frames.shape, x.shape[2])
-    return pooled.scatter_add(1, index.unsqueeze(-1).expand_as(x), weighted)
 
 
 def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:

@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hmamba_asr.lengths import zero_padding
-from hmamba_asr.ops.selective_scan import triton
-
-BACKENDS = ("auto", "reference", "loop", "triton")
+from hmamba_asr.ops.backends import resolve
 
 
 def ema(
@@ -31,15 +29,7 @@ def ema(
     RuntimeError
         If ``triton`` cannot run here.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"EMA backend '{backend}' is unknown; choose one of {', '.join(BACKENDS)}.")
-    reason = triton.unavailable_reason(x.device)
-    if backend == "auto":
-        backend = "triton" if x.device.type == "cuda" and x.dtype != torch.float64 and reason is None else "loop"
-    if backend == "triton" and reason:
-        raise RuntimeError(reason)
-    if backend == "triton" and x.dtype == torch.float64:
-        raise ValueError("the triton backend has no float64; use backend 'loop' or 'reference'.")
+    backend = resolve(backend, x, operation="EMA", plain=("reference", "loop"))
     if not x.numel():
         return x.clone()
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -12,7 +12,7 @@ from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 from hmamba_asr.decoding import scorers
 from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer, ctc_greedy
-from hmamba_asr.ops.selective_scan.triton import unavailable_reason
+from hmamba_asr.ops.backends import unavailable_reason
 
 BLANK, EOS = 0, 3
 

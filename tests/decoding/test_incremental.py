@@ -8,7 +8,7 @@ from torch import nn
 
 from hmamba_asr.decoding import incremental
 from hmamba_asr.decoding.incremental import KeyValuePool, LanguageModelStepper, decoder_stepper
-from hmamba_asr.ops.selective_scan.triton import unavailable_reason
+from hmamba_asr.ops.backends import unavailable_reason
 
 VOCAB, D = 11, 16
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1}

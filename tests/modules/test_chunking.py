@@ -10,7 +10,8 @@ from speechbrain.nnet.linear import Linear
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hmamba_asr.modules.chunking import CTCChunker, DynamicChunker, FixedStrideChunker, HNetChunker
-from hmamba_asr.modules.chunks import dechunk, gather_chunks, pool_chunks, ratio_loss, smooth_chunks, with_at_least
+from hmamba_asr.modules.chunks import dechunk, gather_chunks, ratio_loss, smooth_chunks, with_at_least
+from hmamba_asr.ops.backends import unavailable_reason
 
 LENGTHS = torch.tensor([19, 1, 8, 0])
 D = 6
@@ -171,6 +172,7 @@ def test_novelty_by_hand():
         for before in range(5):
             if now != before:
                 expected[:, 1:] += prob[:, 1:, now] * prob[:, :-1, before]
+    expected[1, 2:] = 0.0
     novelty = chunker.novelty(x, torch.tensor([4, 2]))
     torch.testing.assert_close(novelty, expected)
     assert not novelty.requires_grad and list(chunker.parameters()) == []
@@ -213,16 +215,6 @@ def test_recognition_teaches_the_router():
         assert grad.isfinite().all() and grad.any()
 
 
-def test_pooling_by_hand_and_its_gradients():
-    x = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [float("nan")]]], dtype=torch.float64)
-    mask = torch.tensor([[True, False, True, False, False]])
-    weights = torch.tensor([[1.0, 3.0, 0.0, 2.0, 0.0]], dtype=torch.float64)
-    assert pool_chunks(x, weights, gather_chunks(x, mask.double(), mask)).flatten().tolist() == [2.5, 9.0]
-    x, weights = torch.randn(1, 5, 2, dtype=torch.float64), torch.rand(1, 5, dtype=torch.float64) + 0.1
-    chunked = gather_chunks(x, mask.double(), mask)
-    assert torch.autograd.gradcheck(lambda a, w: pool_chunks(a, w, chunked), (x.requires_grad_(), weights.requires_grad_()))
-
-
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 5, 6])
 def test_batch_equals_utterances_alone(index):
     chunker, x = chunkers()[index].double(), frames(torch.float64)
@@ -240,6 +232,29 @@ def test_batch_equals_utterances_alone(index):
         again = dechunk(smooth_chunks(batch.chunks, batch), batch, LENGTHS)[row]
         torch.testing.assert_close(again[:n], dechunk(smooth_chunks(alone.chunks, alone), alone, LENGTHS[row : row + 1])[0, :n])
         assert not again[n:].any()
+
+
+@pytest.mark.parametrize("index", [3, 4, 5, 6])
+@pytest.mark.parametrize("floor", [None, [12, 1, 5, 0]])
+def test_kernels_find_the_same_chunks(index, floor):
+    """In an encoder's hands, with a floor that some utterances need; and the same gradient flows back."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if reason := unavailable_reason(device):
+        pytest.skip(reason)
+    chunker, lengths = chunkers()[index].to(device), LENGTHS.to(device)
+    floor = None if floor is None else torch.tensor(floor, device=device)
+    found = []
+    for backend in ("reference", "triton"):
+        x, chunker.backend = frames().to(device).requires_grad_(), backend
+        out = chunker(x, lengths, floor)
+        weights = torch.arange(out.chunks.numel(), device=device).view(out.chunks.shape) % 7
+        found.append((out, torch.autograd.grad((out.chunks * weights).sum(), x)[0]))
+    (plain, plain_grad), (fused, fused_grad) = found
+    for name in ("boundary_mask", "chunk_lengths", "chunk_frames", "frame_to_chunk", "chosen"):
+        assert torch.equal(getattr(fused, name), getattr(plain, name)), name
+    torch.testing.assert_close(fused.boundary_prob, plain.boundary_prob, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fused.chunks, plain.chunks, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused_grad, plain_grad, rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
-from hmamba_asr.ops.selective_scan.triton import unavailable_reason
+from hmamba_asr.ops.backends import unavailable_reason
 
 if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None:
     pytest.skip("Triton cannot run", allow_module_level=True)

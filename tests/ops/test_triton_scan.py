@@ -8,11 +8,12 @@ from benchmarking import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmamba_asr.ops.backends import unavailable_reason
 from hmamba_asr.ops.selective_scan import reference, scan_directions, selective_scan, selective_scan_step
 from hmamba_asr.ops.selective_scan import triton as backend
 
 pytestmark = pytest.mark.skipif(
-    backend.unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None,
+    unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None,
     reason="Triton cannot run",
 )
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias", "initial_state")

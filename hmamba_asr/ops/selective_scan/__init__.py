@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmamba_asr.lengths import reverse_valid, zero_padding
+from hmamba_asr.ops.backends import resolve
 from hmamba_asr.ops.selective_scan import chunked, mamba_ssm, reference, triton
 
 BACKENDS = ("auto", "reference", "chunked", "triton", "mamba_ssm")
@@ -28,18 +29,9 @@ def resolve_backend(backend: str, x: Tensor) -> str:
     RuntimeError
         If the backend cannot run here.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"scan backend '{backend}' is unknown; choose one of {', '.join(BACKENDS)}.")
-    if backend == "auto":
-        on_gpu = x.device.type == "cuda" and x.dtype != torch.float64 and triton.unavailable_reason(x.device) is None
-        return "triton" if on_gpu else "chunked"
     if backend == "mamba_ssm" and (reason := mamba_ssm.unavailable_reason()):
         raise RuntimeError(reason)
-    if backend == "triton" and (reason := triton.unavailable_reason(x.device)):
-        raise RuntimeError(reason)
-    if backend in ("triton", "mamba_ssm") and x.dtype == torch.float64:
-        raise ValueError(f"the {backend} backend has no float64; use backend 'chunked' or 'reference'.")
-    return backend
+    return resolve(backend, x, operation="scan", plain=("reference", "chunked"), other=("mamba_ssm",))
 
 
 def check_directions(directions: tuple[str, ...], groups: int) -> None:

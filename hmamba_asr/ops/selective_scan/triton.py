@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from dataclasses import dataclass
 
 import torch
@@ -40,24 +39,6 @@ FORWARD = _Pass(registers=128, warps=4, latency=2.3, prepass=0.8)
 BACKWARD = _Pass(registers=168, warps=3, latency=5.7, prepass=0.5)
 PARTS = 4  # of a processor
 PER_SEGMENT, FOR_SEGMENTS = 0.06, 10.0  # passing states on, in the same units: of every segment, and once
-
-
-def unavailable_reason(device: torch.device) -> str | None:
-    """Why the kernels cannot run on tensors of ``device``, as one sentence; None where they can."""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return f"the triton backend needs the triton package ({error}); install it, or use another backend."
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    if device.type != "cuda":
-        return (
-            f"the triton backend needs a CUDA GPU, and the tensors are on {device.type}; use another backend (or set "
-            "TRITON_INTERPRET=1 to run the kernels slowly, for tests)."
-        )
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the triton backend needs a GPU of compute capability 8.0 or newer; use another backend."
-    return None
 
 
 @functools.cache

@@ -1,0 +1,88 @@
+"""Means of chunks: by hand, their gradients, and the kernels against the plain operations."""
+
+import pytest
+import torch
+
+from hmamba_asr.ops.backends import unavailable_reason
+from hmamba_asr.ops.boundaries import positions
+from hmamba_asr.ops.pooling import pool_chunks
+
+LENGTHS = torch.tensor([23, 1, 8, 0])
+
+
+def inputs(width=6, dtype=torch.float32, spread=1.0):
+    """x, scores, chunks of random lengths, and one utterance that is a single chunk; NaN behind utterances' ends."""
+    torch.manual_seed(width)
+    inside = torch.arange(23) < LENGTHS.unsqueeze(1)
+    mask = torch.rand(4, 23) < 0.4
+    mask[2], mask[:, 0] = False, True
+    x = torch.randn(4, 23, width, dtype=dtype).masked_fill(~inside.unsqueeze(-1), float("nan"))
+    scores = (spread * torch.randn(4, 23, dtype=torch.float64)).to(dtype).masked_fill(~inside, float("nan"))
+    return x, scores, mask & inside
+
+
+def run(x, scores, mask, backend, device="cpu"):
+    """The means, and the gradients of x and scores."""
+    frame_to_chunk, chunk_frames, counts = (y.to(device) for y in positions(mask))
+    x, scores = (y.to(device).detach().requires_grad_() for y in (x, scores))
+    most = int(counts.max())
+    out = pool_chunks(
+        x, scores, chunk_frames=chunk_frames[:, :most], frame_to_chunk=frame_to_chunk, counts=counts,
+        lengths=LENGTHS[: len(x)].to(device), backend=backend,
+    )  # fmt: skip
+    weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(out)
+    return [y.cpu() for y in (out.detach(), *torch.autograd.grad((out * weights).sum(), (x, scores)))]
+
+
+def test_by_hand():
+    x = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [float("nan")]]])
+    scores = torch.tensor([[1.0, 3.0, 1e-30, 2.0, 1.0]]).log()
+    frame_to_chunk, chunk_frames, counts = positions(torch.tensor([[True, False, True, False, False]]))
+    out = pool_chunks(
+        x, scores, chunk_frames=chunk_frames[:, :3], frame_to_chunk=frame_to_chunk, counts=counts, lengths=torch.tensor([4]),
+        backend="reference",
+    )  # fmt: skip
+    torch.testing.assert_close(out, torch.tensor([[[2.5], [9.0], [0.0]]]))
+
+
+def test_gradients_by_finite_differences():
+    x, scores = torch.randn(1, 8, 2, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
+    frame_to_chunk, chunk_frames, counts = positions(torch.tensor([[True, False, True, False, False, True, False, False]]))
+
+    def pooled(x, scores):
+        return pool_chunks(
+            x, scores, chunk_frames=chunk_frames[:, :3], frame_to_chunk=frame_to_chunk, counts=counts, lengths=torch.tensor([7])
+        )
+
+    assert torch.autograd.gradcheck(pooled, (x.requires_grad_(), scores.requires_grad_()))
+
+
+@pytest.mark.parametrize("width", [1, 6, 300])
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_the_kernels_are_the_plain_means(width, spread, device, poisoned):
+    if reason := unavailable_reason(device):
+        pytest.skip(reason)
+    x, scores, mask = inputs(width, spread=spread)
+    expected = run(x.double(), scores.double(), mask, "reference")
+    for plain, fused in zip(expected, run(x, scores, mask, "triton", device), strict=True):
+        assert fused.isfinite().all()
+        torch.testing.assert_close(fused.double(), plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_half_precision_sums_in_float32(backend, device):
+    device = device if backend == "triton" else torch.device("cpu")
+    if backend == "triton" and (reason := unavailable_reason(device)):
+        pytest.skip(reason)
+    x, scores, mask = inputs(dtype=torch.bfloat16)
+    expected = run(x.double(), scores.double(), mask, "reference")
+    for plain, fused in zip(expected, run(x, scores, mask, backend, device), strict=True):
+        assert fused.dtype == torch.bfloat16
+        torch.testing.assert_close(fused.double(), plain, rtol=1e-2, atol=1e-2)
+
+
+def test_nothing_flows_behind_the_end(device):
+    for backend in ("reference", "triton") if unavailable_reason(device) is None else ("reference",):
+        _, gx, gscores = run(*inputs(), backend, device if backend == "triton" else torch.device("cpu"))
+        for row, n in enumerate(LENGTHS.tolist()):
+            assert not gx[row, n:].any() and not gscores[row, n:].any()
