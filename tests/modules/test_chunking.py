@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from speechbrain.nnet.linear import Linear
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmamba_asr.modules.chunking import CTCChunker, DynamicChunker, FixedStrideChunker, HNetChunker
 from hmamba_asr.modules.chunks import dechunk, gather_chunks, ratio_loss, smooth_chunks, with_at_least
@@ -255,6 +256,44 @@ def test_kernels_find_the_same_chunks(index, floor):
     torch.testing.assert_close(fused.boundary_prob, plain.boundary_prob, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fused.chunks, plain.chunks, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fused_grad, plain_grad, rtol=1e-4, atol=1e-5)
+
+
+class Counting(TorchDispatchMode):
+    """Counts kernels launched and PyTorch's operations, but for those that only allocate or look at memory in another way."""
+
+    operations = launches = 0
+    inside = False
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        free = function.is_view or "empty" in function.__name__ or "detach" in function.__name__
+        self.operations += not (free or self.inside)
+        return function(*args, **(kwargs or {}))
+
+    def counted(self, launch):
+        def run(*inputs, **options):
+            self.launches, self.inside = self.launches + 1, True
+            launch(*inputs, **options)
+            self.inside = False
+
+        return run
+
+
+def test_kernels_are_few_launches(monkeypatch):
+    """A slow host makes a GPU wait for each: three kernels and four operations, where there were 127."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if reason := unavailable_reason(device):
+        pytest.skip(reason)
+    from hmamba_asr.ops import boundaries_triton, launch, pooling_triton
+
+    chunker, x, lengths = chunkers()[6].to(device), frames().to(device), LENGTHS.to(device)
+    for backend, most in (("reference", 130), ("triton", 4)):
+        chunker.backend = backend
+        with Counting() as counting, torch.no_grad():
+            for module in (boundaries_triton, pooling_triton):
+                monkeypatch.setattr(module, "launch", counting.counted(launch.launch))
+            chunker(x, lengths)
+        assert counting.operations <= most and counting.launches == (3 if backend == "triton" else 0)
+    assert counting.operations > 1
 
 
 @settings(max_examples=30, deadline=None)
