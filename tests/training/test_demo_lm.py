@@ -18,7 +18,7 @@ from hmamba_asr.models.asr import ASRModel
 from hmamba_asr.models.encoder import ConMambaEncoder
 from hmamba_asr.modules.frontend import ConvSubsampling
 
-VOCAB, BLANK, BOS, EOS = 45, 0, 1, 2  # of the demo's YAMLs
+VOCAB, BLANK, BOS, EOS = 90, 0, 1, 2  # of the demo's YAMLs
 COUNTS = {"train": 600, "dev-clean": 40, "test-clean": 1, "test-other": 1}
 
 

@@ -74,8 +74,8 @@ def test_two_processes_equal_one_with_accumulation(lm_recipe, train_lm_script, t
 
 
 def test_wrong_input_is_one_sentence(lm_recipe, train_lm_script, tmp_path):
-    with pytest.raises(ValueError, match="the tokenizer has 20 pieces and vocab_size is 45"):
-        train_lm_script.main(lm_recipe.arguments(tmp_path / "a", vocab_size=45))
+    with pytest.raises(ValueError, match="the tokenizer has 20 pieces and vocab_size is 90"):
+        train_lm_script.main(lm_recipe.arguments(tmp_path / "a", vocab_size=90))
     with pytest.raises(FileNotFoundError, match="there is no text nowhere.txt"):
         train_lm_script.main(lm_recipe.arguments(tmp_path / "b", train_text="[nowhere.txt]"))
 
