@@ -15,16 +15,16 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.modules.chunking import stride_boundaries
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
 
 def forced_novelty(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """A chunker's novelty, computed and then replaced: only every ``target_ratio``-th frame is new (of a broken one on
-    average)."""
+    """A chunker's novelty, computed and then replaced: only every ``target_ratio``-th frame is new, of a broken one on average,
+    so that every window is given just what is its due."""
     computed = type(chunker).novelty(chunker, x, lengths)
-    begins = stride_boundaries(x.shape[1], chunker.target_ratio, x.device) & valid_mask(lengths, x.shape[1])
+    due = (torch.arange(x.shape[1] + 1, device=x.device, dtype=torch.float64) / chunker.target_ratio).ceil()
+    begins = (due.diff() > 0) & valid_mask(lengths, x.shape[1])
     return computed.masked_fill(begins, 0.5) * begins
 
 

@@ -55,7 +55,7 @@ ALIKE = {
     "in_cast",
     "out_cast",
 }
-WHOLE = (
+INT64 = (
     "lengths", "newest", "last_frames", "window", "parents", "labels", "frame_to_chunk", "chunk_frames", "counts",
 )  # fmt: skip
 FLOAT32 = tuple(module.__name__ for module in (attention_triton, boundaries_triton, ema_triton, pooling_triton))
@@ -73,7 +73,9 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
     attention = {"D": 36, "SCALE": 1 / 6, "HAS_MASK": True, "BLOCK_Q": attention_triton.BLOCK_Q}
     attention |= {"BLOCK_T": attention_triton.BLOCK_T, "BLOCK_D": 64}
     budget = {"RATIO": 2.0, "WINDOW": 100, "PER_LABEL": 1.1, "WIDTH": 128, "BLOCK_T": boundaries_triton.BLOCK_T}
-    budget |= {"BLOCK_J": boundaries_triton.BLOCK_J, **{name: getattr(boundaries, name) for name in boundaries.CONSTANTS}}
+    names = ("MIN_NOVELTY", "MIN_SPREAD", "SHARPNESS", "FAR", "MOST_FURTHER", "ROUNDING")
+    budget |= {"BLOCK_J": boundaries_triton.PAIRS // 128, **{name: getattr(boundaries, name) for name in names}}
+    largest = budget | {"WINDOW": boundaries.MAX_WINDOW, "WIDTH": boundaries.MAX_WINDOW, "BLOCK_J": 8}
     pool = {"D": 144, "BLOCK_D": 256}
     prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
     return {
@@ -96,8 +98,9 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "attend": (attention_triton.attend_kernel, attention, attention_triton.WARPS),
         "novelty": (boundaries_triton.label_novelty_kernel, {"LEAST": 1e-5, "BLOCK_V": boundaries_triton.BLOCK_V}, 1),
         "budget": (boundaries_triton.on_budget_kernel, budget, boundaries_triton.WARPS),
+        "budget, large windows": (boundaries_triton.on_budget_kernel, largest, boundaries_triton.WARPS),
         "pool": (pooling_triton.pool_kernel, pool, 1),
-        "pool backward": (pooling_triton.pool_backward_kernel, pool, 1),
+        "pool backward": (pooling_triton.pool_backward_kernel, pool | {"OF_X": True, "OF_SCORES": True}, 1),
         "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
         "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
         "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),
@@ -114,7 +117,7 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
     for name in function.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name in WHOLE:
+        elif name in INT64:
             types[name] = "*i64"
         elif name == "mask" and module == boundaries_triton.__name__:
             types[name] = "*i1"

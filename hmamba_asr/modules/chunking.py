@@ -58,7 +58,8 @@ class _BudgetChunker(_Chunker):
     two windows. A chunk's state is the mean of its frames weighted by exp(score): nearly its first frame where that stands out,
     and the whole chunk where frames are alike.
 
-    ``backend`` of these operations is "auto", or what is put in its place.
+    ``backend`` of these operations is "auto"; tests and benchmarks put "reference" or "triton" in its place, the latter where
+    there is a window and scores need no gradient.
 
     Raises
     ------

@@ -21,8 +21,8 @@ SHARPNESS = 2.0  # a frame one standard deviation above the threshold has p = 0.
 FAR = 1e4  # in logits: beyond every score
 MOST_FURTHER = 0.5  # of a window's share of the chunks, for its labels
 ROUNDING = 0.02  # of a number of labels
-BLOCK = (2**18, 2**27)  # logits at a time on a CPU, whose caches they should not outgrow, and on a GPU, of half a GB
-CONSTANTS = ("MIN_NOVELTY", "MIN_SPREAD", "SHARPNESS", "FAR", "MOST_FURTHER", "ROUNDING")  # of the kernel, in its order
+MAX_WINDOW = 512  # of the kernel
+BLOCK, GPU_BLOCK = 2**18, 2**27  # logits at a time: those a CPU's caches hold, and half a GB
 
 
 @dataclass
@@ -47,32 +47,34 @@ def label_novelty(
     ``LEAST_NOVELTY`` at least: sure blanks are all alike, but nothing keeps them from beginning chunks. 0 past the end.
 
     P_t is the softmax of a linear head, weight (vocab, D) and bias (vocab,), on x (B, T, D), of which some ``BLOCK`` logits are
-    there at a time. No gradient. For the backends see :func:`~hmamba_asr.ops.backends.resolve`."""
+    there at a time (but for a compiler, which would unroll it for every T). No gradient. For the backends see
+    :func:`~hmamba_asr.ops.backends.resolve`."""
     if resolve(backend, x, operation="label_novelty") == "triton":
         from hmamba_asr.ops.boundaries_triton import label_novelty as of_logits
     else:
         of_logits = _label_novelty
-    batch, frames = x.shape[:2]
-    states, step = x.reshape(batch * frames, -1), max(1, BLOCK[x.device.type == "cuda"] // weight.shape[0])
-    novelty = torch.empty(batch * frames, dtype=x.dtype, device=x.device)
-    for start in range(0, batch * frames, step):
-        first = max(0, start - 1)  # a frame is compared with the one before it
-        logits = F.linear(states[first : start + step], weight, bias)
-        of_logits(logits, lengths, novelty[start : start + step], start=start, frames=frames, blank=blank, least=LEAST_NOVELTY)
-    return novelty.view(batch, frames)
+    (batch, frames, width), vocab = x.shape, weight.shape[0]
+    states, rows = x.reshape(-1, width), batch * frames
+    step = rows if torch.compiler.is_compiling() else max(1, (GPU_BLOCK if x.is_cuda else BLOCK) // vocab)
+    parts, settings = [], {"frames": frames, "blank": blank % vocab, "least": LEAST_NOVELTY}
+    for start in range(0, rows, max(1, step)):
+        ahead = min(1, start)  # a frame is compared with the one before it
+        logits = F.linear(states[start - ahead : start + step], weight, bias)
+        parts.append(of_logits(logits, lengths, start=start, ahead=ahead, **settings))
+    return (torch.cat(parts) if len(parts) > 1 else parts[0] if parts else x.new_zeros(0)).view(batch, frames)
 
 
 def _label_novelty(
-    logits: Tensor, lengths: Tensor, novelty: Tensor, *, start: int, frames: int, blank: int, least: float
-) -> None:  # fmt: skip
-    """Of the frames from ``start`` on (N,), B utterances of ``frames`` in line; logits (N, vocab) of these, or (N + 1, vocab)
-    with the frame before them."""
+    logits: Tensor, lengths: Tensor, *, start: int, ahead: int, frames: int, blank: int, least: float
+) -> Tensor:  # fmt: skip
+    """Of N frames from ``start`` on (N,), utterances of ``frames`` in line; logits (ahead + N, vocab), with ``ahead`` frames in
+    front of these."""
     prob = logits.softmax(-1)
     prob[:, blank] = 0.0  # not 1 - P(blank), of which rounding leaves little where the blank is sure
-    stays = F.pad(torch.linalg.vecdot(prob[1:], prob[:-1]), (1, 0))[-len(novelty) :]
-    at = torch.arange(start, start + len(novelty), device=logits.device)
-    found = prob[-len(novelty) :].sum(-1) - stays.masked_fill(at % frames == 0, 0.0)
-    novelty.copy_(found.clamp(least, 1.0).masked_fill(at % frames >= lengths[at // frames], 0.0))
+    stays = F.pad(torch.linalg.vecdot(prob[1:], prob[:-1]), (1, 0))[ahead:]
+    at = torch.arange(start, start + len(prob) - ahead, device=logits.device)
+    novelty = prob[ahead:].sum(-1) - stays.masked_fill(at % frames == 0, 0.0)
+    return novelty.clamp(least, 1.0).masked_fill(at % frames >= lengths[at // frames], 0.0)
 
 
 def on_budget(
@@ -84,27 +86,28 @@ def on_budget(
     these, and with ``chunks_per_label`` at least so many for each label to expect, the sum of their novelties, but at most
     ``MOST_FURTHER`` of their part more.
 
-    novelty (B, T), from 0 to 1, 0 past the end; the first frame's counts only as a label's. A frame's score s_t is the logit of
+    novelty (B, T), from 0 to 1; the first frame's counts only as a label's. A frame's score s_t is the logit of
     its novelty, standardised over the utterance (the first one's: a standard deviation above the mean); p_t = sigmoid(s_t -
     threshold), the threshold half-way between the last score inside its window's budget and the first outside it. p is 1 at the
     first frame and 0 at a frame that is not new at all.
 
-    The kernel has no gradient and takes windows of up to 512 frames: "auto" is "reference" otherwise.
+    The kernel has no gradient and takes windows of up to ``MAX_WINDOW`` frames: "auto" is "reference" otherwise.
 
     Raises
     ------
     ValueError, RuntimeError
         As :func:`~hmamba_asr.ops.backends.resolve` does, and ValueError where the kernel is asked for what it does not take.
     """
-    plain = (novelty.requires_grad and torch.is_grad_enabled()) or window is None or window > 512
+    plain = (novelty.requires_grad and torch.is_grad_enabled()) or window is None or window > MAX_WINDOW
     if plain and backend == "triton":
-        raise ValueError("the triton backend of on_budget has no gradient and needs a window of at most 512 frames.")
+        raise ValueError(f"the triton backend of on_budget has no gradient and needs a window of at most {MAX_WINDOW} frames.")
     if resolve(backend, novelty, operation="on_budget") == "triton" and not plain:
         from hmamba_asr.ops.boundaries_triton import on_budget as by_kernel
 
-        constants = (globals()[name] for name in CONSTANTS)
-        return Boundaries(*by_kernel(novelty, lengths, (float(target_ratio), window, float(chunks_per_label), *constants)))
+        settings = (float(target_ratio), window, float(chunks_per_label), MIN_NOVELTY, MIN_SPREAD, SHARPNESS, FAR)
+        return Boundaries(*by_kernel(novelty, lengths, (*settings, MOST_FURTHER, ROUNDING)))
     valid = valid_mask(lengths, novelty.shape[1])
+    novelty = (novelty if novelty.dtype == torch.float64 else novelty.float()).masked_fill(~valid, 0.0)
     differs = novelty[:, 1:] > MIN_NOVELTY
     scores = SHARPNESS * _standardized(novelty[:, 1:].clamp(MIN_NOVELTY, 1 - MIN_NOVELTY).logit(), differs)
     scores = F.pad(scores, (1, 0), value=SHARPNESS)
@@ -149,15 +152,15 @@ def _due(ends: Tensor, novelty: Tensor, target_ratio: float, chunks_per_label: f
 def _first_of_windows(scores: Tensor, window: int | None, due: Tensor) -> tuple[Tensor, Tensor]:
     """Of every frame (B, T), its window's threshold, between the last of scores (B, T) inside the budget and the next one, and
     whether the frame is inside; due (B, windows)."""
-    batch, length = scores.shape
+    (batch, length), count = scores.shape, due.shape[1]
     window = window or length
-    windows = F.pad(scores, (0, due.shape[1] * window - length), value=-FAR).view(batch, -1, window)
+    windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
     last = due.clamp(max=window).unsqueeze(-1)
     ordered, order = windows.sort(dim=-1, descending=True, stable=True)
     within = torch.zeros_like(windows, dtype=torch.bool).scatter(-1, order, torch.arange(window, device=scores.device) < last)
     ordered = F.pad(F.pad(ordered, (1, 0), value=FAR), (0, 1), value=-FAR)
     thresholds = ((ordered.gather(-1, last) + ordered.gather(-1, last + 1)) / 2).expand(-1, -1, window)
-    return tuple(of_windows.reshape(batch, -1)[:, :length] for of_windows in (thresholds, within))
+    return tuple(of_windows.reshape(batch, count * window)[:, :length] for of_windows in (thresholds, within))
 
 
 def _standardized(x: Tensor, where: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Boundaries by Triton: what :mod:`~hmamba_asr.ops.boundaries` does in some hundred small launches, in two.
+"""Boundaries by Triton: in two launches what :mod:`~hmamba_asr.ops.boundaries` does in some ninety.
 
 One kernel goes through the logits once, block by block, for two neighbouring frames at a time, with running softmaxes of both
 (Milakov and Gimelshein, https://arxiv.org/abs/1805.02867). The other one takes an utterance, window by window; a frame's rank in
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hmamba_asr.ops.launch import kernel, launch
 
-BLOCK_V, BLOCK_T, BLOCK_J = 512, 1024, 32  # labels, frames, and frames to compare with at a time
+BLOCK_V, BLOCK_T, PAIRS = 512, 1024, 4096  # labels, frames, and pairs of frames to compare at a time
 WARPS = 4  # for an utterance; a frame has one, whose sums need no barrier
 
 
@@ -133,21 +133,24 @@ def on_budget_kernel(
     tl.store(counts + b, taken.to(tl.int64))
 
 
+@torch.compiler.disable
 def label_novelty(
-    logits: Tensor, lengths: Tensor, novelty: Tensor, *, start: int, frames: int, blank: int, least: float
-) -> None:  # fmt: skip
-    """See :func:`~hmamba_asr.ops.boundaries.label_novelty`; the arguments of its ``_label_novelty``, logits with rows in line."""
-    vocab = logits.shape[1]
+    logits: Tensor, lengths: Tensor, *, start: int, ahead: int, frames: int, blank: int, least: float
+) -> Tensor:  # fmt: skip
+    """What ``_label_novelty`` of :mod:`~hmamba_asr.ops.boundaries` does."""
+    rows, vocab = logits.shape[0] - ahead, logits.shape[1]
+    novelty = torch.empty(rows, dtype=torch.float32, device=logits.device)
     launch(
-        label_novelty_kernel, (len(novelty), 1, 1), (logits, lengths.contiguous(), novelty),
-        (start, len(logits) - len(novelty), frames, vocab, blank), (least, min(BLOCK_V, triton.next_power_of_2(vocab))),
-        num_warps=1,
+        label_novelty_kernel, (rows, 1, 1), (logits.contiguous(), lengths.contiguous(), novelty),
+        (start, ahead, frames, vocab, blank), (least, min(BLOCK_V, triton.next_power_of_2(vocab))), num_warps=1,
     )  # fmt: skip
+    return novelty
 
 
+@torch.compiler.disable
 def on_budget(novelty: Tensor, lengths: Tensor, settings: tuple) -> tuple[Tensor, ...]:
     """See :func:`~hmamba_asr.ops.boundaries.on_budget`; ``settings`` are the kernel's constants from RATIO to ROUNDING."""
-    batch, frames = novelty.shape
+    (batch, frames), width = novelty.shape, triton.next_power_of_2(settings[1])
     novelty = novelty.detach().float().contiguous()
     scores, prob = torch.empty_like(novelty), torch.empty_like(novelty)
     mask = torch.empty_like(novelty, dtype=torch.bool)
@@ -157,6 +160,6 @@ def on_budget(novelty: Tensor, lengths: Tensor, settings: tuple) -> tuple[Tensor
     out = (scores, prob, mask, frame_to_chunk, chunk_frames, counts)
     launch(
         on_budget_kernel, (batch, 1, 1), (novelty, lengths.contiguous(), *out), (frames,),
-        (*settings, triton.next_power_of_2(settings[1]), BLOCK_T, BLOCK_J), num_warps=WARPS,
+        (*settings, width, BLOCK_T, max(1, PAIRS // width)), num_warps=WARPS,
     )  # fmt: skip
     return out

@@ -15,9 +15,9 @@ def pool_chunks(
 ) -> Tensor:  # fmt: skip
     """Mean of each chunk's frames (B, M, D), weighted by exp(scores), 0 past counts; frames past the end are not read.
 
-    x (B, T, D), scores (B, T); chunk_frames (B, M), the frame that each of counts (B,) chunks begins at; frame_to_chunk (B, T);
-    lengths (B,). Sums are float32 at least, the means x's dtype. For the backends and what they raise see
-    :func:`~hmamba_asr.ops.backends.resolve`.
+    x (B, T, D), scores (B, T); chunk_frames (B, M), the frame that each of counts (B,) chunks begins at, the first one at the
+    first frame; frame_to_chunk (B, T); lengths (B,). Sums are float32 at least, the means x's dtype. For the backends and what
+    they raise see :func:`~hmamba_asr.ops.backends.resolve`.
     """
     if resolve(backend, x, operation="pool_chunks") == "triton":
         from hmamba_asr.ops.pooling_triton import pool_chunks as by_kernel

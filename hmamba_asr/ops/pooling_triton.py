@@ -1,4 +1,4 @@
-"""Chunk means by Triton: a warp takes a chunk through its frames, and in the backward pass a frame to its chunk; no atomics."""
+"""Chunk means by Triton: a program takes a chunk through its frames, in the backward pass a frame to its chunk; no atomics."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def pool_kernel(
 
 @kernel
 def pool_backward_kernel(
-    gout, x, scores, out, norms, frame_to_chunk, lengths, gx, gscores, T, M, D: tl.constexpr, BLOCK_D: tl.constexpr
+    gout, x, scores, out, norms, frame_to_chunk, lengths, gx, gscores, T, M,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, OF_X: tl.constexpr, OF_SCORES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x (B, T, D) and scores (B, T), 0 past the end."""
+    """Gradients of x (B, T, D) and scores (B, T), 0 past the end; x and out are read, and gscores written, only for OF_SCORES."""
     row = tl.program_id(0).to(tl.int64)
     b, t = row // T, row % T
     d = tl.arange(0, BLOCK_D)
@@ -50,20 +51,23 @@ def pool_backward_kernel(
     score = tl.load(scores + row, mask=there, other=0.0)
     share = tl.where(there, tl.exp(score - tl.load(norms + chunk, mask=there, other=0.0)), 0.0)
     g = tl.load(gout + chunk * D + d, mask=inside, other=0.0).to(tl.float32)
-    values = tl.load(x + row * D + d, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.load(out + chunk * D + d, mask=inside, other=0.0).to(tl.float32)
-    tl.store(gx + row * D + d, share * g, mask=d < D)
-    tl.store(gscores + row, share * tl.sum(g * (values - mean), 0))
+    if OF_X:
+        tl.store(gx + row * D + d, share * g, mask=d < D)
+    if OF_SCORES:
+        values = tl.load(x + row * D + d, mask=inside, other=0.0).to(tl.float32)
+        mean = tl.load(out + chunk * D + d, mask=inside, other=0.0).to(tl.float32)
+        tl.store(gscores + row, share * tl.sum(g * (values - mean), 0))
 
 
-def _launch(function, rows: int, width: int, tensors: tuple[Tensor, ...], numbers: tuple[int, ...]) -> None:
+def _launch(function, rows: int, width: int, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], *flags: bool) -> None:
     block = triton.next_power_of_2(width)
-    launch(function, (rows, 1, 1), tensors, numbers, (width, block), num_warps=max(1, min(8, block // 256)))
+    launch(function, (rows, 1, 1), tensors, numbers, (width, block, *flags), num_warps=max(1, min(8, block // 256)))
 
 
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scores, chunk_frames, frame_to_chunk, counts, lengths):
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         batch, frames, width = x.shape
         x, scores = x.contiguous(), scores.float().contiguous()
         frame_to_chunk, counts, lengths = (y.contiguous() for y in (frame_to_chunk, counts, lengths))
@@ -75,22 +79,29 @@ class _Pool(torch.autograd.Function):
             pool_kernel, batch * chunks, width, (x, scores, chunk_frames, counts, lengths, out, norms),
             (chunk_frames.stride(0), frames, chunks),
         )  # fmt: skip
-        ctx.save_for_backward(x, scores, out, norms, frame_to_chunk, lengths)
+        # Of chunkers whose scores learn nothing only the shares are kept.
+        kept = (x, out) if ctx.needs_input_grad[1] else ()
+        ctx.save_for_backward(scores, norms, frame_to_chunk, lengths, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gout):
-        x, scores, out, norms, frame_to_chunk, lengths = ctx.saved_tensors
-        batch, frames, width = x.shape
-        gx, gscores = torch.empty_like(x), torch.empty_like(scores)
+        scores, norms, frame_to_chunk, lengths, *kept = ctx.saved_tensors
+        of_x, of_scores = ctx.needs_input_grad[:2]
+        gout = gout.contiguous()
+        gx = torch.empty(ctx.shape if of_x else 0, dtype=ctx.dtype, device=gout.device)
+        gscores = torch.empty_like(scores) if of_scores else scores
+        x, out = kept or (gout, gout)
+        batch, frames, width = ctx.shape
         _launch(
             pool_backward_kernel, batch * frames, width,
-            (gout.contiguous(), x, scores, out, norms, frame_to_chunk, lengths, gx, gscores), (frames, out.shape[1]),
+            (gout, x, scores, out, norms, frame_to_chunk, lengths, gx, gscores), (frames, norms.shape[1]), of_x, of_scores,
         )  # fmt: skip
-        return gx, gscores, None, None, None, None
+        return gx if of_x else None, gscores if of_scores else None, None, None, None, None
 
 
+@torch.compiler.disable
 def pool_chunks(
     x: Tensor, scores: Tensor, chunk_frames: Tensor, frame_to_chunk: Tensor, counts: Tensor, lengths: Tensor
 ) -> Tensor:  # fmt: skip

@@ -19,7 +19,7 @@ EXACT = ("mask", "frame_to_chunk", "counts")
 @pytest.fixture
 def small_blocks(monkeypatch):
     """So that an utterance, a window and a vocabulary have several of them."""
-    for name, size in (("BLOCK_V", 8), ("BLOCK_T", 16), ("BLOCK_J", 4)):
+    for name, size in (("BLOCK_V", 8), ("BLOCK_T", 16), ("PAIRS", 64)):
         monkeypatch.setattr(boundaries_triton, name, size)
 
 
@@ -92,7 +92,8 @@ def novelty_of(logits, lengths, backend, device="cpu"):
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_novelty_of_labels(vocab, rows, scale, device, small_blocks, poisoned, monkeypatch):
     """Row by row, in parts and at once, plain and by the kernel; also where the CTC is sure. Padding is not read."""
-    monkeypatch.setattr(boundaries, "BLOCK", (rows * vocab,) * 2)
+    for name in ("BLOCK", "GPU_BLOCK"):
+        monkeypatch.setattr(boundaries, name, rows * vocab)
     torch.manual_seed(vocab)
     lengths = torch.tensor([13, 1, 6])
     logits = scale * torch.randn(3, 13, vocab)

@@ -15,7 +15,8 @@ from hmamba_asr.lengths import reverse_valid, zero_padding
 from hmamba_asr.ops.backends import resolve
 from hmamba_asr.ops.selective_scan import chunked, mamba_ssm, reference, triton
 
-BACKENDS = ("auto", "reference", "chunked", "triton", "mamba_ssm")
+PLAIN = ("reference", "chunked")
+BACKENDS = ("auto", *PLAIN, "triton", "mamba_ssm")
 DIRECTIONS = ("forward", "reverse")
 
 
@@ -31,7 +32,7 @@ def resolve_backend(backend: str, x: Tensor) -> str:
     """
     if backend == "mamba_ssm" and (reason := mamba_ssm.unavailable_reason()):
         raise RuntimeError(reason)
-    return resolve(backend, x, operation="scan", plain=("reference", "chunked"), other=("mamba_ssm",))
+    return resolve(backend, x, operation="scan", plain=PLAIN, other=("mamba_ssm",))
 
 
 def check_directions(directions: tuple[str, ...], groups: int) -> None:
