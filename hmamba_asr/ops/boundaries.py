@@ -22,7 +22,7 @@ FAR = 1e4  # in logits: beyond every score
 MOST_FURTHER = 0.5  # of a window's share of the chunks, for its labels
 ROUNDING = 0.02  # of a number of labels
 MAX_WINDOW = 512  # of the kernel
-BLOCK, GPU_BLOCK = 2**18, 2**27  # logits at a time: those a CPU's caches hold, and half a GB
+BLOCK, GPU_BLOCK = 2**21, 2**27  # logits at a time: 8 MB, of which a CPU's caches hold much, and half a GB
 
 
 @dataclass

@@ -73,7 +73,8 @@ class _Pool(torch.autograd.Function):
         frame_to_chunk, counts, lengths = (y.contiguous() for y in (frame_to_chunk, counts, lengths))
         chunk_frames = chunk_frames if chunk_frames.stride(1) == 1 else chunk_frames.contiguous()
         chunks = chunk_frames.shape[1]
-        out = x.new_empty(batch, chunks, width)
+        # A gradient of scores is made of differences from the means, which are not to be rounded.
+        out = torch.empty(batch, chunks, width, dtype=torch.float32 if ctx.needs_input_grad[1] else x.dtype, device=x.device)
         norms = torch.empty(batch, chunks, dtype=torch.float32, device=x.device)
         _launch(
             pool_kernel, batch * chunks, width, (x, scores, chunk_frames, counts, lengths, out, norms),
@@ -82,7 +83,7 @@ class _Pool(torch.autograd.Function):
         # Of chunkers whose scores learn nothing only the shares are kept.
         kept = (x, out) if ctx.needs_input_grad[1] else ()
         ctx.save_for_backward(scores, norms, frame_to_chunk, lengths, *kept)
-        return out
+        return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable

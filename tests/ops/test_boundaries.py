@@ -9,16 +9,17 @@ from hmamba_asr.ops import boundaries
 from hmamba_asr.ops.backends import unavailable_reason
 from hmamba_asr.ops.boundaries import label_novelty, on_budget, positions
 
-if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None:
-    pytest.skip("Triton cannot run", allow_module_level=True)
-from hmamba_asr.ops import boundaries_triton  # noqa: E402
-
+by_kernel = pytest.mark.skipif(
+    unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None, reason="Triton cannot run"
+)
 EXACT = ("mask", "frame_to_chunk", "counts")
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """So that an utterance, a window and a vocabulary have several of them."""
+    from hmamba_asr.ops import boundaries_triton
+
     for name, size in (("BLOCK_V", 8), ("BLOCK_T", 16), ("PAIRS", 64)):
         monkeypatch.setattr(boundaries_triton, name, size)
 
@@ -39,8 +40,9 @@ def assert_same(plain, fused):
     torch.testing.assert_close(fused.scores.cpu(), plain.scores, rtol=1e-5, atol=1e-4)  # of logits up to 14 over spreads of 0.1
 
 
+@by_kernel
 @pytest.mark.parametrize("window", [5, 16, 100])
-@pytest.mark.parametrize(("ratio", "per_label"), [(1.5, 0.0), (2.65, 0.0), (2.0, 1.1), (3.0, 0.7)])
+@pytest.mark.parametrize(("ratio", "per_label"), [(1.5, 0.0), (2.65, 0.0), (2.0, 1.1), (3.0, 0.7), (1.5, 3.0)])
 def test_the_kernel_is_the_plain_budget(window, ratio, per_label, device, small_blocks, poisoned):
     """Utterances of no frame, one, whole windows and a broken one; novelties from nothing to certainty, equal ones among them."""
     torch.manual_seed(window)
@@ -53,6 +55,7 @@ def test_the_kernel_is_the_plain_budget(window, ratio, per_label, device, small_
     assert_same(*both(novelty, lengths, device, target_ratio=ratio, window=window, chunks_per_label=per_label))
 
 
+@by_kernel
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(4, 12), st.sampled_from([1.0, 2.0, 3.7]))
 def test_equals_everywhere(tenths, window, ratio):
@@ -62,6 +65,7 @@ def test_equals_everywhere(tenths, window, ratio):
     assert_same(*both(novelty, torch.tensor([len(tenths)]), device, target_ratio=ratio, window=window, chunks_per_label=1.0))
 
 
+@by_kernel
 @pytest.mark.parametrize("value", [0.0, 1e-7, 0.5, 1.0])
 def test_frames_that_are_all_alike(value, device):
     novelty = torch.full((2, 25), value)
@@ -69,6 +73,7 @@ def test_frames_that_are_all_alike(value, device):
     assert_same(*both(novelty, torch.tensor([25, 12]), device, target_ratio=2.5, window=10, chunks_per_label=1.1))
 
 
+@by_kernel
 def test_what_the_kernel_gives_an_utterance_does_not_depend_on_its_batch(device, small_blocks):
     torch.manual_seed(0)
     novelty, lengths = torch.rand(3, 60, device=device), torch.tensor([60, 33, 7], device=device)
@@ -87,6 +92,7 @@ def novelty_of(logits, lengths, backend, device="cpu"):
     return label_novelty(logits.to(device), weight.to(device), None, lengths.to(device), blank=2, backend=backend).cpu()
 
 
+@by_kernel
 @pytest.mark.parametrize("rows", [1, 5, 100])
 @pytest.mark.parametrize("vocab", [3, 21])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -109,6 +115,7 @@ def test_novelty_of_labels(vocab, rows, scale, device, small_blocks, poisoned, m
     torch.testing.assert_close(fused.double(), expected, rtol=1e-5, atol=2e-6)
 
 
+@by_kernel
 def test_a_blank_that_is_sure_leaves_novelties_their_digits(device):
     """A label of 2e-5 behind a blank: 1 - P(blank) in float32 would keep two of its digits, or none."""
     logits = torch.full((1, 2, 4), -40.0)
@@ -118,12 +125,56 @@ def test_a_blank_that_is_sure_leaves_novelties_their_digits(device):
         assert novelty[0, 0].item() == pytest.approx(2e-5, rel=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=by_kernel)])
+def test_rounding_does_not_decide(backend, device):
+    """39 frames, 1.3 in a chunk, are 30 chunks, and 31 in float32; ten novelties of 0.6 are a little more than six labels there."""
+    device = device if backend == "triton" else torch.device("cpu")
+    novelty = torch.rand(1, 39, device=device)
+    settings = {"window": 50, "backend": backend}
+    assert on_budget(novelty, torch.tensor([39], device=device), target_ratio=1.3, **settings).counts.tolist() == [30]
+    labels = torch.full((2, 10), 0.6, device=device)
+    labels[1] += 0.004  # which is more
+    lengths = torch.tensor([10, 10], device=device)
+    counts = on_budget(labels, lengths, target_ratio=2.0, chunks_per_label=1.0, **settings).counts
+    assert counts.tolist() == [6, 7]
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=by_kernel)])
+def test_padding_is_not_read(backend, device):
+    device = device if backend == "triton" else torch.device("cpu")
+    novelty, lengths = torch.rand(2, 20, device=device).T.contiguous().T, torch.tensor([20, 9], device=device)
+    settings = {"target_ratio": 2.0, "window": 8, "chunks_per_label": 1.0, "backend": backend}
+    clean = on_budget(novelty, lengths, **settings)
+    novelty[1, 9:] = float("nan")
+    dirty = on_budget(novelty, lengths, **settings)
+    for name in ("prob", "scores", *EXACT):
+        assert torch.equal(getattr(dirty, name), getattr(clean, name)), name
+
+
+def test_a_blank_counted_from_the_end(device):
+    logits, lengths = torch.randn(2, 5, 6), torch.tensor([5, 2])
+    for backend in ("reference", "triton") if unavailable_reason(device) is None else ("reference",):
+        first, last = (
+            label_novelty(logits.to(device), torch.eye(6, device=device), None, lengths.to(device), blank=blank, backend=backend)
+            for blank in (5, -1)
+        )
+        assert torch.equal(first, last)
+
+
+def test_no_utterances():
+    none = torch.zeros(0, dtype=torch.long)
+    novelty = label_novelty(torch.zeros(0, 7, 3), torch.eye(3), None, none, blank=0)
+    found = on_budget(novelty, none, target_ratio=2.0, window=4, chunks_per_label=1.0)
+    assert novelty.shape == found.mask.shape == (0, 7) and found.counts.shape == (0,)
+
+
 def test_positions_by_hand():
     index, frames, counts = positions(torch.tensor([[True, False, True, True], [False, False, False, False]]))
     assert index.tolist() == [[0, 0, 1, 2], [0, 0, 0, 0]] and frames.tolist() == [[0, 2, 3, 0], [0, 0, 0, 0]]
     assert counts.tolist() == [3, 0]
 
 
+@by_kernel
 def test_bad_requests_are_one_sentence():
     novelty, lengths = torch.rand(1, 8), torch.tensor([8])
     with pytest.raises(ValueError, match="on_budget backend 'fast' is unknown; choose one of auto, reference, triton"):
