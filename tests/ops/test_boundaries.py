@@ -127,7 +127,7 @@ def test_a_blank_that_is_sure_leaves_novelties_their_digits(device):
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=by_kernel)])
 def test_rounding_does_not_decide(backend, device):
-    """39 frames, 1.3 in a chunk, are 30 chunks, and 31 in float32; ten novelties of 0.6 are a little more than six labels there."""
+    """39 frames, 1.3 in a chunk, are 30 chunks, and 31 in float32; ten novelties of 0.6 are a bit more than six labels there."""
     device = device if backend == "triton" else torch.device("cpu")
     novelty = torch.rand(1, 39, device=device)
     settings = {"window": 50, "backend": backend}
