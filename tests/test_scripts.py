@@ -15,6 +15,7 @@ import torch
 
 from hmamba_asr import cli
 from hmamba_asr.data.download import ARCHIVES
+from hmamba_asr.ops.backends import unavailable_reason
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "librispeech"
@@ -396,6 +397,26 @@ def test_attention_benchmarks_peers_are_alike_and_it_wants_a_gpu(monkeypatch, ma
     monkeypatch.setattr("sys.argv", ["benchmark_attention.py", "--device", "cpu"])
     with pytest.raises(SystemExit, match="run it on a machine with a CUDA GPU"):
         benchmark_attention.main()
+
+
+def test_boundaries_benchmark_checks_what_it_times_and_wants_a_gpu(monkeypatch):
+    import benchmark_boundaries
+
+    device = torch.device("cpu")
+    if reason := unavailable_reason(device):
+        pytest.skip(reason)
+    x, lengths = torch.randn(3, 30, benchmark_boundaries.D_MODEL), torch.tensor([30, 21, 16])
+    found = benchmark_boundaries.chunkers(20, device, chunks_per_label=1.1)
+    benchmark_boundaries.check("three utterances", found, x, lengths)
+    for chunker in found.values():
+        shapes = [run().shape for run in benchmark_boundaries.runs_of(chunker, x, lengths).values()]
+        assert shapes[0][0] == 3 and shapes[1] == x.shape
+    found["triton"].target_ratio = 2.5
+    with pytest.raises(SystemExit, match="the boundaries, three utterances is off by .* not timed"):
+        benchmark_boundaries.check("three utterances", found, x, lengths)
+    monkeypatch.setattr("sys.argv", ["benchmark_boundaries.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="run it on a machine with a CUDA GPU"):
+        benchmark_boundaries.main()
 
 
 def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsys):
