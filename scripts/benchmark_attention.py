@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from benchmarking import compare, graphed, options_of, print_table, relative_error, require, write_json
+from benchmarking import compare, gpu_of, graphed, options_of, print_table, relative_error, require, write_json
 
 from hmamba_asr.decoding.incremental import _additive, _heads, _weights
 from hmamba_asr.evaluation.efficiency import hardware, machine_name
@@ -56,9 +56,7 @@ def main() -> None:
     parser.add_argument("--mask", action="store_true", help="of a pool of keys, not of encoder states")
     parser.add_argument("--pairs", type=int, default=10, help="timed pairs of runs")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type != "cuda":
-        raise SystemExit("error: this benchmark is about GPU kernels; run it on a machine with a CUDA GPU.")
+    device = gpu_of(options)
     from hmamba_asr.ops import attention_triton
 
     torch.backends.cuda.matmul.allow_tf32 = False

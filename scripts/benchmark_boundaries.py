@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from benchmarking import compare, graphed, options_of, print_table, relative_error, require, write_json
+from benchmarking import compare, gpu_of, graphed, options_of, print_table, relative_error, require, write_json
 from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.evaluation.efficiency import hardware, machine_name
@@ -78,9 +78,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, nargs="+", default=[128, 5000], help="labels of the CTC, its blank among them")
     parser.add_argument("--pairs", type=int, default=20, help="timed pairs of runs (default: %(default)s)")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    if device.type != "cuda":
-        raise SystemExit("error: this benchmark is about GPU kernels; run it on a machine with a CUDA GPU.")
+    device = gpu_of(options)
     torch.backends.cuda.matmul.allow_tf32 = False
     figures: dict = {"hardware": hardware(device), "torch": torch.__version__, "batch": options.batch, "cases": {}}
     print(f"{machine_name(figures['hardware'])}, torch {torch.__version__}, {options.batch} x {options.seconds} s")

@@ -14,8 +14,6 @@ from pathlib import Path
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from hmamba_asr.lengths import valid_mask
-
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
 
@@ -24,7 +22,7 @@ def forced_novelty(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Ten
     so that every window is given just what is its due."""
     computed = type(chunker).novelty(chunker, x, lengths)
     due = (torch.arange(x.shape[1] + 1, device=x.device, dtype=torch.float64) / chunker.target_ratio).ceil()
-    begins = (due.diff() > 0) & valid_mask(lengths, x.shape[1])
+    begins = due.diff() > 0
     return computed.masked_fill(begins, 0.5) * begins
 
 
@@ -50,6 +48,14 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: float
         chunker = hparams["encoder"].chunker
         chunker.novelty = lambda x, lengths: forced_novelty(chunker, x, lengths)
     return hparams
+
+
+def gpu_of(options: argparse.Namespace) -> torch.device:
+    """The device of a benchmark of GPU kernels; ends with a sentence on any other."""
+    device = torch.device(options.device)
+    if device.type != "cuda":
+        raise SystemExit("error: this benchmark is about GPU kernels; run it on a machine with a CUDA GPU.")
+    return device
 
 
 def split_of(text: str) -> tuple[int, int]:

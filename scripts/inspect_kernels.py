@@ -75,7 +75,8 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
     budget = {"RATIO": 2.0, "WINDOW": 100, "PER_LABEL": 1.1, "WIDTH": 128, "BLOCK_T": boundaries_triton.BLOCK_T}
     names = ("MIN_NOVELTY", "MIN_SPREAD", "SHARPNESS", "FAR", "MOST_FURTHER", "ROUNDING")
     budget |= {"BLOCK_J": boundaries_triton.PAIRS // 128, **{name: getattr(boundaries, name) for name in names}}
-    largest = budget | {"WINDOW": boundaries.MAX_WINDOW, "WIDTH": boundaries.MAX_WINDOW, "BLOCK_J": 8}
+    largest = budget | {"WINDOW": boundaries.MAX_WINDOW, "WIDTH": boundaries.MAX_WINDOW}
+    largest["BLOCK_J"] = boundaries_triton.PAIRS // boundaries.MAX_WINDOW
     pool = {"D": 144, "BLOCK_D": 256}
     prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
     return {

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask, zero_padding
-from hmamba_asr.modules.chunks import ChunkOutput, choose, gather_chunks, with_at_least
+from hmamba_asr.modules.chunks import ChunkOutput, as_many_as, choose, gather_chunks, with_at_least
 from hmamba_asr.ops.boundaries import label_novelty, on_budget, positions
 from hmamba_asr.ops.pooling import pool_chunks
 
@@ -77,7 +77,7 @@ class _BudgetChunker(_Chunker):
         self.window = window
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Of the frames of x (B, T, D), (B, T) from 0 to 1, and 0 past the end; a frame of 0 begins no chunk but the first."""
+        """Of the frames of x (B, T, D), (B, T) from 0 to 1; a frame of 0 begins no chunk unless it is the first."""
         raise NotImplementedError
 
     def most_chunks(self, length: int) -> int | None:
@@ -95,9 +95,7 @@ class _BudgetChunker(_Chunker):
             if mask is not found.mask:
                 places, most = positions(mask), None
         frame_to_chunk, chunk_frames, counts = places
-        if most is None:  # waits for a GPU to count
-            most = int(counts.max()) if len(counts) else 1
-        chunk_frames = chunk_frames[:, : max(1, most)]
+        chunk_frames = as_many_as(counts, most, chunk_frames)
         chunks = pool_chunks(
             x, found.scores, chunk_frames=chunk_frames, frame_to_chunk=frame_to_chunk, counts=counts, lengths=lengths,
             backend=self.backend,
@@ -138,7 +136,6 @@ class CTCChunker(_BudgetChunker):
     def ctc_head(self) -> nn.Module:
         return self._head[0]
 
-    @torch.no_grad()
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
         weight, bias = (None if w is None else w.to(x.dtype) for w in (self.ctc_head.w.weight, self.ctc_head.w.bias))
         return label_novelty(x, weight, bias, lengths, blank=self.blank_index, backend=self.backend)
@@ -190,8 +187,7 @@ class DynamicChunker(_Router, _BudgetChunker):
         self.make_router(d_model, lr_multiplier)
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
-        novelty = F.pad(self.dissimilarity(_contrast(zero_padding(x, lengths), lengths)), (1, 0), value=1.0)
-        return zero_padding(novelty, lengths)
+        return F.pad(self.dissimilarity(_contrast(zero_padding(x, lengths), lengths)), (1, 0), value=1.0)
 
 
 class HNetChunker(_Router, _Chunker):
@@ -225,12 +221,6 @@ def _contrast(x: Tensor, lengths: Tensor) -> Tensor:
     return contrast.masked_fill(flat | ~valid, 0.0)
 
 
-def stride_boundaries(length: int, stride: float, device: torch.device) -> Tensor:
-    """Which of ``length`` frames (length,) begin a chunk of ``stride`` frames, of a non-integer stride on average."""
-    chunk_of = (torch.arange(-1, length, device=device, dtype=torch.float64) / stride).floor()
-    return chunk_of[1:] > chunk_of[:-1]
-
-
 class FixedStrideChunker(nn.Module):
     """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
 
@@ -257,7 +247,8 @@ class FixedStrideChunker(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> ChunkOutput:
         valid = valid_mask(lengths, x.shape[1])
-        mask = stride_boundaries(x.shape[1], self.stride, x.device).expand_as(valid) & valid
+        chunk_of = (torch.arange(-1, x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
+        mask = (chunk_of[1:] > chunk_of[:-1]) & valid
         most = math.floor((x.shape[1] - 1) / self.stride) + 1 if min_chunks is None else None
         mask, chosen = choose(mask.float(), lengths, min_chunks)
         chunked = gather_chunks(x, mask.float(), mask, chosen=chosen, most=most)

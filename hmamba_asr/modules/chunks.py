@@ -42,16 +42,22 @@ def gather_chunks(
     x: Tensor, boundary_prob: Tensor, boundary_mask: Tensor, *, chosen: Tensor | None = None, most: int | None = None
 ) -> ChunkOutput:
     """The frames x (B, T, D) at the boundaries (B, T), packed to the front in one scatter of their positions; chosen (B,) where
-    it is not the number of boundaries. Where ``most``, which no utterance exceeds, is not given, a GPU is waited for to count."""
+    it is not the number of boundaries. For ``most`` see :func:`as_many_as`."""
     frame_to_chunk, chunk_frames, counts = positions(boundary_mask)
-    if most is None:
-        most = int(counts.max()) if len(counts) else 1
-    chunk_frames = chunk_frames[:, : max(1, most)]
+    chunk_frames = as_many_as(counts, most, chunk_frames)
     chunks = zero_padding(x.gather(1, chunk_frames.unsqueeze(-1).expand(-1, -1, x.shape[2])), counts)
     return ChunkOutput(
         chunks=chunks, chunk_lengths=counts, chunk_frames=chunk_frames, frame_to_chunk=frame_to_chunk,
         boundary_prob=boundary_prob, boundary_mask=boundary_mask, chosen=counts if chosen is None else chosen,
     )  # fmt: skip
+
+
+def as_many_as(counts: Tensor, most: int | None, chunk_frames: Tensor) -> Tensor:
+    """The places of chunk_frames (B, T) that counts (B,) chunks need (B, M): ``most``, which no utterance exceeds, or, where it
+    is None, those of the utterance with the most chunks, for which a GPU is waited for."""
+    if most is None:
+        most = int(counts.max()) if len(counts) else 1
+    return chunk_frames[:, : max(1, most)]
 
 
 def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
