@@ -25,6 +25,7 @@ from hmamba_asr.modules.chunking import CTCChunker
 
 D_MODEL, FRAMES_PER_SECOND = 144, 25
 DIFFERENT = 1e-4  # of the frames
+TOLERANCE = 1e-3  # of 5000 random labels novelty is within 2e-4 of 1, where its logit has four digits left
 
 
 def chunkers(units: int, device: torch.device, *, chunks_per_label: float) -> dict[str, CTCChunker]:
@@ -51,8 +52,8 @@ def check(case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: tor
     same = (mask == plain_mask).all(1)
     require(f"the utterances with the same boundaries, {case}", 1 - same.double().mean().item(), 0.5)
     width = min(chunks.shape[1], plain_chunks.shape[1])
-    require(f"the chunks, {case}", relative_error(chunks[same, :width], plain_chunks[same, :width]), 1e-4)
-    require(f"the gradient, {case}", relative_error(grad[same], plain_grad[same]), 1e-4)
+    require(f"the chunks, {case}", relative_error(chunks[same, :width], plain_chunks[same, :width]), TOLERANCE)
+    require(f"the gradient, {case}", relative_error(grad[same], plain_grad[same]), TOLERANCE)
 
 
 def runs_of(chunker: CTCChunker, x: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], object]]:

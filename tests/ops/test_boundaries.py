@@ -175,7 +175,7 @@ def test_positions_by_hand():
 
 
 @by_kernel
-def test_bad_requests_are_one_sentence():
+def test_bad_requests_are_one_sentence(device):
     novelty, lengths = torch.rand(1, 8), torch.tensor([8])
     with pytest.raises(ValueError, match="on_budget backend 'fast' is unknown; choose one of auto, reference, triton"):
         on_budget(novelty, lengths, target_ratio=2, window=4, backend="fast")
@@ -185,4 +185,4 @@ def test_bad_requests_are_one_sentence():
     with pytest.raises(ValueError, match="has no gradient"):
         on_budget(novelty.requires_grad_(), lengths, target_ratio=2, window=4, backend="triton")
     with pytest.raises(ValueError, match="no float64; use backend 'reference'"):
-        novelty_of(torch.zeros(1, 1, 3).double(), lengths, "triton")
+        novelty_of(torch.zeros(1, 1, 3).double(), lengths, "triton", device)
