@@ -11,6 +11,7 @@ from hmamba_asr.lengths import valid_mask
 from hmamba_asr.ops.backends import unavailable_reason
 
 IMPOSSIBLE = -1e20  # log-probability of what no path gives; finite, so that differences of two of them are no NaN
+LEAST = -1e4  # log-probability of a label: sums over frames stay far from IMPOSSIBLE
 
 
 def ctc_greedy(logits: Tensor, lengths: Tensor, *, blank: int) -> list[list[int]]:
@@ -61,14 +62,14 @@ class CTCPrefixScorer:
     """
 
     def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int, fused: bool | None = None):
-        """log_probs (B, T, vocab) of the CTC head, lengths (B,) of 1 or more."""
+        """log_probs (B, T, vocab) of the CTC head, which are changed in place to ``LEAST`` at least; lengths (B,) of 1 or more."""
         log_probs, lengths = log_probs.contiguous(), lengths.contiguous()
         can_fuse = log_probs.is_cuda and log_probs.dtype == torch.float32 and unavailable_reason(log_probs.device) is None
         self.fused = can_fuse if fused is None else fused
         self.blank, self.eos, self.last_frame = blank, eos, lengths - 1
         self.outside = ~valid_mask(lengths, log_probs.shape[1]).unsqueeze(1)  # (B, 1, T)
         self.probs = log_probs.exp().masked_fill_(self.outside.transpose(1, 2), 0.0)
-        self.log_probs = log_probs.clamp(min=-1e4)  # sums over frames stay far from IMPOSSIBLE
+        self.log_probs = log_probs.clamp_(min=LEAST)  # no copy: of a batch they are tens of megabytes
         self.each_blank = self.log_probs[..., blank].double().masked_fill(self.outside[:, 0], 0.0)
         self.blanks = self.each_blank.cumsum(1).unsqueeze(1)
 

@@ -96,7 +96,8 @@ class ConvSubsampling(nn.Module):
         x = x.unsqueeze(-1)  # (B, T, bands, channels): what a norm takes together lies together
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self._convolve(conv, zero_padding(x, lengths))
-            x = self.dropout(F.leaky_relu(layer_norm(x, norm.weight.t(), norm.bias.t(), norm.eps)))
+            # In place: the norm does not need its output again, and these are the largest tensors of a recogniser.
+            x = self.dropout(F.leaky_relu_(layer_norm(x, norm.weight.t(), norm.bias.t(), norm.eps)))
             lengths = self._halved(lengths)
         x = self.dropout(self.project(x.transpose(2, 3).flatten(2)))
         return zero_padding(x, lengths), lengths
