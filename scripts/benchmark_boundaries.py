@@ -8,8 +8,8 @@ means of the chunks, by the kernels (hmamba_asr/ops/boundaries_triton.py, poolin
 same GPU; forward, and with the backward pass to the states. "graph" replays CUDA graphs, the GPU's part without the host's,
 without chunks_per_label, which has to wait for the GPU to count. Needs a CUDA GPU.
 
-Before anything is timed both have to find the same boundaries, but for one frame in ten thousand, where two are new to within
-rounding; of the same boundaries the means and gradients must be the same.
+Before anything is timed both have to find the same boundaries, but for one frame in a thousand, where two are new to within
+rounding (of 5000 random labels many are); of the same boundaries the means and gradients must be the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hmamba_asr.evaluation.efficiency import hardware, machine_name
 from hmamba_asr.modules.chunking import CTCChunker
 
 D_MODEL, FRAMES_PER_SECOND = 144, 25
-DIFFERENT = 1e-4  # of the frames
+DIFFERENT = 1e-3  # of the frames
 TOLERANCE = 1e-3  # of 5000 random labels novelty is within 2e-4 of 1, where its logit has four digits left
 
 
