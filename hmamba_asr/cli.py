@@ -17,6 +17,7 @@ from typing import Any
 
 from hmamba_asr.data.download import ARCHIVES, download
 from hmamba_asr.data.librispeech import prepare_manifests
+from hmamba_asr.memory import keep_freed_memory
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         add(commands)
     args = parser.parse_args(argv)
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         return args.run(args)

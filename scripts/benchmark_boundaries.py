@@ -8,8 +8,8 @@ means of the chunks, by the kernels (hmamba_asr/ops/boundaries_triton.py, poolin
 same GPU; forward, and with the backward pass to the states. "graph" replays CUDA graphs, the GPU's part without the host's,
 without chunks_per_label, which has to wait for the GPU to count. Needs a CUDA GPU.
 
-Before anything is timed both have to find the same boundaries, but for one frame in a thousand, where two are new to within
-rounding (of 5000 random labels many are); of the same boundaries the means and gradients must be the same.
+Before anything is timed each kernel's results have to be those of the plain operations on the same input: novelty, boundaries
+(but for one frame in ten thousand, where rounding may make two frames equally new), and means and gradients of the chunks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.evaluation.efficiency import hardware, machine_name
 from hmamba_asr.modules.chunking import CTCChunker
+from hmamba_asr.modules.chunks import as_many_as
+from hmamba_asr.ops.boundaries import on_budget
+from hmamba_asr.ops.pooling import pool_chunks
 
 D_MODEL, FRAMES_PER_SECOND = 144, 25
-DIFFERENT = 1e-3  # of the frames
-TOLERANCE = 1e-3  # of 5000 random labels novelty is within 2e-4 of 1, where its logit has four digits left
+DIFFERENT = 1e-4  # of the frames
 
 
 def chunkers(units: int, device: torch.device, *, chunks_per_label: float) -> dict[str, CTCChunker]:
@@ -40,20 +42,25 @@ def chunkers(units: int, device: torch.device, *, chunks_per_label: float) -> di
 
 
 def check(case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: torch.Tensor) -> None:
-    """Boundaries, and, of utterances in which all are the same, means and gradients."""
-    outputs = {}
-    for backend, chunker in found.items():
+    """Each kernel on what the plain operations before it gave."""
+    plain = found["reference"]
+    novelty = plain.novelty(x, lengths)
+    require(f"novelty, {case}", relative_error(found["triton"].novelty(x, lengths), novelty), 1e-5)
+    settings = {"target_ratio": plain.target_ratio, "window": plain.window, "chunks_per_label": plain.chunks_per_label}
+    bounds = {backend: on_budget(novelty, lengths, **settings, backend=backend) for backend in found}
+    different = (bounds["triton"].mask != bounds["reference"].mask).double().mean().item()
+    require(f"the boundaries, {case}", different, DIFFERENT)
+    same = bounds["reference"]
+    means, grads = {}, {}
+    for backend in found:
         leaf = x.detach().requires_grad_()
-        out = chunker(leaf, lengths)
-        (grad,) = torch.autograd.grad(out.chunks.square().sum(), leaf)
-        outputs[backend] = (out.boundary_mask, out.chunks.detach(), grad)
-    (mask, chunks, grad), (plain_mask, plain_chunks, plain_grad) = outputs.values()
-    require(f"the boundaries, {case}", (mask != plain_mask).double().mean().item(), DIFFERENT)
-    same = (mask == plain_mask).all(1)
-    require(f"the utterances with the same boundaries, {case}", 1 - same.double().mean().item(), 0.5)
-    width = min(chunks.shape[1], plain_chunks.shape[1])
-    require(f"the chunks, {case}", relative_error(chunks[same, :width], plain_chunks[same, :width]), TOLERANCE)
-    require(f"the gradient, {case}", relative_error(grad[same], plain_grad[same]), TOLERANCE)
+        out = pool_chunks(
+            leaf, same.scores, chunk_frames=as_many_as(same.counts, None, same.chunk_frames), frame_to_chunk=same.frame_to_chunk,
+            counts=same.counts, lengths=lengths, backend=backend,
+        )  # fmt: skip
+        means[backend], (grads[backend],) = out.detach(), torch.autograd.grad(out.square().sum(), leaf)
+    require(f"the chunks, {case}", relative_error(means["triton"], means["reference"]), 1e-5)
+    require(f"the gradient, {case}", relative_error(grads["triton"], grads["reference"]), 1e-5)
 
 
 def runs_of(chunker: CTCChunker, x: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], object]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from hmamba_asr.memory import keep_freed_memory
+
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
 
 
@@ -27,7 +29,9 @@ def forced_novelty(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Ten
 
 
 def options_of(doc: str) -> argparse.ArgumentParser:
-    """A parser of what all benchmarks take: --device and --json; ``doc`` is the script's docstring."""
+    """A parser of what all benchmarks take: --device and --json; ``doc`` is the script's docstring. Memory is from now on kept as
+    train.py keeps it."""
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -147,8 +148,11 @@ def _stand_in(folder: Path, name: str, body: str) -> None:
     path.chmod(0o755)
 
 
+SETTINGS = {"YAML", "GPUS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SEEDS", "VARIANTS", "JOBS", "DRY_RUN"}
+
+
 def _run_script(script: Path, *arguments: object, path: Path, cwd: Path = ROOT, **environment: str):
-    inherited = {k: v for k, v in os.environ.items() if k not in ("YAML", "GPUS", "OMP_NUM_THREADS")}
+    inherited = {k: v for k, v in os.environ.items() if k not in SETTINGS}
     environment = {**inherited, "PATH": f"{path}:{os.environ['PATH']}", **environment}
     command = ["bash", str(script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=30)
@@ -220,8 +224,40 @@ def test_the_chunking_comparisons_overrides_are_keys_of_their_yamls(corpus, stan
         assert done.returncode == 0 and len(lines) == count, done.stderr
         for line in lines:
             yaml = (ROOT / line.split()[2]).read_text(encoding="utf-8")
-            for key, inner in re.findall(r"--(\w+) \{(\w+): [\w.]+\}", line):
+            for key, inner in re.findall(r"--(\w+) '\{(\w+): [\w.]+\}'", line):
                 assert re.search(rf"^{key}: !new[^\n]*\n(    .*\n)*    {inner}: ", yaml, flags=re.MULTILINE), line
+
+
+def test_the_chunking_comparison_hands_overrides_on_as_they_are(corpus, stand_ins):
+    words = ("--inner", "{num_layers: 6, d_state: 8}", "--output_note", "it's * 2")
+    only = {"SEEDS": "7", "VARIANTS": "hmamba_n3"}
+    done = _run_script(RECIPES / "compare_chunking.sh", "an4", corpus, *words, path=stand_ins, DRY_RUN="1", **only)
+    assert done.returncode == 0, done.stderr
+    typed = shlex.split(done.stdout)
+    assert typed[:3] == ["python", "train.py", "hparams/hmamba_an4.yaml"]
+    assert typed[-6:] == ["--chunker", "{target_ratio: 3.0}", *words]
+
+
+def test_the_chunking_comparison_uses_the_gpus_it_is_given(corpus, stand_ins):
+    script = corpus.parent / "recipes" / "librispeech" / "compare_chunking.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text((RECIPES / "compare_chunking.sh").read_text())
+    _stand_in(stand_ins, "python", 'echo "gpu <${CUDA_VISIBLE_DEVICES-none}>"')
+    settings = {"SEEDS": "7", "VARIANTS": "conmamba"}
+    output = corpus.parent / "results" / "chunking_an4" / "conmamba" / "7" / "output.txt"
+    for listing, given, expected in (
+        ("echo GPU 0", {"CUDA_VISIBLE_DEVICES": "5,6"}, "5"), ("exit 9", {}, "none"), ("echo GPU 0", {}, "0"),
+    ):  # fmt: skip
+        _stand_in(stand_ins, "nvidia-smi", listing)
+        done = _run_script(script, "an4", corpus, path=stand_ins, **settings, **given)
+        assert done.returncode == 0, done.stderr
+        assert output.read_text() == f"gpu <{expected}>\n"
+
+
+def test_the_chunking_comparison_names_a_variant_that_is_not_there(corpus, stand_ins):
+    done = _run_script(RECIPES / "compare_chunking.sh", "an4", corpus, path=stand_ins, VARIANTS="conmamba hmamba_n5")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: VARIANTS names 'hmamba_n5'; there are: conmamba hmamba_n1 ")
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class CTCPrefixScorer:
     """
 
     def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int, fused: bool | None = None):
-        """log_probs (B, T, vocab) of the CTC head, which are changed in place to at least ``LEAST``; lengths (B,), 1 or more."""
+        """log_probs (B, T, vocab) of the CTC head, which may be changed, to at least ``LEAST``; lengths (B,), 1 or more."""
         log_probs, lengths = log_probs.contiguous(), lengths.contiguous()
         can_fuse = log_probs.is_cuda and log_probs.dtype == torch.float32 and unavailable_reason(log_probs.device) is None
         self.fused = can_fuse if fused is None else fused

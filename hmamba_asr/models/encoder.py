@@ -19,7 +19,7 @@ class StageOutput:
 
     boundary_prob and boundary_mask (B, T); chunk_lengths (B,), of which chosen (B,) are the chunker's own and the rest a floor's;
     chunk_starts (B, M): the frame of the *encoder's* input that each chunk begins at, also where stages are nested; target_ratio:
-    states a chunk should have, None where nothing is learned.
+    states a chunk should have, None for a fixed stride.
     """
 
     lengths: Tensor
@@ -100,7 +100,8 @@ class HierarchicalEncoder(nn.Module):
     Raises
     ------
     ValueError
-        For an unknown ``output``, or output "frames" around an inner encoder with output "chunks".
+        For an unknown ``output``, output "frames" around an inner encoder with output "chunks", an outer encoder with output
+        "chunks", and one with an intermediate_layer: the intermediate output is the outer encoder's last.
     """
 
     def __init__(
@@ -110,6 +111,10 @@ class HierarchicalEncoder(nn.Module):
         super().__init__()
         if output not in ("frames", "chunks"):
             raise ValueError(f"output '{output}' is unknown; choose frames or chunks.")
+        if getattr(outer, "shortens", False):
+            raise ValueError("the outer encoder's output is chunks, and the chunker reads frames; set its output to frames.")
+        if getattr(outer, "intermediate_layer", None) is not None:
+            raise ValueError("intermediate_layer of outer does nothing, the intermediate CTC reads its last block; leave it out.")
         self.outer, self.chunker, self.inner, self.output = outer, chunker, inner, output
         self.shortens = output == "chunks"
         self.inner_shortens = getattr(inner, "shortens", False)
@@ -138,9 +143,9 @@ class HierarchicalEncoder(nn.Module):
         )  # fmt: skip
         nested = (replace(s, chunk_starts=chunked.chunk_frames.gather(1, s.chunk_starts)) for s in inner.stages)
         stages = (*outer.stages, stage, *nested)
-        states = self.narrow(inner.states)
+        states = zero_padding(self.narrow(inner.states), inner.lengths)
         if self.inner_shortens:
-            return EncoderOutput(zero_padding(states, inner.lengths), inner.lengths, stages, outer)
+            return EncoderOutput(states, inner.lengths, stages, outer)
         if self.chunker.smooths:
             states = smooth_chunks(states, chunked)
         if self.shortens:

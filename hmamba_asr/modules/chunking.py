@@ -34,7 +34,7 @@ class _Chunker(nn.Module):
 
     def __init__(self, target_ratio: float):
         super().__init__()
-        if target_ratio < 1:
+        if not 1 <= target_ratio < math.inf:
             raise ValueError(f"target_ratio must be 1 frame in a chunk or more, not {target_ratio}.")
         self.target_ratio = target_ratio
 
@@ -55,8 +55,8 @@ class _Chunker(nn.Module):
 class _BudgetChunker(_Chunker):
     """Boundaries on a budget (:func:`~hmamba_asr.ops.boundaries.on_budget`): the frames that are newest, by whatever measure,
     begin chunks, one in ``target_ratio``, and every ``window`` frames get their part of these, so that no chunk is longer than
-    two windows. A chunk's state is the mean of its frames weighted by exp(score): nearly its first frame where that stands out,
-    and the whole chunk where frames are alike.
+    two windows where frames differ at all. A chunk's state is the mean of its frames weighted by exp(score): nearly its first
+    frame where that stands out, and the whole chunk where frames are alike.
 
     ``backend`` of these operations is "auto"; tests and benchmarks put "reference" or "triton" in its place, the latter where
     there is a window and scores need no gradient.
@@ -64,7 +64,7 @@ class _BudgetChunker(_Chunker):
     Raises
     ------
     ValueError
-        For a target_ratio below 1, or a window shorter than a chunk.
+        For a target_ratio below 1, or a window shorter than a chunk or not a whole number of frames.
     """
 
     backend = "auto"
@@ -72,9 +72,9 @@ class _BudgetChunker(_Chunker):
 
     def __init__(self, target_ratio: float, window: int | None):
         super().__init__(target_ratio)
-        if window is not None and window < target_ratio:
-            raise ValueError(f"window must be target_ratio = {target_ratio} frames or more (or null), not {window}.")
-        self.window = window
+        if window is not None and not (window >= target_ratio and window == int(window)):
+            raise ValueError(f"window must be target_ratio = {target_ratio} whole frames or more (or null), not {window}.")
+        self.window = None if window is None else int(window)
 
     def novelty(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Of the frames of x (B, T, D), (B, T) from 0 to 1; a frame of 0 begins no chunk unless it is the first."""
@@ -85,13 +85,15 @@ class _BudgetChunker(_Chunker):
         return None if self.chunks_per_label else math.ceil(length / self.target_ratio)
 
     def route(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None) -> ChunkOutput:
+        novelty = self.novelty(x, lengths)
         found = on_budget(
-            self.novelty(x, lengths), lengths, target_ratio=self.target_ratio, window=self.window,
+            novelty, lengths, target_ratio=self.target_ratio, window=self.window,
             chunks_per_label=self.chunks_per_label, backend=self.backend,
         )  # fmt: skip
         mask, places, most = found.mask, (found.frame_to_chunk, found.chunk_frames, found.counts), self.most_chunks(x.shape[1])
         if min_chunks is not None:
-            mask = with_at_least(found.prob, mask, lengths, min_chunks)
+            # By novelty: probabilities are relative to a window's budget, and compare in it only.
+            mask = with_at_least(novelty, mask, lengths, min_chunks)
             if mask is not found.mask:
                 places, most = positions(mask), None
         frame_to_chunk, chunk_frames, counts = places
@@ -222,7 +224,8 @@ def _contrast(x: Tensor, lengths: Tensor) -> Tensor:
 
 
 class FixedStrideChunker(nn.Module):
-    """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said.
+    """The control: a boundary every ``stride`` frames (a non-integer stride is kept to on average), whatever is said; where a
+    floor asks for more chunks, so many at even distances.
 
     Called as :class:`DynamicChunker` is. ``pooling`` is "first" (the boundary frame) or "mean" of the chunk.
     There is no router to train, and ``target_ratio`` is None.
@@ -239,7 +242,7 @@ class FixedStrideChunker(nn.Module):
 
     def __init__(self, *, stride: float, pooling: str = "first"):
         super().__init__()
-        if stride < 1:
+        if not 1 <= stride < math.inf:
             raise ValueError(f"stride must be 1 frame or more, not {stride}.")
         if pooling not in ("first", "mean"):
             raise ValueError(f"pooling '{pooling}' is unknown; choose first or mean.")
@@ -249,8 +252,10 @@ class FixedStrideChunker(nn.Module):
         valid = valid_mask(lengths, x.shape[1])
         chunk_of = (torch.arange(-1, x.shape[1], device=x.device, dtype=torch.float64) / self.stride).floor()
         mask = (chunk_of[1:] > chunk_of[:-1]) & valid
-        most = math.floor((x.shape[1] - 1) / self.stride) + 1 if min_chunks is None else None
-        mask, chosen = choose(mask.float(), lengths, min_chunks)
+        most, chosen = math.floor((x.shape[1] - 1) / self.stride) + 1, mask.sum(1)
+        if min_chunks is not None:
+            wanted, most = torch.minimum(min_chunks, lengths), None
+            mask = torch.where((chosen < wanted).unsqueeze(1), _evenly(wanted, lengths, x.shape[1]), mask)
         chunked = gather_chunks(x, mask.float(), mask, chosen=chosen, most=most)
         if self.pooling == "mean":
             chunked.chunks = pool_chunks(
@@ -258,3 +263,11 @@ class FixedStrideChunker(nn.Module):
                 frame_to_chunk=chunked.frame_to_chunk, counts=chunked.chunk_lengths, lengths=lengths, backend=self.backend,
             )  # fmt: skip
         return chunked
+
+
+def _evenly(counts: Tensor, lengths: Tensor, length: int) -> Tensor:
+    """Masks (B, length) of counts (B,) boundaries at even distances over each utterance, at most one for each of its frames."""
+    frames = torch.arange(-1, length, device=lengths.device)
+    chunk_of = (frames * counts.unsqueeze(1)).div(lengths.clamp(min=1).unsqueeze(1), rounding_mode="floor")
+    chunk_of[:, 0] = -1  # in front of the first frame
+    return (chunk_of[:, 1:] > chunk_of[:, :-1]) & valid_mask(lengths, length)

@@ -8,6 +8,7 @@ A chunk begins at a boundary frame; its state is that frame's, or a mean of its 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,13 +61,15 @@ def as_many_as(counts: Tensor, most: int | None, chunk_frames: Tensor) -> Tensor
     return chunk_frames[:, : max(1, most)]
 
 
-def with_at_least(boundary_prob: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
-    """The mask with further boundaries where an utterance has fewer than min_chunks (B,): its most probable frames, earlier
-    ones first among equals. An utterance shorter than its floor gets a boundary at every frame."""
+def with_at_least(rank: Tensor, boundary_mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
+    """The mask with further boundaries where an utterance has fewer than min_chunks (B,), so that it has as many: where rank
+    (B, T), from 0 on, is highest, earlier frames first among equals. An utterance shorter than its floor gets a boundary at every
+    frame."""
     wanted = torch.minimum(min_chunks, lengths)
     if not (boundary_mask.sum(1) < wanted).any():
         return boundary_mask
-    ranked = boundary_prob.masked_fill(~valid_mask(lengths, boundary_prob.shape[1]), -1.0)
+    ranked = rank.detach().nan_to_num(0.0).masked_fill(boundary_mask, math.inf)
+    ranked = ranked.masked_fill(~valid_mask(lengths, rank.shape[1]), -1.0)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return boundary_mask | torch.zeros_like(boundary_mask).scatter(1, order, ranks < wanted.unsqueeze(1))

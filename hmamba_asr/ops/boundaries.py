@@ -47,8 +47,16 @@ def label_novelty(
     ``LEAST_NOVELTY`` at least: sure blanks are all alike, but nothing keeps them from beginning chunks. 0 past the end.
 
     P_t is the softmax of a linear head, weight (vocab, D) and bias (vocab,), on x (B, T, D), of which some ``BLOCK`` logits are
-    there at a time (but for a compiler, which would unroll it for every T). No gradient. For the backends see
-    :func:`~hmamba_asr.ops.backends.resolve`."""
+    there at a time (but for a compiler, which would unroll it for every T); float32, or float64 of such. Where it is not a number
+    no label is expected. No gradient. For the backends see :func:`~hmamba_asr.ops.backends.resolve`.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        As ``resolve`` does, and ValueError for a ``blank`` that is no label; negative ones count from the end.
+    """
+    if not -weight.shape[0] <= blank < weight.shape[0]:
+        raise ValueError(f"blank is {blank}, and the head has the labels 0 to {weight.shape[0] - 1}.")
     if resolve(backend, x, operation="label_novelty") == "triton":
         from hmamba_asr.ops.boundaries_triton import label_novelty as of_logits
     else:
@@ -69,12 +77,12 @@ def _label_novelty(
 ) -> Tensor:  # fmt: skip
     """Of N frames from ``start`` on (N,), utterances of ``frames`` in line; logits (ahead + N, vocab), with ``ahead`` frames in
     front of these."""
-    prob = logits.softmax(-1)
+    prob = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
     prob[:, blank] = 0.0  # not 1 - P(blank), of which rounding leaves little where the blank is sure
     stays = F.pad(torch.linalg.vecdot(prob[1:], prob[:-1]), (1, 0))[ahead:]
     at = torch.arange(start, start + len(prob) - ahead, device=logits.device)
     novelty = prob[ahead:].sum(-1) - stays.masked_fill(at % frames == 0, 0.0)
-    return novelty.clamp(least, 1.0).masked_fill(at % frames >= lengths[at // frames], 0.0)
+    return novelty.nan_to_num(least).clamp(least, 1.0).masked_fill(at % frames >= lengths[at // frames], 0.0)
 
 
 def on_budget(
@@ -86,8 +94,8 @@ def on_budget(
     these, and with ``chunks_per_label`` at least so many for each label to expect, the sum of their novelties, but at most
     ``MOST_FURTHER`` of their part more.
 
-    novelty (B, T), from 0 to 1; the first frame's counts only as a label's. A frame's score s_t is the logit of
-    its novelty, standardised over the utterance (the first one's: a standard deviation above the mean); p_t = sigmoid(s_t -
+    novelty (B, T), from 0 to 1, NaN as 0; the first frame's counts only as a label's. A frame's score s_t is the logit of its
+    novelty, standardised over the utterance (the first one's: a standard deviation above the mean); p_t = sigmoid(s_t -
     threshold), the threshold half-way between the last score inside its window's budget and the first outside it. p is 1 at the
     first frame and 0 at a frame that is not new at all.
 
@@ -107,7 +115,7 @@ def on_budget(
         settings = (float(target_ratio), window, float(chunks_per_label), MIN_NOVELTY, MIN_SPREAD, SHARPNESS, FAR)
         return Boundaries(*by_kernel(novelty, lengths, (*settings, MOST_FURTHER, ROUNDING)))
     valid = valid_mask(lengths, novelty.shape[1])
-    novelty = (novelty if novelty.dtype == torch.float64 else novelty.float()).masked_fill(~valid, 0.0)
+    novelty = (novelty if novelty.dtype == torch.float64 else novelty.float()).masked_fill(~valid | novelty.isnan(), 0.0)
     differs = novelty[:, 1:] > MIN_NOVELTY
     scores = SHARPNESS * _standardized(novelty[:, 1:].clamp(MIN_NOVELTY, 1 - MIN_NOVELTY).logit(), differs)
     scores = F.pad(scores, (1, 0), value=SHARPNESS)
@@ -133,7 +141,7 @@ def positions(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _window_ends(lengths: Tensor, length: int, window: int | None) -> Tensor:
     """(B, windows + 1), from 0 to each utterance's length."""
-    window = window or length
+    window = window or max(1, length)
     return torch.minimum(torch.arange(-(-length // window) + 1, device=lengths.device) * window, lengths.unsqueeze(1))
 
 
@@ -153,7 +161,7 @@ def _first_of_windows(scores: Tensor, window: int | None, due: Tensor) -> tuple[
     """Of every frame (B, T), its window's threshold, between the last of scores (B, T) inside the budget and the next one, and
     whether the frame is inside; due (B, windows)."""
     (batch, length), count = scores.shape, due.shape[1]
-    window = window or length
+    window = window or max(1, length)
     windows = F.pad(scores, (0, count * window - length), value=-FAR).view(batch, count, window)
     last = due.clamp(max=window).unsqueeze(-1)
     ordered, order = windows.sort(dim=-1, descending=True, stable=True)

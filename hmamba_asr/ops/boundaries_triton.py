@@ -47,15 +47,23 @@ def label_novelty_kernel(
             both = both * shrink_now * shrink_before + tl.sum(a * b, 0)
             now, before = higher_now, higher_before
         stays = tl.where(first, 0.0, both / tl.where(first, 1.0, all_before))
-        tl.store(novelty + row, tl.minimum(tl.maximum((labels - stays) / all_now, LEAST), 1.0))
+        value = (labels - stays) / all_now
+        tl.store(novelty + row, tl.where(value == value, tl.minimum(tl.maximum(value, LEAST), 1.0), LEAST))  # NaN: nothing new
     else:
         tl.store(novelty + row, 0.0)
 
 
 @triton.jit
+def _novelty(novelty, i, there):
+    """Of the frames i, 0 where they are not there or it is not a number."""
+    n = tl.load(novelty + i, mask=there, other=0.0)
+    return tl.where(n == n, n, 0.0)
+
+
+@triton.jit
 def _logits(novelty, i, length, MIN_NOVELTY: tl.constexpr):
     """Of the frames i of an utterance: log(n / (1 - n)), and whether they are there, not the first, and new at all."""
-    n = tl.load(novelty + i, mask=(i > 0) & (i < length), other=0.0)
+    n = _novelty(novelty, i, (i > 0) & (i < length))
     z = tl.minimum(tl.maximum(n, MIN_NOVELTY), 1.0 - MIN_NOVELTY)
     return tl.log(z / (1.0 - z)), n > MIN_NOVELTY
 
@@ -109,7 +117,7 @@ def on_budget_kernel(
         begins, ends = tl.minimum(first, length), tl.minimum(end, length)
         due = tl.ceil(ends.to(tl.float64) / ratio).to(tl.int32)
         if PER_LABEL > 0:
-            own = tl.load(novelty + i, mask=(i < end) & (i < length), other=0.0).to(tl.float64)
+            own = _novelty(novelty, i, (i < end) & (i < length)).to(tl.float64)
             share = (ends - begins).to(tl.float64) / ratio
             wanted = tl.sum(own, 0) * tl.full([], PER_LABEL, tl.float64) - share
             further += tl.minimum(tl.maximum(wanted, 0.0), share * MOST_FURTHER)

@@ -28,10 +28,9 @@ from hmamba_asr.evaluation.efficiency import peak_memory_mib
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
-from hmamba_asr.modules.chunking import CTCChunker
 from hmamba_asr.training.losses import HybridLoss, hybrid_loss
 from hmamba_asr.training.progress import TrainingJournal, TrainingTotals, format_duration, merge_sums
-from hmamba_asr.training.stages import CollapseDetector, named_figures, stage_figures, stage_sums
+from hmamba_asr.training.stages import CollapseDetector, check_chunkers, named_figures, stage_figures, stage_sums
 
 logger = logging.getLogger(__name__)
 NONFINITE_POLICIES = ("stop", "skip")
@@ -81,7 +80,7 @@ class ASRBrain(sb.Brain):
         super().__init__(*args, **kwargs)
         if self.hparams.nonfinite not in NONFINITE_POLICIES:
             raise ValueError(f"nonfinite is '{self.hparams.nonfinite}'; choose one of {', '.join(NONFINITE_POLICIES)}.")
-        self._check_ctc_chunks()
+        check_chunkers(self.modules.model, self.hparams)
         self.tokenizer = tokenizer
         distributed = dist.is_initialized()
         self.ranks = Ranks(dist.get_rank(), dist.get_world_size()) if distributed else Ranks()
@@ -93,18 +92,6 @@ class ASRBrain(sb.Brain):
         self._window = _Window()
         self._sigterm = False
         self._preempted = False
-
-    def _check_ctc_chunks(self) -> None:
-        """A CTCChunker must read what the intermediate CTC loss trains."""
-        model = self.modules.model
-        for chunker in (m for m in model.modules() if isinstance(m, CTCChunker) and m.target_ratio > 1):
-            if not (self.hparams.ctc_weight > 0 and self.hparams.intermediate_ctc_weight > 0):
-                raise ValueError(
-                    "a CTCChunker reads the CTC on the frames, which nothing trains; set ctc_weight and intermediate_ctc_weight "
-                    "above 0."
-                )
-            if chunker is not getattr(model.encoder, "chunker", None) or chunker.ctc_head is not model.ctc_head:
-                raise ValueError("a CTCChunker must be the outermost encoder's, and have the model's ctc_head.")
 
     # ---- data -------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import difflib
 import json
@@ -29,6 +28,7 @@ from hmamba_asr.data.dataset import load_dataset
 from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
 from hmamba_asr.evaluation.yaml_difference import NO_CHANGE
+from hmamba_asr.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
@@ -80,7 +80,7 @@ class Experiment:
         file, run_opts, overrides = _RunOptions.from_command_line_args(argv)
         self.run_opts = _with_backend(_with_numbers(run_opts))
         if not torch.cuda.is_available():
-            _keep_freed_memory()
+            keep_freed_memory()
         path = Path(file)
         if not path.is_file():
             raise FileNotFoundError(f"there is no YAML {path}; the repository's own stand in hparams/.")
@@ -203,7 +203,10 @@ def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Pa
         raise ValueError(f"{path} with its overrides is not YAML: {' '.join(str(error).split())}.") from error
     if given is not None and not isinstance(given, yaml.MappingNode):
         raise ValueError(f"'{overrides}' is no option; overrides have the form --key value.")
-    for key, value in [(node.value, value) for node, value in given.value] if given else []:
+    given = [(node.value, value) for node, value in given.value] if given else []
+    for key, value in given:
+        if [name for name, _ in given].count(key) > 1:
+            raise ValueError(f"--{key} is given more than once; write it once, with all its parts.")
         if key not in known:
             near = difflib.get_close_matches(key, [*known, *RunOptions().as_dict()], n=1)
             hint = f" did you mean --{near[0]}?" if near else f" its keys are: {', '.join(known)}."
@@ -251,18 +254,3 @@ def _with_backend(run_opts: RunOptions) -> RunOptions:
         return run_opts
     chosen = {"distributed_backend": "gloo", "overridden_args": run_opts.overridden_args | {"distributed_backend"}}
     return dataclasses.replace(run_opts, **chosen)
-
-
-def _keep_freed_memory() -> None:
-    """On CPU under glibc, keep freed tensors' pages in the process.
-
-    By default every large tensor is mapped anew and its pages are cleared by the kernel at first touch, which costs a fifth of
-    the training time of a small model.
-    """
-    m_trim_threshold, m_mmap_threshold, unlimited = -1, -3, 2**31 - 1
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc: nothing to do
-        return
-    mallopt(m_mmap_threshold, unlimited)
-    mallopt(m_trim_threshold, unlimited)

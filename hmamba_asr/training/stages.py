@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmamba_asr.evaluation.boundaries import Chunks
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.encoder import StageOutput
+from hmamba_asr.modules.chunking import CTCChunker, DynamicChunker, HNetChunker
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,28 @@ def named_figures(sums: Mapping[str, float], utterances: float, prefix: str = ""
     """The same in one dictionary for the log: ``stage0_kept``, ``stage0_prob``, ..."""
     figures = stage_figures(sums, utterances)
     return {f"{prefix}stage{i}_{name}": value for i, stage in enumerate(figures) for name, value in stage.items()}
+
+
+def check_chunkers(model: nn.Module, hparams: SimpleNamespace) -> None:
+    """A CTCChunker must read what the intermediate CTC loss trains, and a ratio loss must have something to teach.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    for chunker in (m for m in model.modules() if isinstance(m, CTCChunker) and m.target_ratio > 1):
+        if not (hparams.ctc_weight > 0 and hparams.intermediate_ctc_weight > 0):
+            raise ValueError(
+                "a CTCChunker reads the CTC on the frames, which nothing trains; set ctc_weight and intermediate_ctc_weight "
+                "above 0."
+            )
+        if chunker is not getattr(model.encoder, "chunker", None) or chunker.ctc_head is not model.ctc_head:
+            raise ValueError("a CTCChunker must be the outermost encoder's, and have the model's ctc_head.")
+        if chunker.blank_index != hparams.blank_index:
+            raise ValueError(f"the CTCChunker's blank_index is {chunker.blank_index} and the recogniser's {hparams.blank_index}.")
+    if getattr(hparams, "ratio_loss", None) and not any(isinstance(m, DynamicChunker | HNetChunker) for m in model.modules()):
+        raise ValueError("ratio_loss teaches a router, and no chunker has one; leave it out.")
 
 
 class CollapseDetector:

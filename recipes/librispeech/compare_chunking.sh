@@ -44,22 +44,40 @@ fixedstride_2.63   fixedstride_mini   --chunker {stride:2.63}
 "
 fi
 
-gpus=0
-if command -v nvidia-smi > /dev/null; then gpus=$(nvidia-smi -L | wc -l); fi
-export data GPUS=$gpus
+names=$(awk 'NF {print $1}' <<< "$table")
+for name in ${VARIANTS:-}; do
+  grep -qxF -- "$name" <<< "$names" || { echo "error: VARIANTS names '$name'; there are: "$names >&2; exit 2; }
+done
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then gpus=$CUDA_VISIBLE_DEVICES
+elif found=$(nvidia-smi -L 2> /dev/null); then gpus=$(seq -s, 0 $(($(wc -l <<< "$found") - 1)))
+else gpus=
+fi
+more=
+if [ $# -gt 2 ]; then more=$(printf '%q ' "${@:3}"); fi
+export data GPUS=$gpus MORE=$more
 
-run() { # slot, name, yaml, seed, overrides
-  local slot=$1 name=$2 yaml=$3 seed=$4 folder word
-  shift 4
+show() { # a command as it can be typed
+  local word
+  for word in "$@"; do
+    if [[ $word =~ ^[[:alnum:]_./+=,:-]+$ ]]; then printf '%s ' "$word"
+    elif [[ $word = *\'* ]]; then printf '%q ' "$word"
+    else printf "'%s' " "$word"
+    fi
+  done
+  echo
+}
+
+run() { # slot, "name yaml seed overrides"
+  local slot=$1 name yaml seed folder word words cards
+  read -r name yaml seed words <<< "$2"
   folder=results/chunking_${yaml##*_}/$name/$seed
   local command=(python train.py "hparams/$yaml.yaml" --data_folder "$data" --output_folder "$folder" --seed "$seed")
-  for word in "$@"; do
-    if [[ $word = {* ]]; then word=${word//:/: }; fi  # YAML wants a blank there, the table none
-    command+=("$word")
-  done
-  if [ -n "${DRY_RUN:-}" ]; then echo "${command[*]}"; return; fi
+  for word in $words; do command+=("${word//:/: }"); done  # YAML wants a blank there, the table none
+  eval "command+=($MORE)"
+  if [ -n "${DRY_RUN:-}" ]; then show "${command[@]}"; return; fi
   if [ -e "$folder/results.json" ]; then echo "$folder is finished"; return; fi
-  if [ "$GPUS" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=$((slot % GPUS)); fi
+  IFS=, read -ra cards <<< "$GPUS"
+  if [ ${#cards[@]} -gt 0 ]; then export CUDA_VISIBLE_DEVICES=${cards[slot % ${#cards[@]}]}; fi
   mkdir -p "$folder"
   if OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} "${command[@]}" --noprogressbar > "$folder/output.txt" 2>&1; then
     echo "$folder is finished"
@@ -69,11 +87,11 @@ run() { # slot, name, yaml, seed, overrides
     return 1
   fi
 }
-export -f run
+export -f run show
 
 for seed in ${SEEDS:-1234 1235 1236}; do
   while read -r name yaml overrides; do
     [ -n "$name" ] || continue
-    if [[ " ${VARIANTS:-$name} " = *" $name "* ]]; then echo $name $yaml $seed $overrides "${@:3}"; fi  # xargs joins lines that end in a blank
+    if [[ " ${VARIANTS:-$name} " = *" $name "* ]]; then printf '%s\0' "$name $yaml $seed $overrides"; fi
   done <<< "$table"
-done | xargs -P "${JOBS:-1}" -L 1 --process-slot-var=SLOT bash -c 'run "$SLOT" "$@"' run
+done | xargs -0 -r -n 1 -P "${JOBS:-1}" --process-slot-var=SLOT bash -c 'run "$SLOT" "$1"' run

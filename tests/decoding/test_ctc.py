@@ -69,6 +69,20 @@ def random_log_probs(*shape, seed=0, scale=1.5):
     return (scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).log_softmax(-1)
 
 
+def test_a_label_that_is_ruled_out():
+    """Of probability 0: with log-probabilities of -inf sums over frames would be no numbers."""
+    log_probs = random_log_probs(1, 6, 5)
+    log_probs[..., 2] = -math.inf
+    scorer = CTCPrefixScorer(log_probs, torch.tensor([6]), blank=BLANK, eos=EOS)
+    state = scorer.start()
+    for label in (1, 2, 4):
+        scores = scorer.next_scores(state)
+        assert not scores.isnan().any() and (scores[0, 0, 2] < scores[0, 0, [1, 4]] - 50).all()
+        state = scorer.extend(state, torch.tensor([[0]]), torch.tensor([[label]]))
+        assert all(x.isfinite().all() for x in (state.in_label, state.in_blank, state.score))
+    assert state.score.item() < -1e3
+
+
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_prefix_scores_are_the_enumeration_of_all_paths(frames):
     """Every prefix of up to three labels, repeated ones among them, of utterances of unequal length in one batch."""

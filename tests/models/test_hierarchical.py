@@ -16,8 +16,9 @@ def stack(num_layers=1, d_model=D_MODEL):
 
 
 def hierarchical(chunker, output, **options):
+    outer = options.pop("outer", None) or stack(2)
     inner = options.pop("inner", None) or stack(d_model=options.get("inner_d_model") or D_MODEL)
-    return HierarchicalEncoder(outer=stack(2), chunker=chunker, inner=inner, d_model=D_MODEL, output=output, **options)
+    return HierarchicalEncoder(outer=outer, chunker=chunker, inner=inner, d_model=D_MODEL, output=output, **options)
 
 
 def dynamic(kind=DynamicChunker):
@@ -46,6 +47,7 @@ def cases():
         "stride, frames": hierarchical(FixedStrideChunker(stride=3, pooling="mean"), "frames"),
         "stride, chunks": hierarchical(FixedStrideChunker(stride=2.5), "chunks"),
         "wider inside": hierarchical(dynamic(), "frames", inner_d_model=24),
+        "wider inside, chunks": hierarchical(FixedStrideChunker(stride=2), "chunks", inner_d_model=24),
         "nested, frames": hierarchical(dynamic(), "frames", inner=hierarchical(FixedStrideChunker(stride=2), "frames")),
         "nested, H-Net": hierarchical(dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
         "nested, chunks": hierarchical(dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
@@ -164,3 +166,11 @@ def test_unknown_output():
         hierarchical(FixedStrideChunker(stride=2), "phones")
     with pytest.raises(ValueError, match="cannot return to their frames"):
         hierarchical(dynamic(), "frames", inner=hierarchical(dynamic(), "chunks"))
+
+
+def test_an_outer_encoder_that_cannot_be_one():
+    with pytest.raises(ValueError, match="the outer encoder's output is chunks"):
+        hierarchical(dynamic(), "chunks", outer=hierarchical(dynamic(), "chunks"))
+    outer = ConMambaEncoder(num_layers=2, d_model=D_MODEL, d_ffn=32, kernel_size=7, dropout=0.1, intermediate_layer=1)
+    with pytest.raises(ValueError, match="intermediate_layer of outer does nothing"):
+        hierarchical(dynamic(), "chunks", outer=outer)

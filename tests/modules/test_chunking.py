@@ -377,6 +377,55 @@ def test_floor():
     assert with_at_least(prob, mask, lengths, torch.tensor([2, 1])) is mask
 
 
+def test_a_floor_adds_no_more_than_it_must():
+    """Also where frames that are not chosen equal those that are; what is no number comes last."""
+    rank, mask = torch.full((1, 8), 0.5), torch.tensor([[True, False, False, True, False, True, False, False]])
+    rank[0, 1] = float("nan")
+    filled = with_at_least(rank, mask, torch.tensor([8]), torch.tensor([5]))
+    assert filled.tolist() == [[True, False, True, True, True, True, False, False]]
+
+
+@pytest.mark.parametrize(("stride", "floor", "gaps"), [(3, 26, {2, 3}), (2.63, 40, {1, 2}), (10, 60, {1}), (10, 99, {1})])
+def test_a_floor_shortens_all_of_a_strides_chunks_alike(stride, floor, gaps):
+    lengths = torch.tensor([60, 60])
+    out = FixedStrideChunker(stride=stride)(torch.randn(2, 64, D), lengths, torch.tensor([floor, 1]))
+    plain = FixedStrideChunker(stride=stride)(torch.randn(2, 64, D), lengths)
+    begins = out.chunk_frames[0, : out.chunk_lengths[0]]
+    assert begins[0] == 0 and len(begins) == min(60, floor) and set(begins.diff().tolist()) == gaps
+    assert torch.equal(out.boundary_mask[1], plain.boundary_mask[1]) and torch.equal(out.chosen, plain.chunk_lengths)
+
+
+def test_a_floor_makes_room_for_labels_in_the_window_that_has_them():
+    """Ten frames of silence, eight labels in ten frames, ten frames of silence."""
+    head, x = spikes(*[0] * 10, 1, 2, 3, 1, 2, 3, 0, 1, 2, 0, *[0] * 10)
+    chunker = CTCChunker(ctc_head=head, target_ratio=3.0, window=10)
+    out = chunker(x, torch.tensor([30]), torch.tensor([16]))
+    per_window = out.boundary_mask[0].view(3, 10).sum(1).tolist()
+    assert sum(per_window) == 16 and per_window[1] >= 8 and out.chosen.tolist() == [10]
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("index", [0, 1, 2, 3, 4, 5, 6])
+def test_a_frame_that_is_no_number_stays_in_its_utterance(index, backend):
+    """It does not end a run, whose loss is to name the utterance."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if backend == "triton" and (index < 4 or unavailable_reason(device)):
+        pytest.skip("no kernel runs")
+    chunker, lengths = chunkers()[index].to(device), LENGTHS.to(device)
+    if hasattr(chunker, "backend"):
+        chunker.backend = backend
+    x = frames().to(device)
+    expected = chunker(x, lengths).boundary_mask
+    x[0, 7] = float("nan")
+    for floor in (None, torch.tensor([12, 1, 5, 0], device=device)):
+        out = chunker(x, lengths, floor)
+        assert out.boundary_mask[0, 0] and 1 <= out.chunk_lengths[0] <= 19
+        assert out.chunks[1:].isfinite().all()
+        if isinstance(chunker, CTCChunker):  # whose chunks' means leave no frame out
+            assert out.chunks[0].isnan().any()
+    assert torch.equal(chunker(x, lengths).boundary_mask[1:], expected[1:])
+
+
 def test_floor_does_not_depend_on_padding():
     chunker, x = FixedStrideChunker(stride=50), torch.randn(1, 9, D)
     short = chunker(x, torch.tensor([9]), torch.tensor([5]))
@@ -487,9 +536,16 @@ def test_bad_settings():
             chunker(d_model=2, target_ratio=0.5)
         with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
             chunker(d_model=2, target_ratio=2, lr_multiplier=0)
-    with pytest.raises(ValueError, match="window must be target_ratio = 3 frames or more .* not 2"):
+    with pytest.raises(ValueError, match="window must be target_ratio = 3 whole frames or more .* not 2"):
         DynamicChunker(d_model=2, target_ratio=3, window=2)
-    with pytest.raises(ValueError, match="stride must be 1 frame or more, not 0"):
-        FixedStrideChunker(stride=0)
+    with pytest.raises(ValueError, match="window must be target_ratio = 4 whole frames"):
+        CTCChunker(ctc_head=head, target_ratio=4, window=20.5)
+    for bad in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"stride must be 1 frame or more, not {bad}"):
+            FixedStrideChunker(stride=bad)
+        with pytest.raises(ValueError, match=f"target_ratio must be 1 frame in a chunk or more, not {bad}"):
+            CTCChunker(ctc_head=head, target_ratio=bad)
+    with pytest.raises(ValueError, match="blank is 7, and the head has the labels 0 to 6"):
+        CTCChunker(ctc_head=head, target_ratio=2, blank_index=7)(torch.randn(1, 5, D), torch.tensor([5]))
     with pytest.raises(ValueError, match="pooling 'max' is unknown; choose first or mean"):
         FixedStrideChunker(stride=2, pooling="max")

@@ -175,6 +175,50 @@ def test_positions_by_hand():
 
 
 @by_kernel
+def test_what_is_no_number_is_not_new(device, small_blocks):
+    torch.manual_seed(0)
+    novelty, lengths = torch.rand(2, 30), torch.tensor([30, 17])
+    novelty[0, [0, 5, 6, 29]] = float("nan")
+    settings = {"target_ratio": 2.0, "window": 10, "chunks_per_label": 1.1}
+    plain, fused = both(novelty, lengths, device, **settings)
+    assert_same(plain, fused)
+    assert torch.equal(plain.mask, on_budget(novelty.nan_to_num(0.0), lengths, **settings, backend="reference").mask)
+    assert plain.mask[0, 0] and not plain.mask[0, [5, 6, 29]].any()
+    logits = torch.randn(1, 6, 5)
+    logits[0, 2, 1] = float("nan")
+    for backend in ("reference", "triton"):
+        found = novelty_of(logits, torch.tensor([6]), backend, device)[0]
+        assert found[2:4].tolist() == [pytest.approx(boundaries.LEAST_NOVELTY)] * 2 and (found[[1, 4, 5]] > 0.1).all()
+
+
+@by_kernel
+def test_novelty_of_half_precision_is_float32(device, small_blocks):
+    logits, lengths = 8 * torch.randn(2, 9, 21), torch.tensor([9, 4])
+    rounded = logits.bfloat16()
+    expected = novelty_of(rounded.float(), lengths, "reference")
+    for backend in ("reference", "triton"):
+        found = novelty_of(rounded, lengths, backend, device)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@by_kernel
+def test_novelty_by_the_kernel_does_not_depend_on_the_batch(device, small_blocks):
+    torch.manual_seed(0)
+    logits, lengths = 3 * torch.randn(3, 12, 21), torch.tensor([12, 1, 7])
+    together = novelty_of(logits, lengths, "triton", device)
+    for row, n in enumerate(lengths.tolist()):
+        alone = novelty_of(logits[row : row + 1, :n], lengths[row : row + 1], "triton", device)
+        assert torch.equal(together[row, :n], alone[0]) and not together[row, n:].any()
+
+
+def test_no_frames():
+    for window in (None, 4):
+        found = on_budget(torch.zeros(2, 0), torch.tensor([0, 0]), target_ratio=2.0, window=window)
+        assert found.mask.shape == (2, 0) and found.counts.tolist() == [0, 0]
+
+
+@by_kernel
 def test_bad_requests_are_one_sentence(device):
     novelty, lengths = torch.rand(1, 8), torch.tensor([8])
     with pytest.raises(ValueError, match="on_budget backend 'fast' is unknown; choose one of auto, reference, triton"):

@@ -110,3 +110,17 @@ def test_nothing_flows_behind_the_end(device):
         _, gx, gscores = run(*inputs(), backend, device if backend == "triton" else torch.device("cpu"))
         for row, n in enumerate(LENGTHS.tolist()):
             assert not gx[row, n:].any() and not gscores[row, n:].any()
+
+
+def test_what_the_kernel_gives_an_utterance_does_not_depend_on_its_batch(device):
+    if reason := unavailable_reason(device):
+        pytest.skip(reason)
+    x, scores, mask = inputs()
+    together = run(x, scores, mask, "triton", device)[0]
+    for row, n in enumerate(LENGTHS.tolist()[:3]):
+        frame_to_chunk, chunk_frames, counts = (y.to(device) for y in positions(mask[row : row + 1, :n]))
+        alone = pool_chunks(
+            x[row : row + 1, :n].to(device), scores[row : row + 1, :n].to(device), chunk_frames=chunk_frames[:, : int(counts)],
+            frame_to_chunk=frame_to_chunk, counts=counts, lengths=LENGTHS[row : row + 1].to(device), backend="triton",
+        )  # fmt: skip
+        assert torch.equal(together[row, : int(counts)], alone[0].cpu()) and not together[row, int(counts) :].any()

@@ -40,6 +40,12 @@ def test_one_sentence(train_script, recipe, tmp_path, overrides, sentence):
     assert "\n" not in str(raised.value).strip()
 
 
+def test_an_option_given_twice(train_script, recipe, tmp_path):
+    argv = [*recipe.arguments(tmp_path / "run"), "--train_loader", "{max_batch_seconds: 9}", "--train_loader", "{shuffle: false}"]
+    with pytest.raises(ValueError, match="^--train_loader is given more than once; write it once, with all its parts.$"):
+        train_script.main(argv)
+
+
 def test_missing_yaml(train_script):
     with pytest.raises(FileNotFoundError, match="there is no YAML no/such.yaml; the repository's own stand in hparams/"):
         train_script.main(["no/such.yaml"])

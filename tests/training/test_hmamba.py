@@ -17,6 +17,7 @@ from hmamba_asr.evaluation.boundaries import read_chunks
 from hmamba_asr.evaluation.wer import read_trn
 from hmamba_asr.probing import ctc_alignments, measure_stability
 from hmamba_asr.training import stages
+from hmamba_asr.training.losses import RatioLoss
 
 ROUTER = {
     "yaml": "router_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
@@ -117,6 +118,7 @@ def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
     [
         ({"intermediate_ctc_weight": 0}, "reads the CTC on the frames, which nothing trains"),
         ({"ctc_weight": 0}, "reads the CTC on the frames, which nothing trains"),
+        ({"chunker": "{blank_index: 1}"}, "the CTCChunker's blank_index is 1 and the recogniser's 0"),
     ],
 )
 def test_chunks_by_the_ctc_need_one_that_is_trained(new_brain, change, message):
@@ -128,7 +130,14 @@ def test_chunks_by_the_ctc_need_the_recognisers_own(new_brain):
     brain, *_ = new_brain(**H_MAMBA)
     brain.raw_model.encoder.chunker._head[0] = Linear(input_size=8, n_neurons=5)
     with pytest.raises(ValueError, match="must be the outermost encoder's, and have the model's ctc_head"):
-        brain._check_ctc_chunks()
+        stages.check_chunkers(brain.raw_model, brain.hparams)
+
+
+def test_a_ratio_loss_needs_a_router(new_brain):
+    brain, *_ = new_brain(**H_MAMBA)
+    brain.hparams.ratio_loss = RatioLoss(weight=0.5)
+    with pytest.raises(ValueError, match="ratio_loss teaches a router, and no chunker has one; leave it out"):
+        stages.check_chunkers(brain.raw_model, brain.hparams)
 
 
 @pytest.mark.parametrize(("unlike", "word"), [([0.01, 0.02], "no frame"), ([0.99, 0.98], "each frame"), ([0.01, 0.99], None)])

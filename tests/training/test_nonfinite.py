@@ -12,6 +12,9 @@ import torch
 from speechbrain import Stage
 
 BAD = "10-1-0099"
+H_MAMBA = {
+    "yaml": "hmamba_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +30,9 @@ def poisoned_corpus(corpus, tmp_path_factory):
     return root
 
 
-def test_stop_names_the_utterance(train_script, recipe, poisoned_corpus, tmp_path):
-    argv = recipe.arguments(tmp_path / "run", data_folder=poisoned_corpus, number_of_epochs=1)
+@pytest.mark.parametrize("variant", [{}, H_MAMBA], ids=["ConMamba", "H-Mamba"])
+def test_stop_names_the_utterance(train_script, recipe, poisoned_corpus, tmp_path, variant):
+    argv = recipe.arguments(tmp_path / "run", data_folder=poisoned_corpus, number_of_epochs=1, **variant)
     with pytest.raises(ValueError, match=f"the loss is not finite at optimizer step .*; utterances: {BAD}\\.") as raised:
         train_script.main(argv)
     assert "\n" not in str(raised.value)
