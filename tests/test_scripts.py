@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -447,9 +448,24 @@ def test_boundaries_benchmark_checks_what_it_times_and_wants_a_gpu(monkeypatch):
     for chunker in found.values():
         shapes = [run().shape for run in benchmark_boundaries.runs_of(chunker, x, lengths).values()]
         assert shapes[0][0] == 3 and shapes[1] == x.shape
-    found["triton"].target_ratio = 2.5
-    with pytest.raises(SystemExit, match="the boundaries, three utterances is off by .* not timed"):
-        benchmark_boundaries.check("three utterances", found, x, lengths)
+    right = {name: getattr(benchmark_boundaries, name) for name in ("on_budget", "pool_chunks")}
+
+    def wrong_boundaries(*args, backend, **settings):
+        found = right["on_budget"](*args, **settings, backend=backend)
+        return found if backend == "reference" else dataclasses.replace(found, mask=~found.mask)
+
+    def wrong_means(*args, backend, **settings):
+        return right["pool_chunks"](*args, **settings, backend=backend) * (1.0 if backend == "reference" else 1.001)
+
+    for name, wrong, what in (("on_budget", wrong_boundaries, "boundaries"), ("pool_chunks", wrong_means, "chunks")):
+        with monkeypatch.context() as patch:
+            patch.setattr(benchmark_boundaries, name, wrong)
+            with pytest.raises(SystemExit, match=f"the {what}, three utterances is off by .* not timed"):
+                benchmark_boundaries.check("three utterances", found, x, lengths)
+    other = benchmark_boundaries.chunkers(20, device, chunks_per_label=1.1)["triton"]
+    torch.nn.init.normal_(other.ctc_head.w.weight)
+    with pytest.raises(SystemExit, match="novelty, three utterances is off by .* not timed"):
+        benchmark_boundaries.check("three utterances", found | {"triton": other}, x, lengths)
     monkeypatch.setattr("sys.argv", ["benchmark_boundaries.py", "--device", "cpu"])
     with pytest.raises(SystemExit, match="run it on a machine with a CUDA GPU"):
         benchmark_boundaries.main()

@@ -23,7 +23,8 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
     if kind == "conformer":
         encoder = ConformerControl(**sizes, nhead=2)
     else:
-        encoder = ConMambaEncoder(**sizes, d_state=4, causal=causal, intermediate_layer=1)
+        layer = None if kind.startswith("hmamba") else 1
+        encoder = ConMambaEncoder(**sizes, d_state=4, causal=causal, intermediate_layer=layer)
     if kind.startswith("hmamba"):
         encoder = HierarchicalEncoder(
             outer=encoder, chunker=DynamicChunker(d_model=D_MODEL, target_ratio=1.5), inner=ConMambaEncoder(**sizes, d_state=4),
