@@ -8,7 +8,8 @@ states, and random weights, beside the flat one of hparams/conmamba_mini.yaml in
 --chunker router, a router does all of its work) and is then overruled: every N-th frame begins a chunk, for 2.65 every second or
 third. "chunks": CTC and decoder read the chunks; "frames": back to the frame rate. Times are of the front-end and the encoder
 ("encoder"; "encoder, graph" replays a CUDA graph of it, the GPU's part without the host's), and of these with greedy CTC decoding
-and with the YAML's beam search; both sides emit the same number of tokens.
+and with the YAML's beam search; both sides emit the same number of tokens. With --d_ffn feed-forward layers are narrower on
+frames and wider on chunks, 512 and 2048 for 8+4 with as many parameters as 1024 everywhere.
 
 Before anything is timed: with every frame a chunk the states are the flat encoder's, a padded utterance has the states it has
 alone, the kept fraction is what was asked for, and both sides' hypotheses are equally long.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 
 import torch
 from benchmarking import (
@@ -53,9 +55,10 @@ def number(text: str) -> float:
 
 def recogniser(
     folder: str, device: torch.device, *, split: tuple[int, int] | None, ratio: float, form: str, frames: int, tokens: int,
-    chunker: str = "ctc",
+    chunker: str = "ctc", d_ffn: Sequence[int] | None = None,
 ):  # fmt: skip
-    """The YAML's objects: flat without a split; the beam search emits ``tokens`` tokens for ``frames`` encoder states."""
+    """The YAML's objects: flat without a split; the beam search emits ``tokens`` tokens for ``frames`` encoder states. ``d_ffn``
+    is that of the blocks on frames and on chunks, where it is not everywhere the same."""
     limits = dict.fromkeys(("min_decode_ratio", "max_decode_ratio"), (tokens + 0.5) / frames)
     overrides = {**SIZE, "beam_search": {"searcher": limits}}
     if split is None:
@@ -63,6 +66,8 @@ def recogniser(
     else:
         yaml, settings = CHUNKERS[chunker]
         overrides |= {"outer": {"num_layers": split[0]}, "inner": {"num_layers": split[1]}, "encoder": {"output": form}}
+        if d_ffn:
+            overrides["outer"]["d_ffn"], overrides["inner"]["d_ffn"] = d_ffn
         hparams = build(yaml, overrides | {"chunker": settings}, folder, frames_per_chunk=ratio)
     for module in (hparams["model"], hparams["valid_search"], hparams["beam_search"]):
         module.eval().to(device)
@@ -99,6 +104,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=number, nargs="+", default=[2, 3, 4], help="frames in a chunk")
     parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
     parser.add_argument("--chunker", choices=tuple(CHUNKERS), default="ctc", help="what decides (default: %(default)s)")
+    parser.add_argument("--d_ffn", type=int, nargs=2, metavar=("OUTER", "INNER"), help="of H-Mamba's blocks (default: 1024 1024)")
     parser.add_argument("--batch", type=int, help="utterances in a batch (default: 1 on a CPU, 16 on a GPU)")
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 3 on a CPU, 10 on a GPU)")
     options = parser.parse_args()
@@ -108,7 +114,8 @@ def main() -> None:
     pairs = options.pairs or (10 if on_gpu else 3)
     machine = machine_name(hardware(device))
     print(f"{machine}, torch {torch.__version__}, float32, batches of {batch}, {TOKENS_PER_SECOND} tokens a second")
-    figures = {"hardware": hardware(device), "torch": torch.__version__, "batch": batch, "chunker": options.chunker, "cases": {}}
+    figures = {"hardware": hardware(device), "torch": torch.__version__, "batch": batch, "chunker": options.chunker}
+    figures |= {"d_ffn": options.d_ffn, "cases": {}}
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for seconds in options.seconds:
@@ -126,7 +133,7 @@ def main() -> None:
                         kept_frames = math.ceil(frames / ratio)
                         states = kept_frames if form == "chunks" else frames
                         sizes = {"split": split, "ratio": ratio, "form": form, "frames": states, "tokens": tokens}
-                        ours = recogniser(folder, device, **sizes, chunker=options.chunker)
+                        ours = recogniser(folder, device, **sizes, chunker=options.chunker, d_ffn=options.d_ffn)
                         case = f"{seconds} s, {split[0]}+{split[1]}, N={ratio}, {form}"
                         kept = ours["model"].encode(features, lengths).stages[0].kept_fraction.mean().item()
                         require(f"the kept fraction of {case}", abs(kept - kept_frames / frames), 1e-6)

@@ -219,7 +219,7 @@ def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_f
 
 def test_the_chunking_comparisons_overrides_are_keys_of_their_yamls(corpus, stand_ins):
     _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
-    for name, count in (("an4", 16), ("mini", 20)):
+    for name, count in (("an4", 16), ("mini", 22)):
         done = _run_script(RECIPES / "compare_chunking.sh", name, corpus, path=stand_ins, SEEDS="7", DRY_RUN="1")
         lines = done.stdout.splitlines()
         assert done.returncode == 0 and len(lines) == count, done.stderr
@@ -394,6 +394,23 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker
     monkeypatch.setattr(benchmarking, "forced_novelty", keeping_less)
     with pytest.raises(SystemExit, match="kept fraction of 1 s, 8.4, N=.*, chunks is off by .* not timed"):
         benchmark_chunking.main()
+
+
+def test_chunking_benchmark_moves_feed_forward_layers_to_the_chunks(monkeypatch, tmp_path):
+    import benchmark_chunking
+
+    monkeypatch.setattr(benchmark_chunking, "SIZE", {"d_ffn": 32, "vocab_size": 20})
+    sizes = {"ratio": 2, "form": "chunks", "frames": 13, "tokens": 3}
+    flat, moved = (
+        benchmark_chunking.recogniser(str(tmp_path), torch.device("cpu"), split=split, d_ffn=(16, 64), **sizes)["model"].encoder
+        for split in (None, (8, 4))
+    )
+    assert {block.ffn_in[1].out_features for block in flat.blocks} == {32}
+    assert [{block.ffn_out[1].out_features for block in part.blocks} for part in (moved.outer, moved.inner)] == [{16}, {64}]
+    parameters = [
+        sum(p.numel() for n, p in encoder.named_parameters() if "ffn" in n and "weight" in n) for encoder in (flat, moved)
+    ]
+    assert parameters[0] == parameters[1]
 
 
 TINY_ENCODER = {"num_layers": 1}
