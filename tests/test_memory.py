@@ -7,15 +7,15 @@ FAULTS = """
 import resource, torch
 from hmamba_asr.memory import keep_freed_memory
 keep_freed_memory()
-def touch():
-    torch.ones(64 << 18)  # 64 MB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-first = touch()
-print(touch() - first, 64 << 20 >> 12)
+for _ in range(40):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 << 18)  # 64 MB, which glibc would always map anew
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def test_pages_of_freed_tensors_are_used_again():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
-    faults, pages = map(int, done.stdout.split())
-    assert faults < pages / 10
+    faults, pages = [int(line) for line in done.stdout.split()], 64 << 20 >> 12
+    # The first ones may find no hole that they fit in, where something small has taken a bit of it.
+    assert faults[0] > pages / 2 and sum(faults[-20:]) < pages
