@@ -197,11 +197,16 @@ def test_the_comparison_trains_both_yamls_alike(corpus, stand_ins):
     assert table.split()[:3] == ["python", "scripts/summarize.py", "results"]
 
 
-def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_failure(corpus, stand_ins):
-    """A copy of the recipe, because it writes results into its own checkout."""
-    script = corpus.parent / "recipes" / "librispeech" / "compare_chunking.sh"
+def _in_a_checkout_of_its_own(recipe: str, corpus: Path) -> Path:
+    """A copy of a recipe that writes results into its checkout."""
+    script = corpus.parent / "recipes" / "librispeech" / recipe
     script.parent.mkdir(parents=True)
-    script.write_text((RECIPES / "compare_chunking.sh").read_text())
+    script.write_text((RECIPES / recipe).read_text())
+    return script
+
+
+def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_failure(corpus, stand_ins):
+    script = _in_a_checkout_of_its_own("compare_chunking.sh", corpus)
     # One write a call: two of them run at once.
     _stand_in(stand_ins, "python", 'echo "$*" >> calls.txt; case "$*" in *hmamba_n2/7*) exit 3;; esac')
     _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
@@ -240,9 +245,7 @@ def test_the_chunking_comparison_hands_overrides_on_as_they_are(corpus, stand_in
 
 
 def test_the_chunking_comparison_uses_the_gpus_it_is_given(corpus, stand_ins):
-    script = corpus.parent / "recipes" / "librispeech" / "compare_chunking.sh"
-    script.parent.mkdir(parents=True)
-    script.write_text((RECIPES / "compare_chunking.sh").read_text())
+    script = _in_a_checkout_of_its_own("compare_chunking.sh", corpus)
     _stand_in(stand_ins, "python", 'echo "gpu <${CUDA_VISIBLE_DEVICES-none}>"')
     settings = {"SEEDS": "7", "VARIANTS": "conmamba"}
     output = corpus.parent / "results" / "chunking_an4" / "conmamba" / "7" / "output.txt"
