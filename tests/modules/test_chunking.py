@@ -23,7 +23,7 @@ def frames(dtype=torch.float32, seed=0):
     return torch.randn(len(LENGTHS), 23, D, dtype=dtype)
 
 
-def chunkers():
+def chunkers(device="cpu"):
     torch.manual_seed(3)
     dynamic = DynamicChunker(d_model=D, target_ratio=2.5)
     hnet = HNetChunker(d_model=D, target_ratio=2.5)
@@ -31,9 +31,9 @@ def chunkers():
     for chunker in (dynamic, hnet, windowed):
         torch.nn.init.normal_(chunker.query.weight)
     strides = [FixedStrideChunker(stride=2.5), FixedStrideChunker(stride=3, pooling="mean")]
-    head = Linear(n_neurons=7, input_size=D)
+    head = Linear(n_neurons=7, input_size=D).to(device)  # no submodule of the chunkers
     ctc = [CTCChunker(ctc_head=head, target_ratio=2.5, window=5, chunks_per_label=floor) for floor in (0.0, 1.1)]
-    return [dynamic, hnet, windowed, *strides, *ctc]
+    return [chunker.to(device) for chunker in (dynamic, hnet, windowed, *strides, *ctc)]
 
 
 def spikes(*labels, vocab=4, sure=30.0):
@@ -91,7 +91,8 @@ def test_of_equals_the_earlier_ones_begin_chunks(window):
 @pytest.mark.parametrize("index", [0, 2, 3, 4, 5])
 def test_nothing_waits_for_a_gpu_to_count(index):
     """Of fake tensors there are only shapes: whoever asked for a value would fail. The widths are those of the real ones."""
-    chunker, x = chunkers()[index], frames()
+    made, x = chunkers(), frames()
+    chunker = made[index]
     real = chunker(x, LENGTHS)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = chunker(mode.from_tensor(x), mode.from_tensor(LENGTHS))
@@ -99,7 +100,7 @@ def test_nothing_waits_for_a_gpu_to_count(index):
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
         chunker(mode.from_tensor(x), mode.from_tensor(LENGTHS), mode.from_tensor(LENGTHS))  # a floor has to count
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.raises(DataDependentOutputException):
-        chunkers()[6](mode.from_tensor(x), mode.from_tensor(LENGTHS))  # and one of labels as well
+        made[6](mode.from_tensor(x), mode.from_tensor(LENGTHS))  # and one of labels as well
 
 
 def test_what_all_frames_share_decides_nothing():
@@ -242,7 +243,7 @@ def test_kernels_find_the_same_chunks(index, floor):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if reason := unavailable_reason(device):
         pytest.skip(reason)
-    chunker, lengths = chunkers()[index].to(device), LENGTHS.to(device)
+    chunker, lengths = chunkers(device)[index], LENGTHS.to(device)
     floor = None if floor is None else torch.tensor(floor, device=device)
     found = []
     for backend in ("reference", "triton"):
@@ -262,7 +263,7 @@ def test_kernels_choose_for_a_router_that_is_not_trained():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if reason := unavailable_reason(device):
         pytest.skip(reason)
-    chunker, found = chunkers()[2].to(device), []
+    chunker, found = chunkers(device)[2], []
     for chunker.backend in ("reference", "triton"):
         with torch.no_grad():
             found.append(chunker(frames().to(device), LENGTHS.to(device)))
@@ -314,7 +315,7 @@ def test_kernels_are_few_launches(monkeypatch):
         pytest.skip(reason)
     from hmamba_asr.ops import boundaries_triton, launch, pooling_triton
 
-    chunker, x, lengths, found = chunkers()[6].to(device), frames().to(device), LENGTHS.to(device), {}
+    chunker, x, lengths, found = chunkers(device)[6], frames().to(device), LENGTHS.to(device), {}
     for backend in ("reference", "triton"):
         chunker.backend = backend
         with Counting() as counting, torch.no_grad():
@@ -411,7 +412,7 @@ def test_a_frame_that_is_no_number_stays_in_its_utterance(index, backend):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if backend == "triton" and (index < 4 or unavailable_reason(device)):
         pytest.skip("no kernel runs")
-    chunker, lengths = chunkers()[index].to(device), LENGTHS.to(device)
+    chunker, lengths = chunkers(device)[index], LENGTHS.to(device)
     if hasattr(chunker, "backend"):
         chunker.backend = backend
     x = frames().to(device)
