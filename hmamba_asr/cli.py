@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _add_prepare,
         _add_demo,
         _add_transcribe,
+        _add_tune,
         _add_compare,
         _add_boundaries,
         _add_efficiency,
@@ -166,6 +167,34 @@ def _run_transcribe(args: argparse.Namespace) -> int:
     for path in args.audio:
         result = recogniser.transcribe(path, timestamps=args.json)
         print(json.dumps({"audio": path, **dataclasses.asdict(result)}) if args.json else f"{path}\t{result.text}")
+    return 0
+
+
+def _add_tune(commands: Any) -> None:
+    parser = _add_command(
+        commands,
+        name="tune",
+        run=_run_tune,
+        text="find the weights of a trained run's beam search",
+        details="WER of a development split for each weight of the CTC, of the language model, or each pair. Nothing is changed:"
+        " the README says how a run is evaluated with them. Do not choose them on what you will report.",
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run")
+    parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its splits")
+    parser.add_argument("--ctc", nargs="+", type=float, default=[], metavar="WEIGHT", help="0 to 1; the decoder has the rest")
+    parser.add_argument("--lm", nargs="+", type=float, default=[], metavar="WEIGHT", help="of a search with a language model")
+    parser.add_argument("--search", metavar="NAME", help="one of the YAML's test_searches (default: its last)")
+    parser.add_argument("--batch", type=int, default=16, metavar="N", help="utterances in a batch (default: 16)")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run_tune(args: argparse.Namespace) -> int:
+    from hmamba_asr.tuning import render_weights, tune_weights
+
+    settings = {"search": args.search, "batch": args.batch, "device": args.device, "progress": not args.json}
+    found = tune_weights(args.folder, split=args.split, ctc=args.ctc, lm=args.lm, **settings)
+    print(json.dumps(found) if args.json else render_weights(found))
     return 0
 
 

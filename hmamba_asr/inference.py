@@ -46,7 +46,7 @@ class Recogniser:
         search = search or list(searches)[-1]
         if search not in searches:
             raise ValueError(f"{yaml} has no search '{search}'; it has {', '.join(searches)}.")
-        self.device = torch.device(device)
+        self.name, self.device = search, torch.device(device)
         self.model, self.features = hparams["model"].to(self.device).eval(), hparams["features"].to(self.device).eval()
         self.tokenizer, self.sample_rate, self.blank = hparams["tokenizer"], hparams["sample_rate"], hparams["blank_index"]
         self.search = searches[search].to(self.device)

@@ -102,7 +102,7 @@ def test_demo_calls_the_builder(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["download"], ["prepare"], ["demo"], ["compare"], ["boundaries"], ["efficiency"], ["report"]]
+    "command", [[], ["download"], ["prepare"], ["demo"], ["tune"], ["compare"], ["boundaries"], ["efficiency"], ["report"]]
 )
 def test_help_and_missing_arguments(command, capsys):
     with pytest.raises(SystemExit) as done:

@@ -27,7 +27,8 @@ ALLOWED = {
     "training": {"lengths", "memory", "ops", "modules", "models", "decoding", "data", "evaluation"},
     "inference": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation", "training"},
     "probing": {"lengths", "models", "decoding", "data", "evaluation", "training", "inference"},
-    "cli": {"lengths", "memory", "data", "evaluation", "inference", "probing"},
+    "tuning": {"models", "decoding", "evaluation", "inference"},
+    "cli": {"lengths", "memory", "data", "evaluation", "inference", "probing", "tuning"},
 }
 SPEECHBRAIN_ALLOWED = (
     "hmamba_asr.data.dataset", "hmamba_asr.modules.frontend", "hmamba_asr.evaluation.wer", "hmamba_asr.models",

@@ -92,7 +92,7 @@ def test_commands_in_the_documents_are_accepted(monkeypatch):
     monkeypatch.setattr(cli, "download", lambda **options: called.append(options["splits"]) or {})
     monkeypatch.setattr(cli, "prepare_manifests", lambda **options: called.append(options["splits"]) or {})
     monkeypatch.setattr(cli, "_run_demo", lambda args: called.append([]) or 0)
-    for name in ("transcribe", "compare", "boundaries", "efficiency", "report"):
+    for name in ("transcribe", "tune", "compare", "boundaries", "efficiency", "report"):
         monkeypatch.setattr(cli, f"_run_{name}", lambda args: 0)
     for path in DOCUMENTS:
         for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):

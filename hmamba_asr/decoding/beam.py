@@ -86,7 +86,6 @@ class JointBeamSearcher(nn.Module):
         self.scorers, self.rescorers = read_scorers(scorer), []
         self.candidates = int(beam_size * (scorer.scorer_beam_scale if scorer is not None else 2))  # SpeechBrain's default
         ctc = next((s for s in self.scorers if s.name == "ctc"), None)
-        self.attention_weight = 1.0 - ctc.weight if ctc else 1.0
         self.blocked = ctc.blank if ctc else None
         if ctc and len({bos_index, eos_index, ctc.blank}) < 3:
             raise ValueError(f"blank ({ctc.blank}), bos ({bos_index}) and eos ({eos_index}) must be three different tokens.")
@@ -99,6 +98,25 @@ class JointBeamSearcher(nn.Module):
     def add(self, scorer: Scorer) -> None:
         """One scorer more."""
         self.scorers.insert(len(self.scorers) if scorer.partial else 0, scorer)
+        self._look_at_scorers()
+
+    def weigh(self, *, ctc: float | None = None, lm: float | None = None) -> None:
+        """Other weights from now on: of the CTC, which leaves the decoder what is missing to 1, and of every language model.
+
+        Raises
+        ------
+        ValueError
+            For a weight of something that the search has not, and one of the CTC that is not from 0 to 1.
+        """
+        if ctc is not None and not 0 <= ctc <= 1:
+            raise ValueError(f"the CTC's weight is {ctc}; it must be from 0 to 1.")
+        scorers = [*self.scorers, *self.rescorers]
+        ours = {"CTC": [s for s in scorers if s.name == "ctc"], "language model": [s for s in scorers if s.rescores]}
+        for (name, found), weight in zip(ours.items(), (ctc, lm), strict=True):
+            if weight is not None and not found:
+                raise ValueError(f"the search has no {name} to be given the weight {weight}.")
+            for scorer in found if weight is not None else ():
+                scorer.weight = weight
         self._look_at_scorers()
 
     def rescore(self) -> None:
@@ -121,6 +139,7 @@ class JointBeamSearcher(nn.Module):
     def _look_at_scorers(self) -> None:
         if self.bos_index == 0 and any(s.name == "transformerlm" for s in [*self.scorers, *self.rescorers]):
             raise ValueError("bos is token 0, which SpeechBrain's TransformerLM takes for padding: it would begin from nothing.")
+        self.attention_weight = 1.0 - sum(s.weight for s in self.scorers if s.name == "ctc")
         self.needs_attention = self.max_attn_shift is not None or any(s.needs_attention for s in self.scorers)
         self.max_steps = int(min(self.decoder.max_steps, *[s.max_steps for s in [*self.scorers, *self.rescorers]], math.inf))
         self.nbest = self.beam_size if self.rescorers else self.topk

@@ -23,9 +23,9 @@ def language_model(seed=0):
     return lm
 
 
-def search_of(model, *, lm=None, weight=0.5, kind=JointBeamSearcher, fusion="shallow", ilm=None, **options):
-    """A whole BeamSearch: attention 0.6, CTC 0.4, a language model if given."""
-    full, weights = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)], {"ctc": 0.4}
+def search_of(model, *, lm=None, weight=0.5, ctc=0.4, kind=JointBeamSearcher, fusion="shallow", ilm=None, **options):
+    """A whole BeamSearch: CTC 0.4, attention what is left of 1, a language model if given."""
+    full, weights = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)], {"ctc": ctc}
     if lm is not None:
         full.append(TransformerLMScorer(language_model=lm, temperature=1.15))
         weights["transformerlm"] = weight
@@ -210,6 +210,33 @@ def test_weights_of_zero_change_nothing(recogniser, fusion, ilm):
     for ours, theirs in zip(found, plain.searcher.search(*batch()), strict=True):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["shallow", "rescore"])
+@pytest.mark.parametrize("weights", [{"ctc": 0.1}, {"lm": 0.9}, {"ctc": 1.0, "lm": 0.2}, {"ctc": 0.0}])
+def test_other_weights_are_another_search(recogniser, fusion, weights):
+    """The one that was built with them, and back again."""
+    model, lm = recogniser(seed=2, vocab=VOCAB, eos_bias=1.0), language_model(2)
+    search, (states, lengths) = search_of(model, lm=lm, fusion=fusion).searcher, batch(2)
+    before = search.search(states, lengths)
+    search.weigh(**weights)
+    after = search.search(states, lengths)
+    search.weigh(ctc=0.4, lm=0.5)
+    again = search.search(states, lengths)
+    expected = search_of(model, lm=lm, fusion=fusion, ctc=weights.get("ctc", 0.4), weight=weights.get("lm", 0.5)).searcher
+    for ours, theirs in ((after, expected.search(states, lengths)), (again, before)):
+        for a, b in zip(ours, theirs, strict=True):
+            assert [h.tokens for h in a] == [h.tokens for h in b]
+            assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-4)
+    assert [h.score for hs in after for h in hs] != pytest.approx([h.score for hs in before for h in hs], abs=1e-3)
+
+
+def test_weights_that_cannot_be_are_refused(recogniser):
+    search = search_of(recogniser(seed=0, vocab=VOCAB)).searcher
+    with pytest.raises(ValueError, match="the CTC's weight is -0.1; it must be from 0 to 1"):
+        search.weigh(ctc=-0.1)
+    with pytest.raises(ValueError, match="has no language model to be given the weight 0.3"):
+        search.weigh(lm=0.3)
 
 
 def test_rescoring_keeps_within_the_positions_of_the_language_model(recogniser):

@@ -66,6 +66,31 @@ def test_the_speed_of_a_run_is_measured_on_its_test_utterances(moved_run, capsys
         assert message in capsys.readouterr().err
 
 
+def test_weights_are_tuned_on_a_split(moved_run, corpus, capsys):
+    """With the YAML's weight the errors are those of the evaluation; each weight is its own search."""
+    command = ["tune", str(moved_run), "--split", "test-clean", "--batch", "4", "--device", "cpu"]
+    assert cli.main([*command, "--ctc", "0.4", "1.0", "0.4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    evaluated = json.loads((moved_run / "results.json").read_text())["evaluation"]["test-clean"]["beam"]["wer"]
+    ours = found["weights"]
+    assert [entry["ctc"] for entry in ours] == [0.4, 1.0, 0.4] and found["search"] == "beam"
+    for entry in (ours[0], ours[2]):
+        assert {**entry["wer"], "interval_95": entry["interval_95"]} == evaluated
+    assert ours[1]["wer"] != ours[0]["wer"]
+    assert cli.main([*command, "--ctc", "0.4", "1.0"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("lowest") == 1 and f"0.4     {ours[0]['wer']['rate']:.2f} (" in text
+    for wrong, message in (
+        ([], "nothing to tune"),
+        (["--ctc", "1.5"], "the CTC's weight is 1.5; it must be from 0 to 1"),
+        (["--lm", "0.3"], "the search has no language model to be given the weight 0.3"),
+        (["--ctc", "0.3", "--search", "greedy"], "is no joint beam search"),
+        (["--ctc", "0.3", "--batch", "0"], "a batch of 1 or more"),
+    ):
+        assert cli.main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_wrong_input_is_one_sentence(moved_run, corpus, tmp_path, capsys):
     audio = next((corpus / "test-clean").rglob("*.flac"))
     stereo, text = tmp_path / "stereo.wav", tmp_path / "text.wav"
