@@ -39,7 +39,9 @@ else
   table+="hmamba_7+5_n3      hmamba_mini        --outer {num_layers:7} --inner {num_layers:5} --chunker {target_ratio:3.0}
 hmamba_ffn_n2      hmamba_mini        --outer {d_ffn:288} --inner {d_ffn:1152}
 hmamba_ffn_n3      hmamba_mini        --outer {d_ffn:288} --inner {d_ffn:1152} --chunker {target_ratio:3.0}
+hmamba_7+5_ffn_n3  hmamba_mini        --outer {num_layers:7,d_ffn:288} --inner {num_layers:5,d_ffn:976} --chunker {target_ratio:3.0}
 hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
+hmamba_6+6_ffn_n2  hmamba_mini        --outer {num_layers:6,d_ffn:288} --inner {num_layers:6,d_ffn:864}
 hmamba_6+6_n3      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6} --chunker {target_ratio:3.0}
 hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
 fixedstride_4+8_2  fixedstride_mini   --outer {num_layers:4} --inner {num_layers:8}
