@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again", file=sys.stderr)
         return 130
 
 
@@ -179,12 +179,13 @@ def _add_tune(commands: Any) -> None:
         details="WER of a development split for each weight of the CTC, of the language model, or each pair. Nothing is changed:"
         " the README says how a run is evaluated with them. Do not choose them on what you will report.",
     )
-    parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run")
-    parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its splits")
+    parser.add_argument("folder", metavar="RUN", help="output folder of a trained run")
+    parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its splits, not for training")
     parser.add_argument("--ctc", nargs="+", type=float, default=[], metavar="WEIGHT", help="0 to 1; the decoder has the rest")
-    parser.add_argument("--lm", nargs="+", type=float, default=[], metavar="WEIGHT", help="of a search with a language model")
+    parser.add_argument(
+        "--lm", nargs="+", type=float, default=[], metavar="WEIGHT", help="of a run evaluated with a language model (--lm_folder)"
+    )
     parser.add_argument("--search", metavar="NAME", help="one of the YAML's test_searches (default: its last)")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="utterances in a batch (default: 16)")
     parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -192,7 +193,7 @@ def _add_tune(commands: Any) -> None:
 def _run_tune(args: argparse.Namespace) -> int:
     from hmamba_asr.tuning import render_weights, tune_weights
 
-    settings = {"search": args.search, "batch": args.batch, "device": args.device, "progress": not args.json}
+    settings = {"search": args.search, "device": args.device, "progress": not args.json}
     found = tune_weights(args.folder, split=args.split, ctc=args.ctc, lm=args.lm, **settings)
     print(json.dumps(found) if args.json else render_weights(found))
     return 0

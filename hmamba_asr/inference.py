@@ -16,6 +16,11 @@ from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.testing import best_average
 
 
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass
 class Transcription:
     """What was said; ``words`` with times in seconds if they were asked for."""
@@ -32,7 +37,7 @@ class Recogniser:
     FileNotFoundError
         If the folder is no output folder of ``train.py``.
     ValueError
-        If it has no checkpoint, or the YAML no such search.
+        If it has no checkpoint, the YAML no such search, or this machine no such device.
     """
 
     def __init__(self, folder: str | Path, *, search: str | None = None, device: str = "cpu"):
@@ -46,7 +51,11 @@ class Recogniser:
         search = search or list(searches)[-1]
         if search not in searches:
             raise ValueError(f"{yaml} has no search '{search}'; it has {', '.join(searches)}.")
-        self.name, self.device = search, torch.device(device)
+        try:
+            self.device = torch.zeros((), device=device).device
+        except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA asserts
+            raise ValueError(f"the device '{device}' cannot be used here ({str(error).splitlines()[0]}); give cpu.") from error
+        self.hparams, self.search_name = hparams, search
         self.model, self.features = hparams["model"].to(self.device).eval(), hparams["features"].to(self.device).eval()
         self.tokenizer, self.sample_rate, self.blank = hparams["tokenizer"], hparams["sample_rate"], hparams["blank_index"]
         self.search = searches[search].to(self.device)
@@ -84,9 +93,11 @@ class Recogniser:
         return torch.from_numpy(samples).unsqueeze(0).to(self.device)
 
     @torch.no_grad()
-    def listen(self, wavs: Tensor) -> tuple[Tensor, ASROutput]:
-        """Features (1, T, n_mels) and what the model makes of them, of samples (1, S)."""
-        features, lengths = self.features(wavs, torch.tensor([wavs.shape[1]], device=self.device))
+    def listen(self, wavs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ASROutput]:
+        """Features (B, T, n_mels) and what the model makes of them, of samples (B, S) of ``lengths`` (B,), by default S."""
+        if lengths is None:
+            lengths = torch.full((len(wavs),), wavs.shape[1], device=self.device)
+        features, lengths = self.features(wavs, lengths)
         return features, self.model(features, lengths)
 
     @torch.no_grad()

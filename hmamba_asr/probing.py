@@ -18,7 +18,7 @@ from hmamba_asr.evaluation.recordings import Recording, split_recordings, spread
 from hmamba_asr.evaluation.results import plain, write_atomically
 from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, Subject, measure, render_speed
 from hmamba_asr.evaluation.stability import Noise, Speed, compare_boundaries
-from hmamba_asr.inference import Recogniser
+from hmamba_asr.inference import Recogniser, default_device
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.stages import chunk_records
 
@@ -53,7 +53,7 @@ def measure_run(
     run = load_run(folder)
     split, chosen = _chosen(run, split, utterances)
     searches = searches or list(run.results["evaluation"].get(split, {})) or [None]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     subjects, samples, rate = {}, [], 0
     for name in searches:
         recogniser = Recogniser(folder, search=name, device=device)

@@ -7,85 +7,89 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import soundfile
 from tqdm import tqdm
 
+from hmamba_asr.data.dataset import Ranks, load_dataset
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.evaluation.compare import load_run
-from hmamba_asr.evaluation.efficiency import StageTimer, hardware, machine_name
+from hmamba_asr.evaluation.efficiency import hardware, machine_name
 from hmamba_asr.evaluation.recordings import split_recordings
-from hmamba_asr.evaluation.speed import Subject
 from hmamba_asr.evaluation.wer import score_split
-from hmamba_asr.inference import Recogniser
-from hmamba_asr.models.asr import ASROutput
+from hmamba_asr.inference import Recogniser, default_device
+from hmamba_asr.lengths import to_absolute
 
 
 def tune_weights(
     folder: str | Path, *, split: str, ctc: Sequence[float] = (), lm: Sequence[float] = (), search: str | None = None,
-    batch: int = 16, device: str | None = None, progress: bool = False,
+    device: str | None = None, progress: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """WER of a run on a split with each of the weights ``ctc`` of the CTC and ``lm`` of the language models, and with each pair
-    of them where both are given. The encoder hears every batch once.
+    of them where both are given, in float32 and in the batches of the YAML's ``eval_loader``, which the encoder hears once.
 
-    What JSON can hold: `split`, `search`, `utterances`, `hardware`, and `weights`, in the order asked for, each {"ctc", "lm"
-    (None: the YAML's), "wer": error counts, "interval_95"}.
+    What JSON can hold: `split`, `search`, `utterances`, `hardware`, `precision`, and `results` in the order asked for, each with
+    `weights` {"attention" or scorer: what was searched with} and `wer` as in results.json.
 
     Raises
     ------
     FileNotFoundError
-        If the folder is no evaluated run, or the recordings are gone.
+        If the folder is no output folder, or has no such split, or the recordings are gone.
     ValueError
-        If there are no weights, or some that the search cannot have, no such search, or one that is no joint beam search; if a
-        recording cannot be read, or ``batch`` is below 1.
+        If there are no weights, or some that the search cannot have, no checkpoint, no such search, or one that is no
+        JointBeamSearcher; for a training split, one without words, and a recording that cannot be read.
     """
-    if not (ctc or lm) or batch < 1:
-        raise ValueError("there is nothing to tune; give weights of the CTC or of the language model, and a batch of 1 or more.")
-    run = load_run(folder)
-    recordings = sorted(split_recordings(run.folder, split, hparams=run.results["hparams"]), key=lambda item: -item.seconds)
-    recogniser = Recogniser(folder, search=search, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not (ctc or lm):
+        raise ValueError("there is nothing to tune; give weights of the CTC or of the language model.")
+    folder = Path(folder)
+    recogniser = Recogniser(folder, search=search, device=device or default_device())
     searcher = getattr(recogniser.search, "searcher", None)
     if not isinstance(searcher, JointBeamSearcher):
-        raise ValueError(f"the search {search or 'of this run'} is no joint beam search, which alone has weights to tune.")
-    weights = [{"ctc": c, "lm": w} for c, w in itertools.product(ctc or [None], lm or [None])]
-    for chosen in weights:
-        searcher.weigh(**chosen)  # before any work is done
-
-    def every_search(output: ASROutput) -> list[list[list[int]]]:
-        found = []
-        for chosen in weights:
-            searcher.weigh(**chosen)
-            found.append(recogniser.search(output))
-        return found
-
-    subject = Subject(recogniser.features, recogniser.model, every_search, recogniser.device)
-    texts: list[dict[str, str]] = [{} for _ in weights]
-    starts = range(0, len(recordings), batch)
-    for start in tqdm(starts, desc=f"{split}, {len(weights)} weights", disable=not progress):
-        items = recordings[start : start + batch]
-        samples = [recogniser.read(item.path)[0].cpu() for item in items]
-        for of_weights, tokens in zip(texts, subject.recognise(samples, StageTimer(recogniser.device)), strict=True):
-            of_weights.update(zip([item.id for item in items], recogniser.tokenizer.decode(tokens), strict=True))
+        raise ValueError(f"the search {recogniser.search_name} is no JointBeamSearcher, whose weights alone can be tuned.")
+    grid = [{"ctc": c, "lm": w} for c, w in itertools.product(ctc or [None], lm or [None])]
+    for chosen in grid:
+        searcher.weigh(**chosen)  # all of them before any work is done
+    if split in recogniser.hparams["train_splits"]:
+        raise ValueError(f"{split} is a training split of this run; weights chosen there suit what the model knows by heart.")
+    recordings = split_recordings(folder, split, hparams=(folder / "hyperparams.yaml").read_text(encoding="utf-8"))
     references = {item.id: item.text for item in recordings}
-    scores = [score_split(references, of_weights) for of_weights in texts]
+    score_split(references, references)  # refuses a split without words now, not after the searches
+    texts: list[dict[str, str]] = [{} for _ in grid]
+    manifest, data_folder = folder / "manifests" / f"{split}.csv", recogniser.hparams["data_folder"]
+    dataset = load_dataset([manifest], data_folder=data_folder, tokenizer=recogniser.tokenizer)
+    loader = recogniser.hparams["eval_loader"](dataset, Ranks())
+    try:
+        for batch in tqdm(loader, desc=f"{split}, {len(grid)} weights", disable=not progress):
+            wavs, relative = batch.to(recogniser.device).sig
+            _, output = recogniser.listen(wavs, to_absolute(relative, wavs.shape[1]))
+            for chosen, of_weights in zip(grid, texts, strict=True):
+                searcher.weigh(**chosen)
+                of_weights.update(zip(batch.id, recogniser.tokenizer.decode(recogniser.search(output)), strict=True))
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"a recording of {split} cannot be read as audio: {error}") from error
+    results = []
+    for chosen, of_weights in zip(grid, texts, strict=True):
+        searcher.weigh(**chosen)
+        score = score_split(references, of_weights)
+        results.append({"weights": searcher.weights(), "wer": {**score.wer.to_dict(), "interval_95": list(score.wer_interval())}})
     return {
-        "split": split, "search": recogniser.name, "utterances": len(recordings), "hardware": hardware(recogniser.device),
-        "weights": [
-            {**chosen, "wer": score.wer.to_dict(), "interval_95": list(score.wer_interval())}
-            for chosen, score in zip(weights, scores, strict=True)
-        ],
+        "split": split, "search": recogniser.search_name, "utterances": len(recordings),
+        "hardware": hardware(recogniser.device), "precision": "fp32", "results": results,
     }  # fmt: skip
 
 
 def render_weights(found: Mapping[str, Any]) -> str:
     """What `tune_weights` found, for people."""
-    lowest = min(entry["wer"]["rate"] for entry in found["weights"])
-    named = [key for key in ("ctc", "lm") if found["weights"][0][key] is not None]
+    results = found["results"]
+    lowest = min(entry["wer"]["rate"] for entry in results)
+    rows = [[f"{weight:g}" for weight in entry["weights"].values()] for entry in results]
+    names = list(results[0]["weights"])
+    widths = [2 + max(map(len, column)) for column in zip(names, *rows, strict=True)]
     lines = [
-        f"{found['split']}, {found['utterances']} utterances, {found['search']}, {machine_name(found['hardware'])}", "",
-        "".join(f"{key.upper():<8}" for key in named) + "WER (95% interval)",
+        f"{found['split']}, {found['utterances']} utterances, {found['search']}, {machine_name(found['hardware'])}, "
+        f"{found['precision']}", "",
+        "".join(f"{name:<{width}}" for name, width in zip(names, widths, strict=True)) + "WER (95% interval)",
     ]  # fmt: skip
-    for entry in found["weights"]:
-        rate, (low, high) = entry["wer"]["rate"], entry["interval_95"]
-        mark = "  lowest" if rate == lowest else ""
-        lines.append("".join(f"{entry[key]:<8g}" for key in named) + f"{rate:.2f} ({low:.2f} to {high:.2f}){mark}")
+    for row, entry in zip(rows, results, strict=True):
+        rate, (low, high) = entry["wer"]["rate"], entry["wer"]["interval_95"]
+        weights = "".join(f"{weight:<{width}}" for weight, width in zip(row, widths, strict=True))
+        lines.append(f"{weights}{rate:.2f} ({low:.2f} to {high:.2f})" + ("  lowest" if rate == lowest else ""))
     return "\n".join(lines)

@@ -27,7 +27,7 @@ ALLOWED = {
     "training": {"lengths", "memory", "ops", "modules", "models", "decoding", "data", "evaluation"},
     "inference": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation", "training"},
     "probing": {"lengths", "models", "decoding", "data", "evaluation", "training", "inference"},
-    "tuning": {"models", "decoding", "evaluation", "inference"},
+    "tuning": {"lengths", "data", "decoding", "evaluation", "inference"},
     "cli": {"lengths", "memory", "data", "evaluation", "inference", "probing", "tuning"},
 }
 SPEECHBRAIN_ALLOWED = (

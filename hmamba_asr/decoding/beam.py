@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hmamba_asr.decoding.ctc import ctc_greedy
 from hmamba_asr.decoding.hypotheses import Beams, Hypothesis, Step, Trellis
 from hmamba_asr.decoding.incremental import StepperState, decoder_stepper
-from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, load_language_model, read_scorers
+from hmamba_asr.decoding.scorers import InternalLM, Scorer, at_least_float32, load_language_model, read_scorers, weigh
 from hmamba_asr.decoding.step_graph import StepGraph
 from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
 from hmamba_asr.models.asr import ASROutput
@@ -101,23 +101,13 @@ class JointBeamSearcher(nn.Module):
         self._look_at_scorers()
 
     def weigh(self, *, ctc: float | None = None, lm: float | None = None) -> None:
-        """Other weights from now on: of the CTC, which leaves the decoder what is missing to 1, and of every language model.
-
-        Raises
-        ------
-        ValueError
-            For a weight of something that the search has not, and one of the CTC that is not from 0 to 1.
-        """
-        if ctc is not None and not 0 <= ctc <= 1:
-            raise ValueError(f"the CTC's weight is {ctc}; it must be from 0 to 1.")
-        scorers = [*self.scorers, *self.rescorers]
-        ours = {"CTC": [s for s in scorers if s.name == "ctc"], "language model": [s for s in scorers if s.rescores]}
-        for (name, found), weight in zip(ours.items(), (ctc, lm), strict=True):
-            if weight is not None and not found:
-                raise ValueError(f"the search has no {name} to be given the weight {weight}.")
-            for scorer in found if weight is not None else ():
-                scorer.weight = weight
+        """Other weights from now on, the decoder's 1 - ``ctc``; see :func:`~hmamba_asr.decoding.scorers.weigh`."""
+        weigh([*self.scorers, *self.rescorers], ctc=ctc, lm=lm)
         self._look_at_scorers()
+
+    def weights(self) -> dict[str, float]:
+        """Of attention and of each scorer, rescoring language models among them."""
+        return {"attention": self.attention_weight, **{s.name: s.weight for s in [*self.scorers, *self.rescorers]}}
 
     def rescore(self) -> None:
         """Search without language models from now on, and let them rank what was found.
@@ -369,7 +359,8 @@ class BeamSearch(nn.Module):
     ------
     ValueError
         For an unknown ``lm_fusion``, ``rescore`` and ``ilm`` without a language model or with SpeechBrain's searcher, ``ilm``
-        without an ``internal_lm_weight``, and one that nothing uses.
+        without an ``internal_lm_weight``, and one that nothing uses, as an ``lm_weight`` without ``lm_folder`` where the scorers
+        hold a language model.
     """
 
     def __init__(
@@ -387,6 +378,11 @@ class BeamSearch(nn.Module):
             )
         if (lm_folder or lm_fusion != "shallow") and not isinstance(searcher, JointBeamSearcher):
             raise ValueError(f"lm_folder and lm_fusion need JointBeamSearcher; the searcher is a {type(searcher).__name__}.")
+        if lm_weight and not lm_folder and isinstance(searcher, JointBeamSearcher) and any(s.rescores for s in searcher.scorers):
+            raise ValueError(
+                f"lm_weight is {lm_weight} and there is no lm_folder, whose model it would weigh; the scorers' language model "
+                "has its weight among theirs: {searcher: {scorer: {weights: {transformerlm: ...}}}}."
+            )
         if lm_folder:
             scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
             searcher.add(scorer)

@@ -36,7 +36,7 @@ def _data_root(hparams: str) -> str | None:
 
 
 def split_recordings(folder: Path, split: str, *, hparams: str) -> list[Recording]:
-    """The recordings of a test split of the run in `folder` with the resolved YAML `hparams`, sorted by ID.
+    """The recordings of a split of the run in `folder` with the resolved YAML `hparams`, sorted by ID.
 
     Raises:
         FileNotFoundError: the run has no manifest of the split, or the recordings are not where it says.

@@ -34,7 +34,7 @@ if [ "$corpus" = an4 ]; then
 fixedstride_2.9    fixedstride_an4    --chunker {stride:2.9}
 "
 else
-  # ffn: feed-forward layers half as wide on frames and twice as wide on chunks, as many parameters.
+  # ffn: feed-forward layers half as wide on frames and wider on chunks, for as many parameters.
   # With 128 units H-Mamba of chunks of 3 frames keeps 0.38 of them (chunks_per_label), as a stride of 2.63 does.
   table+="hmamba_7+5_n3      hmamba_mini        --outer {num_layers:7} --inner {num_layers:5} --chunker {target_ratio:3.0}
 hmamba_ffn_n2      hmamba_mini        --outer {d_ffn:288} --inner {d_ffn:1152}

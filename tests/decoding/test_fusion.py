@@ -212,31 +212,54 @@ def test_weights_of_zero_change_nothing(recogniser, fusion, ilm):
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-5)
 
 
-@pytest.mark.parametrize("fusion", ["shallow", "rescore"])
+@pytest.mark.parametrize(("fusion", "ilm"), [("shallow", None), ("rescore", None), ("ilm", 0.3)])
 @pytest.mark.parametrize("weights", [{"ctc": 0.1}, {"lm": 0.9}, {"ctc": 1.0, "lm": 0.2}, {"ctc": 0.0}])
-def test_other_weights_are_another_search(recogniser, fusion, weights):
+def test_other_weights_are_another_search(recogniser, fusion, ilm, weights):
     """The one that was built with them, and back again."""
     model, lm = recogniser(seed=2, vocab=VOCAB, eos_bias=1.0), language_model(2)
-    search, (states, lengths) = search_of(model, lm=lm, fusion=fusion).searcher, batch(2)
+    search, (states, lengths) = search_of(model, lm=lm, fusion=fusion, ilm=ilm).searcher, batch(2)
     before = search.search(states, lengths)
     search.weigh(**weights)
-    after = search.search(states, lengths)
+    after, given = search.search(states, lengths), search.weights()
     search.weigh(ctc=0.4, lm=0.5)
     again = search.search(states, lengths)
-    expected = search_of(model, lm=lm, fusion=fusion, ctc=weights.get("ctc", 0.4), weight=weights.get("lm", 0.5)).searcher
-    for ours, theirs in ((after, expected.search(states, lengths)), (again, before)):
+    options = {"ctc": weights.get("ctc", 0.4), "weight": weights.get("lm", 0.5)}
+    built = search_of(model, lm=lm, fusion=fusion, ilm=ilm, **options).searcher
+    assert given == built.weights() and given["attention"] == 1 - given["ctc"] == 1 - options["ctc"]
+    assert given["transformerlm"] == options["weight"]
+    for ours, theirs in ((after, built.search(states, lengths)), (again, before)):
         for a, b in zip(ours, theirs, strict=True):
             assert [h.tokens for h in a] == [h.tokens for h in b]
             assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-4)
     assert [h.score for hs in after for h in hs] != pytest.approx([h.score for hs in before for h in hs], abs=1e-3)
 
 
-def test_weights_that_cannot_be_are_refused(recogniser):
-    search = search_of(recogniser(seed=0, vocab=VOCAB)).searcher
-    with pytest.raises(ValueError, match="the CTC's weight is -0.1; it must be from 0 to 1"):
-        search.weigh(ctc=-0.1)
-    with pytest.raises(ValueError, match="has no language model to be given the weight 0.3"):
-        search.weigh(lm=0.3)
+def test_weights_that_cannot_be_are_refused_and_change_nothing(recogniser):
+    model = recogniser(seed=0, vocab=VOCAB)
+    search = search_of(model).searcher
+    for weights, message in (
+        ({"ctc": -0.1}, "the CTC's weight is -0.1; it must be from 0 to 1"),
+        ({"ctc": 0.9, "lm": 0.3}, "has no language model to be given the weight 0.3"),
+        ({"ctc": 0.9, "lm": float("nan")}, "the language model's weight is nan; it must be 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search.weigh(**weights)
+        assert search.weights() == {"attention": 0.6, "ctc": 0.4}
+    search.scorers[0].partial = True
+    with pytest.raises(ValueError, match="have it among the full scorers"):
+        search.weigh(ctc=1.0)
+    assert search.weights() == {"attention": 0.6, "ctc": 0.4}
+    search.scorers.clear()
+    with pytest.raises(ValueError, match="has no CTC to be given the weight 0.5"):
+        search.weigh(ctc=0.5)
+
+
+def test_a_weight_of_no_language_model_is_refused(recogniser):
+    """It would be taken for that of the scorers' own; the YAMLs' stands beside an lm_folder that may be null."""
+    model, lm = recogniser(vocab=VOCAB), language_model()
+    with pytest.raises(ValueError, match="lm_weight is 0.4 and there is no lm_folder"):
+        BeamSearch(searcher=search_of(model, lm=lm).searcher, lm=lm, lm_weight=0.4)
+    assert BeamSearch(searcher=search_of(model).searcher, lm_weight=0.4).lm is None
 
 
 def test_rescoring_keeps_within_the_positions_of_the_language_model(recogniser):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
 import pytest
 import soundfile
+import torch
+from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from hmamba_asr import cli
 from hmamba_asr.inference import Recogniser
@@ -66,29 +69,110 @@ def test_the_speed_of_a_run_is_measured_on_its_test_utterances(moved_run, capsys
         assert message in capsys.readouterr().err
 
 
-def test_weights_are_tuned_on_a_split(moved_run, corpus, capsys):
+@pytest.fixture(scope="module")
+def run_with_lm(moved_run, tmp_path_factory):
+    """The same run as if it had been evaluated with a language model, here a random one with its mind made up."""
+    folder = tmp_path_factory.mktemp("with_lm") / "run"
+    shutil.copytree(moved_run, folder)
+    (folder / "export").mkdir()
+    sizes = {"vocab": 16, "d_model": 16, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 0, "d_ffn": 32}
+    torch.manual_seed(0)
+    lm = TransformerLM(**sizes)
+    with torch.no_grad():
+        lm.output_proj.layers[-1].w.weight.mul_(10)
+    torch.save(lm.state_dict(), folder / "export" / "lm.ckpt")
+    kind = f"{TransformerLM.__module__}.{TransformerLM.__name__}"
+    yaml = "\n".join([f"model: !new:{kind}", *(f"    {name}: {value}" for name, value in sizes.items())])
+    (folder / "export" / "lm.yaml").write_text(yaml)
+    text = (folder / "hyperparams.yaml").read_text()
+    assert text.count("\n  lm_folder:\n") == 1
+    (folder / "hyperparams.yaml").write_text(text.replace("\n  lm_folder:\n", f"\n  lm_folder: {folder / 'export'}\n"))
+    return folder
+
+
+def rewrite(manifest, column, value):
+    """The same value in every row."""
+    with open(manifest, newline="") as stream:
+        rows = [{**row, column: value} for row in csv.DictReader(stream)]
+    with open(manifest, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def tuned(capsys, folder, *options, split="test-clean"):
+    assert cli.main(["tune", str(folder), "--split", split, "--device", "cpu", *options, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_weights_are_tuned_on_a_split(moved_run, capsys):
     """With the YAML's weight the errors are those of the evaluation; each weight is its own search."""
-    command = ["tune", str(moved_run), "--split", "test-clean", "--batch", "4", "--device", "cpu"]
-    assert cli.main([*command, "--ctc", "0.4", "1.0", "0.4", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = tuned(capsys, moved_run, "--ctc", "0.4", "1.0", "0.4")
     evaluated = json.loads((moved_run / "results.json").read_text())["evaluation"]["test-clean"]["beam"]["wer"]
-    ours = found["weights"]
-    assert [entry["ctc"] for entry in ours] == [0.4, 1.0, 0.4] and found["search"] == "beam"
-    for entry in (ours[0], ours[2]):
-        assert {**entry["wer"], "interval_95": entry["interval_95"]} == evaluated
-    assert ours[1]["wer"] != ours[0]["wer"]
-    assert cli.main([*command, "--ctc", "0.4", "1.0"]) == 0
-    text = capsys.readouterr().out
-    assert text.count("lowest") == 1 and f"0.4     {ours[0]['wer']['rate']:.2f} (" in text
-    for wrong, message in (
-        ([], "nothing to tune"),
-        (["--ctc", "1.5"], "the CTC's weight is 1.5; it must be from 0 to 1"),
-        (["--lm", "0.3"], "the search has no language model to be given the weight 0.3"),
-        (["--ctc", "0.3", "--search", "greedy"], "is no joint beam search"),
-        (["--ctc", "0.3", "--batch", "0"], "a batch of 1 or more"),
+    first, other, again = found["results"]
+    assert first["weights"] == {"attention": 0.6, "ctc": 0.4} and other["weights"] == {"attention": 0.0, "ctc": 1.0}
+    assert first == again and first["wer"] == evaluated != other["wer"]
+    assert (found["split"], found["search"], found["utterances"], found["precision"]) == ("test-clean", "beam", 6, "fp32")
+
+
+def test_every_pair_of_weights_is_a_search_of_its_own(run_with_lm, capsys):
+    options = ["--ctc", "0.4", "0.123456", "--lm", "0", "0.3", "5"]
+    found = tuned(capsys, run_with_lm, *options, split="dev-clean")["results"]
+    expected = [(ctc, lm) for ctc in (0.4, 0.123456) for lm in (0.0, 0.3, 5.0)]
+    assert [(entry["weights"]["ctc"], entry["weights"]["transformerlm"]) for entry in found] == expected
+    for entry, (ctc, lm) in zip(found, expected, strict=True):
+        (alone,) = tuned(capsys, run_with_lm, "--ctc", str(ctc), "--lm", str(lm), split="dev-clean")["results"]
+        assert alone == entry
+    assert len({json.dumps(entry["wer"]) for entry in found}) > 2
+    (ours,) = tuned(capsys, run_with_lm, "--ctc", "0.4", split="dev-clean")["results"]
+    assert ours == found[1]  # the YAML's weight of the language model
+    assert cli.main(["tune", str(run_with_lm), "--split", "dev-clean", *options, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rates = [entry["wer"]["rate"] for entry in found]
+    assert lines[2].split()[:3] == ["attention", "transformerlm", "ctc"]
+    for line, (ctc, lm), rate in zip(lines[3:], expected, rates, strict=True):
+        assert line.split()[1:4] == [f"{lm:g}", f"{ctc:g}", f"{rate:.2f}"]
+        assert line.endswith("  lowest") == (rate == min(rates))
+
+
+def test_what_cannot_be_tuned_is_refused_before_any_work(moved_run, run_with_lm, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(moved_run, folder)
+    yaml = folder / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("full_scorers:", "partial_scorers:"))
+    rewrite(folder / "manifests" / "dev-clean.csv", "wrd", "")
+    monkeypatch.setattr(Recogniser, "listen", None)
+    for run, options, message in (
+        (moved_run, [], "nothing to tune"),
+        (moved_run, ["--ctc", "1.5"], "the CTC's weight is 1.5; it must be from 0 to 1"),
+        (moved_run, ["--ctc", "0.3", "nan"], "the CTC's weight is nan"),
+        (
+            moved_run,
+            ["--ctc", "0.4", "--lm", "0.3"],
+            "no language model to be given the weight 0.3; evaluate the run with --lm_folder",
+        ),
+        (run_with_lm, ["--lm", "0.3", "inf"], "the language model's weight is inf; it must be 0 or more"),
+        (run_with_lm, ["--lm", "-0.1"], "the language model's weight is -0.1"),
+        (folder, ["--ctc", "0.4", "1.0"], "have it among the full scorers"),
+        (folder, ["--ctc", "0.4"], "the references hold no words"),
+        (moved_run, ["--ctc", "0.3", "--search", "greedy"], "the search greedy is no JointBeamSearcher"),
+        (moved_run, ["--ctc", "0.3", "--split", "gone"], "give one of the run's splits: dev-clean"),
+        (moved_run, ["--ctc", "0.3", "--split", "train"], "train is a training split of this run"),
+        (moved_run, ["--ctc", "0.3", "--device", "bogus"], "the device 'bogus' cannot be used here"),
+        (tmp_path, ["--ctc", "0.3"], "holds no hyperparams.yaml"),
     ):
-        assert cli.main([*command, *wrong]) == 2
+        assert cli.main(["tune", str(run), "--split", "dev-clean", "--device", "cpu", *options]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_recording_that_is_none_any_more_is_named(moved_run, tmp_path, capsys):
+    folder, text = tmp_path / "run", tmp_path / "text.flac"
+    shutil.copytree(moved_run, folder)
+    text.write_text("no sound")
+    rewrite(folder / "manifests" / "dev-clean.csv", "wav", text)
+    assert cli.main(["tune", str(folder), "--split", "dev-clean", "--ctc", "0.4", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "a recording of dev-clean cannot be read as audio" in error and "text.flac" in error
 
 
 def test_wrong_input_is_one_sentence(moved_run, corpus, tmp_path, capsys):
