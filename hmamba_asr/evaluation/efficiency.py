@@ -150,7 +150,8 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
 
 def machine_name(machine: Mapping[str, Any]) -> str:
     """What `hardware` describes, in a few words: the GPU, or the CPU and the threads."""
-    return machine["gpu"] or f"{machine['cpu']}, {machine['torch_threads']} threads"
+    threads = machine["torch_threads"]
+    return machine["gpu"] or f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def peak_memory_mib(device: str | torch.device) -> float:
