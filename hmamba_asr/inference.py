@@ -16,11 +16,6 @@ from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.testing import best_average
 
 
-def default_device() -> str:
-    """A GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 @dataclass
 class Transcription:
     """What was said; ``words`` with times in seconds if they were asked for."""

@@ -13,12 +13,12 @@ import torch
 from hmamba_asr.decoding.alignment import Span, words_of
 from hmamba_asr.evaluation.boundaries import Alignment, Chunks
 from hmamba_asr.evaluation.compare import RunFolder, load_run
-from hmamba_asr.evaluation.efficiency import hardware, machine_name
+from hmamba_asr.evaluation.efficiency import default_device, hardware, machine_name
 from hmamba_asr.evaluation.recordings import Recording, split_recordings, spread_over_durations
 from hmamba_asr.evaluation.results import plain, write_atomically
 from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, Subject, measure, render_speed
 from hmamba_asr.evaluation.stability import Noise, Speed, compare_boundaries
-from hmamba_asr.inference import Recogniser, default_device
+from hmamba_asr.inference import Recogniser
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.stages import chunk_records
 

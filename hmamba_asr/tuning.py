@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from hmamba_asr.data.dataset import Ranks, load_dataset
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.evaluation.efficiency import hardware, machine_name
+from hmamba_asr.evaluation.efficiency import default_device, hardware, machine_name
 from hmamba_asr.evaluation.recordings import split_recordings
 from hmamba_asr.evaluation.wer import score_split
-from hmamba_asr.inference import Recogniser, default_device
+from hmamba_asr.inference import Recogniser
 from hmamba_asr.lengths import to_absolute
 
 
@@ -45,8 +45,10 @@ def tune_weights(
     if not isinstance(searcher, JointBeamSearcher):
         raise ValueError(f"the search {recogniser.search_name} is no JointBeamSearcher, whose weights alone can be tuned.")
     grid = [{"ctc": c, "lm": w} for c, w in itertools.product(ctc or [None], lm or [None])]
-    for chosen in grid:
-        searcher.weigh(**chosen)  # all of them before any work is done
+    weights = []
+    for chosen in grid:  # all of them before any work is done
+        searcher.weigh(**chosen)
+        weights.append(searcher.weights())
     if split in recogniser.hparams["train_splits"]:
         raise ValueError(f"{split} is a training split of this run; weights chosen there suit what the model knows by heart.")
     recordings = split_recordings(folder, split, hparams=(folder / "hyperparams.yaml").read_text(encoding="utf-8"))
@@ -65,14 +67,13 @@ def tune_weights(
                 of_weights.update(zip(batch.id, recogniser.tokenizer.decode(recogniser.search(output)), strict=True))
     except soundfile.SoundFileError as error:
         raise ValueError(f"a recording of {split} cannot be read as audio: {error}") from error
-    results = []
-    for chosen, of_weights in zip(grid, texts, strict=True):
-        searcher.weigh(**chosen)
-        score = score_split(references, of_weights)
-        results.append({"weights": searcher.weights(), "wer": {**score.wer.to_dict(), "interval_95": list(score.wer_interval())}})
     return {
         "split": split, "search": recogniser.search_name, "utterances": len(recordings),
-        "hardware": hardware(recogniser.device), "precision": "fp32", "results": results,
+        "hardware": hardware(recogniser.device), "precision": "fp32",
+        "results": [
+            {"weights": used, "wer": score_split(references, of_weights).wer_entry()}
+            for used, of_weights in zip(weights, texts, strict=True)
+        ],
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
+from hmamba_asr.evaluation.efficiency import default_device
 from hmamba_asr.memory import keep_freed_memory
 
 HPARAMS = Path(__file__).resolve().parents[1] / "hparams"
@@ -33,7 +34,7 @@ def options_of(doc: str) -> argparse.ArgumentParser:
     train.py keeps it."""
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", default=default_device(), help="cpu or cuda")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     return parser
 

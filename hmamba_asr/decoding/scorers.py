@@ -297,18 +297,20 @@ def weigh(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None
         For a weight of something that is not there, of the CTC one that is not from 0 to 1 or is 1 in a partial scorer, of a
         language model one that is below 0 or not finite. Nothing is changed then.
     """
-    found = {"CTC": [s for s in scorers if s.name == "ctc"], "language model": [s for s in scorers if s.rescores]}
+    ctcs, lms = [s for s in scorers if s.name == "ctc"], [s for s in scorers if s.rescores]
     if ctc is not None and not 0 <= ctc <= 1:
         raise ValueError(f"the CTC's weight is {ctc}; it must be from 0 to 1.")
-    if ctc == 1 and any(s.partial for s in found["CTC"]):
+    if ctc == 1 and any(s.partial for s in ctcs):
         raise ValueError("a CTC of weight 1 scores alone, and a partial scorer cannot; have it among the full scorers.")
     if lm is not None and not 0 <= lm < math.inf:
         raise ValueError(f"the language model's weight is {lm}; it must be 0 or more.")
-    for (name, chosen), weight in zip(found.items(), (ctc, lm), strict=True):
-        if weight is not None and not chosen:
-            how = "; evaluate the run with --lm_folder first" if name == "language model" else ""
-            raise ValueError(f"the search has no {name} to be given the weight {weight}{how}.")
-    for chosen, weight in zip(found.values(), (ctc, lm), strict=True):
+    if ctc is not None and not ctcs:
+        raise ValueError(f"the search has no CTC to be given the weight {ctc}.")
+    if lm is not None and not lms:
+        raise ValueError(
+            f"the search has no language model to be given the weight {lm}; evaluate the run with --lm_folder first."
+        )
+    for chosen, weight in ((ctcs, ctc), (lms, lm)):
         for scorer in chosen if weight is not None else ():
             scorer.weight = weight
 

@@ -132,6 +132,11 @@ def merge(parts: Sequence[Efficiency]) -> Efficiency:
     )
 
 
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def hardware(device: str | torch.device) -> dict[str, Any]:
     """Describe the machine: CPU, usable cores, torch threads, GPU and its memory (None on CPU), platform."""
     device = torch.device(device)

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speechbrain.dataio.dataio import split_word
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
@@ -102,6 +103,10 @@ class SplitScore:
     def wer_interval(self) -> Interval:
         """95% bootstrap interval of the WER in percent; drawn anew, which takes a moment."""
         return bootstrap_interval(self.utterance_errors, self.utterance_words)
+
+    def wer_entry(self) -> dict[str, Any]:
+        """The word errors as results.json has them: counts, rate and `interval_95`."""
+        return {**self.wer.to_dict(), "interval_95": list(self.wer_interval())}
 
 
 @dataclass(frozen=True)

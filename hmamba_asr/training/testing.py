@@ -87,18 +87,18 @@ def evaluate(
                 continue
             references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
             score = score_split(references, texts)
-            interval = score.wer_interval()
+            wer = score.wer_entry()
             write_alignments(folder / "wer.txt", references, texts)
             write_trn(folder, references, texts)
             if chunks:
                 write_chunks(folder.parent / "chunks.jsonl", chunks)  # the same for every search
             evaluation[split][search_name] = {
-                "wer": {**score.wer.to_dict(), "interval_95": interval}, "cer": score.cer.to_dict(),
+                "wer": wer, "cer": score.cer.to_dict(),
                 "efficiency": efficiency.to_dict(), "stages": stages,
             }  # fmt: skip
             logger.info(
                 "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
-                split, search_name, score.wer.rate, *interval, score.wer.insertions, score.wer.deletions,
+                split, search_name, score.wer.rate, *wer["interval_95"], score.wer.insertions, score.wer.deletions,
                 score.wer.substitutions, score.cer.rate, score.wer.sentence_error_rate, efficiency.rtf,
             )  # fmt: skip
     results = None
