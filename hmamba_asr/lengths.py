@@ -1,7 +1,9 @@
-"""Lengths of padded batches: the one place where relative and absolute lengths, masks and time reversal are defined.
+"""Lengths of padded batches: the one place where relative and absolute lengths, masks and time reversal are
+defined.
 
-Inside the package a length is an absolute integer count (samples or frames), one per utterance, shape (B,). SpeechBrain
-hands out lengths relative to the longest utterance of the batch; they are converted once, where a batch enters.
+Inside the package a length is an absolute integer count (samples or frames), one per utterance, shape (B,).
+SpeechBrain hands out lengths relative to the longest utterance of the batch; they are converted once, where a
+batch enters.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ def to_absolute(relative: Tensor, max_length: int) -> Tensor:
 
 
 def to_relative(lengths: Tensor, max_length: int) -> Tensor:
-    """Integer counts (B,) to relative lengths (B,) in float64, which SpeechBrain's masks turn back without error."""
+    """Integer counts (B,) to relative lengths (B,) in float64, which SpeechBrain's masks turn back without
+    error."""
     return lengths.double() / max_length
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Draw where a trained encoder puts its chunks: spectrogram, boundary probability, boundaries and transcript of recordings.
+"""Draw where a trained encoder puts its chunks: spectrogram, boundary probability, boundaries and transcript
+of recordings.
 
     python scripts/plot_boundaries.py RUN_FOLDER AUDIO [AUDIO ...] [--output FOLDER]
 
-RUN_FOLDER is an output folder of train.py; the average of its best checkpoints is used, as in testing. Writes one PNG for each
-recording (default: into RUN_FOLDER/boundaries). Needs matplotlib: pip install -e ".[plots]".
+RUN_FOLDER is an output folder of train.py; the average of its best checkpoints is used, as in testing. Writes
+one PNG for each recording (default: into RUN_FOLDER/boundaries). Needs matplotlib: pip install -e ".[plots]".
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hmamba_asr.evaluation.figures import Stage, draw_boundaries
-from hmamba_asr.inference import Recogniser
-from hmamba_asr.models.encoder import StageOutput
+from hmamba_asr.inference.recogniser import Recogniser
+from hmamba_asr.models.outputs import StageOutput
+from hmamba_asr.report.figures import Stage, draw_boundaries
 
 
 def stages_in_time(stages: tuple[StageOutput, ...], seconds_of) -> list[Stage]:
@@ -27,7 +28,9 @@ def stages_in_time(stages: tuple[StageOutput, ...], seconds_of) -> list[Stage]:
     for stage in stages:
         states = int(stage.lengths)
         times = np.asarray(seconds_of(positions[:states]), dtype=float)
-        drawn.append(Stage(times, stage.boundary_prob[0, :states].numpy(), stage.boundary_mask[0, :states].numpy()))
+        drawn.append(
+            Stage(times, stage.boundary_prob[0, :states].numpy(), stage.boundary_mask[0, :states].numpy())
+        )
         positions = stage.chunk_starts[0]  # a nested stage is given this one's chunks
     return drawn
 
@@ -38,16 +41,27 @@ def draw(recogniser: Recogniser, audio: Path, picture: Path) -> None:
     hop, centres = recogniser.features.hop_seconds, recogniser.model.frontend.centres
     stages = stages_in_time(output.encoded.stages, lambda frames: centres(frames) * hop)
     draw_boundaries(
-        picture, spectrogram=spectrogram[0].numpy(), hop=hop, stages=stages, transcript=transcript, title=audio.stem
-    )  # fmt: skip
+        picture,
+        spectrogram=spectrogram[0].numpy(),
+        hop=hop,
+        stages=stages,
+        transcript=transcript,
+        title=audio.stem,
+    )
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("audio", nargs="+", type=Path, metavar="AUDIO")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the pictures go (default: RUN_FOLDER/boundaries)")
-    parser.add_argument("--search", default="greedy", help="that finds the transcript, of the YAML (default: greedy)")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where the pictures go (default: RUN_FOLDER/boundaries)"
+    )
+    parser.add_argument(
+        "--search", default="greedy", help="that finds the transcript, of the YAML (default: greedy)"
+    )
     options = parser.parse_args(argv)
     try:
         recogniser = Recogniser(options.run, search=options.search)

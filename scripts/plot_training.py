@@ -3,8 +3,8 @@
 
     python scripts/plot_training.py RUN_FOLDER [RUN_FOLDER ...] --output curves.png
 
-Above: training and validation loss by epoch; below: validation WER. A run is an output folder of train.py (or a train_log.jsonl
-in it). Needs matplotlib: pip install -e ".[plots]".
+Above: training and validation loss by epoch; below: validation WER. A run is an output folder of train.py (or
+a train_log.jsonl in it). Needs matplotlib: pip install -e ".[plots]".
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmamba_asr.evaluation.curves import draw_training, read_epochs
+from hmamba_asr.report.curves import draw_training, read_epochs
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--output", type=Path, default=Path("curves.png"))
     parser.add_argument("--names", nargs="+", help="what to call the runs (default: their folders)")
@@ -26,7 +28,9 @@ def main(argv: list[str]) -> int:
     try:
         if len(set(names)) != len(options.runs):
             raise ValueError("--names needs a different name for each run.")
-        figure = draw_training({name: read_epochs(run) for name, run in zip(names, options.runs, strict=True)})
+        figure = draw_training(
+            {name: read_epochs(run) for name, run in zip(names, options.runs, strict=True)}
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

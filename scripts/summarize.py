@@ -2,8 +2,8 @@
 
     python scripts/summarize.py [FOLDER_OR_FILE ...] [--summary TRAINING_SUMMARY.md] [--check]
 
-Files are results.json (what a run writes) or NAME.results.json (kept copies; NAME.SEED.results.json where a row has several
-seeds). Every YAML of hparams/ has a row; it is empty until a results file has its name.
+Files are results.json (what a run writes) or NAME.results.json (kept copies; NAME.SEED.results.json where a
+row has several seeds). Every YAML of hparams/ has a row; it is empty until a results file has its name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmamba_asr.evaluation.summary import load_results, render_table, update_summary
+from hmamba_asr.report.summary import load_results, render_table, update_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_RESULTS = ROOT / "recipes" / "librispeech" / "results"

@@ -6,14 +6,18 @@ import pytest
 import speechbrain.utils.importutils as importutils
 import torch
 
-# Where there is no GPU, Triton kernels run in Triton's interpreter. It looks at this when the kernels are imported.
+# Fixtures that several folders of tests share.
+pytest_plugins = ["recipes", "results_files"]
+
+# Where there is no GPU, Triton kernels run in Triton's interpreter. It looks at this when the kernels are
+# imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure(config):
-    # Hypothesis asks every loaded module for its file. SpeechBrain's lazy modules answer by importing packages that are not
-    # installed, and the ImportError would end the session.
+    # Hypothesis asks every loaded module for its file. SpeechBrain's lazy modules answer by importing
+    # packages that are not installed, and the ImportError would end the session.
     importutils.LazyModule.__file__ = None
 
 

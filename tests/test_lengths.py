@@ -2,7 +2,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmamba_asr.lengths import conv_output_length, reverse_valid, to_absolute, to_relative, valid_mask, zero_padding
+from hmamba_asr.lengths import (
+    conv_output_length,
+    reverse_valid,
+    to_absolute,
+    to_relative,
+    valid_mask,
+    zero_padding,
+)
 
 lengths_lists = st.lists(st.integers(0, 40), min_size=1, max_size=6)
 
@@ -12,7 +19,9 @@ def test_relative_lengths_come_back_exactly(lengths, extra):
     longest = max(lengths) + extra or 1
     absolute = torch.tensor(lengths)
     assert torch.equal(to_absolute(to_relative(absolute, longest), longest), absolute)
-    assert torch.equal(to_absolute((absolute / longest).float(), longest), absolute)  # as SpeechBrain hands them out
+    assert torch.equal(
+        to_absolute((absolute / longest).float(), longest), absolute
+    )  # as SpeechBrain hands them out
 
 
 def test_relative_lengths_of_an_hour_of_samples():

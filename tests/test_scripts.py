@@ -1,4 +1,5 @@
-"""Scripts, recipes and documents: they parse, name what exists, and act as they say when data or time run out."""
+"""Scripts, recipes and documents: they parse, name what exists, and act as they say when data or time run
+out."""
 
 from __future__ import annotations
 
@@ -17,14 +18,23 @@ import torch
 
 from hmamba_asr import cli
 from hmamba_asr.data.download import ARCHIVES
-from hmamba_asr.ops.backends import unavailable_reason
+from hmamba_asr.ops.dispatch import unavailable_reason
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "librispeech"
-SHELL = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("recipes/**/*.sh"), *ROOT.glob("recipes/**/*.slurm"), ROOT / ".ci/run"])
+SHELL = sorted(
+    [
+        *ROOT.glob("scripts/*.sh"),
+        *ROOT.glob("recipes/**/*.sh"),
+        *ROOT.glob("recipes/**/*.slurm"),
+        ROOT / ".ci/run",
+    ]
+)
 DOCUMENTS = [ROOT / "README.md", RECIPES / "README.md", ROOT / "TRAINING_SUMMARY.md"]
 PLACEHOLDER = re.compile(r"/X\.")
-NAMED_FILE = re.compile(r"(?<![\w/.<])((?:hparams|scripts|recipes|tests|hmamba_asr)/[\w./-]*\w|train\.py|[A-Z_]{4,}\.md)")
+NAMED_FILE = re.compile(
+    r"(?<![\w/.<])((?:hparams|scripts|recipes|tests|hmamba_asr)/[\w./-]*\w|train\.py|[A-Z_]{4,}\.md)"
+)
 
 
 def _named_files(text: str) -> set[str]:
@@ -46,7 +56,9 @@ def test_shell_scripts_parse_stop_at_errors_and_are_explained(path):
     assert done.returncode == 0, done.stderr
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/usr/bin/env bash" and lines[1].startswith("# ")
-    assert "set -euo pipefail" in lines or any(line.startswith('. "') and "setup.sh" in line for line in lines)
+    assert "set -euo pipefail" in lines or any(
+        line.startswith('. "') and "setup.sh" in line for line in lines
+    )
 
 
 def test_a_full_disk_is_said_before_anything_is_installed(tmp_path):
@@ -54,15 +66,21 @@ def test_a_full_disk_is_said_before_anything_is_installed(tmp_path):
     shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
     df = tmp_path / "bin" / "df"
     df.parent.mkdir()
-    df.write_text("#!/bin/sh\necho Filesystem 1048576-blocks Used Available Capacity Mounted on\necho /dev/x 9 9 3100 99% /\n")
+    df.write_text(
+        "#!/bin/sh\necho Filesystem 1048576-blocks Used Available Capacity Mounted on\necho /dev/x 9 9 3100 99% /\n"
+    )
     df.chmod(0o755)
     done = subprocess.run(
-        ["bash", "scripts/setup.sh"], capture_output=True, text=True, cwd=tmp_path,
+        ["bash", "scripts/setup.sh"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env={**os.environ, "PATH": f"{df.parent}{os.pathsep}{os.environ['PATH']}"},
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and not (tmp_path / ".venv").exists()
     assert re.fullmatch(
-        rf"error: installing takes \d+ MB of disk in {re.escape(str(tmp_path))}, where 3100 MB are free; .*\n", done.stderr
+        rf"error: installing takes \d+ MB of disk in {re.escape(str(tmp_path))}, where 3100 MB are free; .*\n",
+        done.stderr,
     )
 
 
@@ -83,7 +101,11 @@ def test_every_yaml_and_recipe_is_in_the_documents():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in ROOT.glob("hparams/*.yaml") if _name(path) not in readme] == []
     recipes = (RECIPES / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in RECIPES.glob("*") if path.suffix in (".sh", ".slurm") and path.name not in recipes] == []
+    assert [
+        path.name
+        for path in RECIPES.glob("*")
+        if path.suffix in (".sh", ".slurm") and path.name not in recipes
+    ] == []
 
 
 def test_commands_in_the_documents_are_accepted(monkeypatch):
@@ -95,7 +117,9 @@ def test_commands_in_the_documents_are_accepted(monkeypatch):
     for name in ("transcribe", "tune", "compare", "boundaries", "efficiency", "report"):
         monkeypatch.setattr(cli, f"_run_{name}", lambda args: 0)
     for path in DOCUMENTS:
-        for block in re.findall(r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE):
+        for block in re.findall(
+            r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+        ):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.startswith("hmamba-asr "):
                     assert cli.main(line.split("#")[0].split()[1:]) == 0, line
@@ -107,7 +131,11 @@ def test_commands_in_the_documents_are_accepted(monkeypatch):
 def test_the_readmes_encoder_example_runs():
     """The README shows how to add an encoder: the example has the contract's shapes and lengths."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = [b for b in re.findall(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE) if "EncoderOutput" in b]
+    (code,) = [
+        b
+        for b in re.findall(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
+        if "EncoderOutput" in b
+    ]
     import torch
 
     scope: dict = {}
@@ -123,17 +151,22 @@ def test_the_readmes_encoder_example_runs():
 
 
 def _requirements() -> list[str]:
-    """Direct dependencies of pyproject.toml, those of the `cuda` extra apart: it is built for the machine's own CUDA."""
+    """Direct dependencies of pyproject.toml, those of the `cuda` extra apart: it is built for the machine's
+    own CUDA."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     lists = dict(re.findall(r"^(\w+) = (\[.*?\])", text, flags=re.DOTALL | re.MULTILINE))
-    wanted = [item for name in ("dependencies", "ngram", "demo", "dev") for item in ast.literal_eval(lists[name])]
+    wanted = [
+        item for name in ("dependencies", "ngram", "demo", "dev") for item in ast.literal_eval(lists[name])
+    ]
     return [re.split(r"[<>=!~\[ ;]", item)[0] for item in wanted]
 
 
 def test_every_direct_dependency_is_pinned():
     text = (ROOT / "scripts" / "constraints.txt").read_text(encoding="utf-8")
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
-    pinned = {re.split(r"==", line)[0].lower().replace("_", "-") for line in lines if re.match(r"[\w.-]+==\d", line)}
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-") for line in lines if re.match(r"[\w.-]+==\d", line)
+    }
     assert len(_requirements()) >= 10
     assert [name for name in _requirements() if name.lower().replace("_", "-") not in pinned] == []
     assert [line for line in lines if line and "==" not in line] == []
@@ -173,16 +206,27 @@ def stand_ins(tmp_path) -> Path:
 
 
 def test_the_4gpu_recipe_starts_torchrun_with_the_users_overrides(corpus, stand_ins):
-    done = _run_script(RECIPES / "train_baseline_4gpu.sh", "data", "--seed", "7 8", path=stand_ins, cwd=corpus.parent)
+    done = _run_script(
+        RECIPES / "train_baseline_4gpu.sh", "data", "--seed", "7 8", path=stand_ins, cwd=corpus.parent
+    )
     assert done.returncode == 0, done.stderr
-    expected = ["torchrun", "--standalone", "--nproc-per-node", "4", "train.py", "hparams/conmamba_small_ls100.yaml"]
+    expected = [
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        "train.py",
+        "hparams/conmamba_small_ls100.yaml",
+    ]
     assert done.stdout.splitlines() == [*expected, "--data_folder", str(corpus), "--seed", "7 8"]
 
 
 def test_the_4gpu_recipe_names_a_missing_split(corpus, stand_ins):
     (corpus / "LibriSpeech" / "dev-clean").rmdir()
     done = _run_script(RECIPES / "train_baseline_4gpu.sh", corpus, path=stand_ins)
-    assert done.returncode == 2 and "has no dev-clean; get it with: hmamba-asr download dev-clean" in done.stderr
+    assert (
+        done.returncode == 2 and "has no dev-clean; get it with: hmamba-asr download dev-clean" in done.stderr
+    )
     assert "torchrun" not in done.stdout
     assert "give the folder" in _run_script(RECIPES / "train_baseline_4gpu.sh", path=stand_ins).stderr
 
@@ -215,7 +259,10 @@ def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_f
     finished.touch()
     done = _run_script(script, "an4", corpus, "--precision", "fp32", path=stand_ins, SEEDS="7", JOBS="2")
     assert done.returncode != 0 and done.stderr.count("error: ") == 1
-    assert "results/chunking_an4/hmamba_n2/7 ended with code 3; see results/chunking_an4/hmamba_n2/7/output.txt" in done.stderr
+    assert (
+        "results/chunking_an4/hmamba_n2/7 ended with code 3; see results/chunking_an4/hmamba_n2/7/output.txt"
+        in done.stderr
+    )
     assert done.stdout.count("is finished") == 15
     calls = (corpus.parent / "calls.txt").read_text()
     assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count(" --precision fp32 ") == 15
@@ -225,19 +272,25 @@ def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_f
 def test_the_chunking_comparisons_overrides_are_keys_of_their_yamls(corpus, stand_ins):
     _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
     for name, count in (("an4", 16), ("mini", 24)):
-        done = _run_script(RECIPES / "compare_chunking.sh", name, corpus, path=stand_ins, SEEDS="7", DRY_RUN="1")
+        done = _run_script(
+            RECIPES / "compare_chunking.sh", name, corpus, path=stand_ins, SEEDS="7", DRY_RUN="1"
+        )
         lines = done.stdout.splitlines()
         assert done.returncode == 0 and len(lines) == count, done.stderr
         for line in lines:
             yaml = (ROOT / line.split()[2]).read_text(encoding="utf-8")
             for key, inner in re.findall(r"--(\w+) '\{(\w+): [\w.]+\}'", line):
-                assert re.search(rf"^{key}: !new[^\n]*\n(    .*\n)*    {inner}: ", yaml, flags=re.MULTILINE), line
+                assert re.search(
+                    rf"^{key}: !new[^\n]*\n(    .*\n)*    {inner}: ", yaml, flags=re.MULTILINE
+                ), line
 
 
 def test_the_chunking_comparison_hands_overrides_on_as_they_are(corpus, stand_ins):
     words = ("--inner", "{num_layers: 6, d_state: 8}", "--output_note", "it's * 2")
     only = {"SEEDS": "7", "VARIANTS": "hmamba_n3"}
-    done = _run_script(RECIPES / "compare_chunking.sh", "an4", corpus, *words, path=stand_ins, DRY_RUN="1", **only)
+    done = _run_script(
+        RECIPES / "compare_chunking.sh", "an4", corpus, *words, path=stand_ins, DRY_RUN="1", **only
+    )
     assert done.returncode == 0, done.stderr
     typed = shlex.split(done.stdout)
     assert typed[:3] == ["python", "train.py", "hparams/hmamba_an4.yaml"]
@@ -250,8 +303,10 @@ def test_the_chunking_comparison_uses_the_gpus_it_is_given(corpus, stand_ins):
     settings = {"SEEDS": "7", "VARIANTS": "conmamba"}
     output = corpus.parent / "results" / "chunking_an4" / "conmamba" / "7" / "output.txt"
     for listing, given, expected in (
-        ("echo GPU 0", {"CUDA_VISIBLE_DEVICES": "5,6"}, "5"), ("exit 9", {}, "none"), ("echo GPU 0", {}, "0"),
-    ):  # fmt: skip
+        ("echo GPU 0", {"CUDA_VISIBLE_DEVICES": "5,6"}, "5"),
+        ("exit 9", {}, "none"),
+        ("echo GPU 0", {}, "0"),
+    ):
         _stand_in(stand_ins, "nvidia-smi", listing)
         done = _run_script(script, "an4", corpus, path=stand_ins, **settings, **given)
         assert done.returncode == 0, done.stderr
@@ -259,7 +314,9 @@ def test_the_chunking_comparison_uses_the_gpus_it_is_given(corpus, stand_ins):
 
 
 def test_the_chunking_comparison_names_a_variant_that_is_not_there(corpus, stand_ins):
-    done = _run_script(RECIPES / "compare_chunking.sh", "an4", corpus, path=stand_ins, VARIANTS="conmamba hmamba_n5")
+    done = _run_script(
+        RECIPES / "compare_chunking.sh", "an4", corpus, path=stand_ins, VARIANTS="conmamba hmamba_n5"
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: VARIANTS names 'hmamba_n5'; there are: conmamba hmamba_n1 ")
 
@@ -268,7 +325,9 @@ def test_the_chunking_comparison_names_a_variant_that_is_not_there(corpus, stand
     ("exit_code", "state", "requeued"),
     [(143, "RUNNING", True), (143, "COMPLETING", False), (0, "RUNNING", False), (2, "RUNNING", False)],
 )
-def test_the_slurm_recipe_ranks_its_tasks_and_requeues_what_was_saved(tmp_path, corpus, exit_code, state, requeued):
+def test_the_slurm_recipe_ranks_its_tasks_and_requeues_what_was_saved(
+    tmp_path, corpus, exit_code, state, requeued
+):
     bin_folder = tmp_path / "bin"
     _stand_in(
         bin_folder,
@@ -295,7 +354,12 @@ def test_the_slurm_recipe_ranks_its_tasks_and_requeues_what_was_saved(tmp_path, 
           *) exit 1 ;;
         esac""",
     )
-    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "4711", "SLURM_NTASKS": "4"}
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_NTASKS": "4",
+    }
     done = _run_script(RECIPES / "train_baseline.slurm", corpus, "--seed", "7", path=bin_folder, **slurm)
     assert done.returncode == exit_code, done.stderr
     command = f"train.py hparams/conmamba_small_ls100.yaml --data_folder {corpus} --seed 7"
@@ -329,7 +393,9 @@ def test_encoder_benchmark_runs_and_writes_its_figures(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["benchmark_encoder.py", *options])
     benchmark_encoder.main()
     (figure,) = json.loads(file.read_text(encoding="utf-8"))["lengths"].values()
-    assert figure["batch"] == 1 and figure["encoder_vs_conformer"] > 0 and figure["ours_frames_per_second"] > 0
+    assert (
+        figure["batch"] == 1 and figure["encoder_vs_conformer"] > 0 and figure["ours_frames_per_second"] > 0
+    )
 
 
 def test_frontend_benchmark_times_what_is_speechbrains(monkeypatch, tmp_path):
@@ -340,10 +406,14 @@ def test_frontend_benchmark_times_what_is_speechbrains(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["", "--device", "cpu", "--pairs", "1", "--json", str(file)])
     benchmark_frontend.main()
     figures = json.loads(file.read_text(encoding="utf-8"))
-    assert figures["forward, float32"]["median"] > 0 and figures["forward and backward, bfloat16"]["median"] > 0
+    assert (
+        figures["forward, float32"]["median"] > 0 and figures["forward and backward, bfloat16"]["median"] > 0
+    )
 
     theirs = benchmark_frontend.SpeechBrains.forward
-    monkeypatch.setattr(benchmark_frontend.SpeechBrains, "forward", lambda self, *x: (theirs(self, *x)[0] * 1.01, None))
+    monkeypatch.setattr(
+        benchmark_frontend.SpeechBrains, "forward", lambda self, *x: (theirs(self, *x)[0] * 1.01, None)
+    )
     with pytest.raises(SystemExit, match="the output is off by .* not timed"):
         benchmark_frontend.main()
 
@@ -356,7 +426,9 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
     for name, value in {**small, "LM": lm}.items():
         monkeypatch.setattr(benchmark_decoding, name, value)
     file = tmp_path / "figures.json"
-    monkeypatch.setattr("sys.argv", ["", "--device", "cpu", "--pairs", "1", "--batch", "2", "--json", str(file)])
+    monkeypatch.setattr(
+        "sys.argv", ["", "--device", "cpu", "--pairs", "1", "--batch", "2", "--json", str(file)]
+    )
     benchmark_decoding.main()
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert figures["identical_fraction"] == 1.0
@@ -365,7 +437,9 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
 
     ours = benchmark_decoding.JointBeamSearcher.forward
     monkeypatch.setattr(
-        benchmark_decoding.JointBeamSearcher, "forward", lambda self, *x: [*ours(self, *x)[:2], ours(self, *x)[2] + 0.01, None]
+        benchmark_decoding.JointBeamSearcher,
+        "forward",
+        lambda self, *x: [*ours(self, *x)[:2], ours(self, *x)[2] + 0.01, None],
     )
     with pytest.raises(SystemExit, match="scores are off by .* not timed"):
         benchmark_decoding.main()
@@ -385,7 +459,9 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker
     figures = json.loads(file.read_text(encoding="utf-8"))
     ((name, case),) = figures["cases"].items()
     assert f", N={ratio}, " in name and figures["chunker"] == chunker
-    assert case["kept"] == pytest.approx(kept / 26) and all(case[part]["median"] > 0 for part in ("encoder", "greedy", "beam"))
+    assert case["kept"] == pytest.approx(kept / 26) and all(
+        case[part]["median"] > 0 for part in ("encoder", "greedy", "beam")
+    )
     assert figures["speedup_n2_chunk_rate"] is None  # no 15 s utterances, no figure
 
     forced = benchmarking.forced_novelty
@@ -405,21 +481,30 @@ def test_chunking_benchmark_moves_feed_forward_layers_to_the_chunks(monkeypatch,
     monkeypatch.setattr(benchmark_chunking, "SIZE", {"d_ffn": 32, "vocab_size": 20})
     sizes = {"ratio": 2, "form": "chunks", "frames": 13, "tokens": 3}
     flat, moved = (
-        benchmark_chunking.recogniser(str(tmp_path), torch.device("cpu"), split=split, d_ffn=(16, 64), **sizes)["model"].encoder
+        benchmark_chunking.recogniser(
+            str(tmp_path), torch.device("cpu"), split=split, d_ffn=(16, 64), **sizes
+        )["model"].encoder
         for split in (None, (8, 4))
     )
     assert {block.ffn_in[1].out_features for block in flat.blocks} == {32}
-    assert [{block.ffn_out[1].out_features for block in part.blocks} for part in (moved.outer, moved.inner)] == [{16}, {64}]
+    assert [
+        {block.ffn_out[1].out_features for block in part.blocks} for part in (moved.outer, moved.inner)
+    ] == [{16}, {64}]
     parameters = [
-        sum(p.numel() for n, p in encoder.named_parameters() if "ffn" in n and "weight" in n) for encoder in (flat, moved)
+        sum(p.numel() for n, p in encoder.named_parameters() if "ffn" in n and "weight" in n)
+        for encoder in (flat, moved)
     ]
     assert parameters[0] == parameters[1]
 
 
 TINY_ENCODER = {"num_layers": 1}
 TINY = {
-    "d_model": 16, "d_ffn": 16, "vocab_size": 30, "frontend": {"channels": [4, 4]}, "model": {"num_decoder_layers": 1, "nhead": 2}
-}  # fmt: skip
+    "d_model": 16,
+    "d_ffn": 16,
+    "vocab_size": 30,
+    "frontend": {"channels": [4, 4]},
+    "model": {"num_decoder_layers": 1, "nhead": 2},
+}
 
 
 def test_decoding_is_profiled_and_a_bad_split_named(monkeypatch, capsys):
@@ -427,12 +512,22 @@ def test_decoding_is_profiled_and_a_bad_split_named(monkeypatch, capsys):
 
     build = profile_decoding.recogniser.__globals__["build"]
     monkeypatch.setitem(
-        profile_decoding.recogniser.__globals__, "build",
-        lambda yaml, overrides, folder, **options: build(
-            yaml, {**overrides, **TINY}, folder, **options
-        ),
-    )  # fmt: skip
-    options = ["profile_decoding.py", "--device", "cpu", "--batch", "2", "--seconds", "2", "--top", "3", "--split"]
+        profile_decoding.recogniser.__globals__,
+        "build",
+        lambda yaml, overrides, folder, **options: build(yaml, {**overrides, **TINY}, folder, **options),
+    )
+    options = [
+        "profile_decoding.py",
+        "--device",
+        "cpu",
+        "--batch",
+        "2",
+        "--seconds",
+        "2",
+        "--top",
+        "3",
+        "--split",
+    ]
     monkeypatch.setattr("sys.argv", [*options, "2+1"])
     profile_decoding.main()
     printed = capsys.readouterr().out
@@ -475,9 +570,14 @@ def test_boundaries_benchmark_checks_what_it_times_and_wants_a_gpu(monkeypatch):
         return found if backend == "reference" else dataclasses.replace(found, mask=~found.mask)
 
     def wrong_means(*args, backend, **settings):
-        return right["pool_chunks"](*args, **settings, backend=backend) * (1.0 if backend == "reference" else 1.001)
+        return right["pool_chunks"](*args, **settings, backend=backend) * (
+            1.0 if backend == "reference" else 1.001
+        )
 
-    for name, wrong, what in (("on_budget", wrong_boundaries, "boundaries"), ("pool_chunks", wrong_means, "chunks")):
+    for name, wrong, what in (
+        ("on_budget", wrong_boundaries, "boundaries"),
+        ("pool_chunks", wrong_means, "chunks"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(benchmark_boundaries, name, wrong)
             with pytest.raises(SystemExit, match=f"the {what}, three utterances is off by .* not timed"):
@@ -498,11 +598,26 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
 
     def tiny(yaml, overrides, folder, **options):
         parts = ("outer", "inner") if "hmamba" in yaml else ("encoder",)
-        assert [overrides[part]["num_layers"] for part in parts if part in overrides] == ([7, 5] if "hmamba" in yaml else [])
+        assert [overrides[part]["num_layers"] for part in parts if part in overrides] == (
+            [7, 5] if "hmamba" in yaml else []
+        )
         return build(yaml, {**overrides, **TINY, **dict.fromkeys(parts, TINY_ENCODER)}, folder, **options)
 
     file = tmp_path / "figures.json"
-    options = ["--device", "cpu", "--seconds", "1", "2", "3", "--utterances", "2", "--batch", "2", "--rounds", "2"]
+    options = [
+        "--device",
+        "cpu",
+        "--seconds",
+        "1",
+        "2",
+        "3",
+        "--utterances",
+        "2",
+        "--batch",
+        "2",
+        "--rounds",
+        "2",
+    ]
     options += ["--split", "7+5"]
     monkeypatch.setattr(benchmark_efficiency, "build", tiny)
     monkeypatch.setattr(benchmark_efficiency, "LONGEST", 3.0)
@@ -520,7 +635,9 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
     assert "may take" in encoders["Conformer"][1]["skipped"] and "ratio" not in encoders["ConMamba"][1]
     assert set(figures["recognisers"]) == {"greedy", "beam 10"}
     for found in figures["recognisers"].values():
-        assert {name: part["same_hypotheses"] for name, part in found["subjects"].items()} == dict.fromkeys(encoders, 2)
+        assert {name: part["same_hypotheses"] for name, part in found["subjects"].items()} == dict.fromkeys(
+            encoders, 2
+        )
         assert found["subjects"]["H-Mamba, N=2"]["batched"]["ratio"]["median"] > 0
     printed = capsys.readouterr().out
     assert "skipped: may take" in printed and "Recognisers, beam 10" in printed
@@ -548,11 +665,14 @@ def test_efficiency_benchmark_refuses_an_encoder_that_batch_mates_reach(monkeypa
     import benchmarking
     import torch
 
-    from hmamba_asr.models.encoder import EncoderOutput
+    from hmamba_asr.models.outputs import EncoderOutput
 
     with pytest.raises(SystemExit, match="leaky with padding is off by .* not timed"):
         benchmarking.require_batch_invariance(
-            "leaky", lambda x, lengths: EncoderOutput(x - x.mean(1, keepdim=True), lengths), torch.randn(2, 9, 4), 5
+            "leaky",
+            lambda x, lengths: EncoderOutput(x - x.mean(1, keepdim=True), lengths),
+            torch.randn(2, 9, 4),
+            5,
         )
 
 

@@ -1,4 +1,5 @@
-"""Every YAML of hparams/: no key is idle or doubled, the recipe's facts, equal sizes, and two steps of real training."""
+"""Every YAML of hparams/: no key is idle or doubled, the recipe's facts, equal sizes, and two steps of real
+training."""
 
 from __future__ import annotations
 
@@ -17,15 +18,28 @@ from speechbrain.utils.run_opts import RunOptions
 
 from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
-from hmamba_asr.training.brain import ASRBrain
+from hmamba_asr.evaluation.run import evaluate
+from hmamba_asr.training.asr import ASRBrain
 from hmamba_asr.training.experiment import Experiment
-from hmamba_asr.training.testing import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 YAMLS = sorted((ROOT / "hparams").glob("*.yaml"))
 CONMAMBA, CONFORMER = (ROOT / "hparams" / f"{name}_small_ls100.yaml" for name in ("conmamba", "conformer"))
 VOCABULARY = 30
-WORDS = ["ALPHA", "BRAVO", "CHARLIE", "DELTA", "ECHO", "FOXTROT", "GOLF", "HOTEL", "INDIA", "JULIET", "KILO", "LIMA"]
+WORDS = [
+    "ALPHA",
+    "BRAVO",
+    "CHARLIE",
+    "DELTA",
+    "ECHO",
+    "FOXTROT",
+    "GOLF",
+    "HOTEL",
+    "INDIA",
+    "JULIET",
+    "KILO",
+    "LIMA",
+]
 TINY_LM = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 16}
 
 each_yaml = pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -64,7 +78,9 @@ def _doubled_keys(node: yaml.Node) -> list[str]:
     if not isinstance(node, yaml.MappingNode):
         return []
     keys = [key.value for key, _ in node.value]
-    return [k for k in set(keys) if keys.count(k) > 1] + [k for _, child in node.value for k in _doubled_keys(child)]
+    return [k for k in set(keys) if keys.count(k) > 1] + [
+        k for _, child in node.value for k in _doubled_keys(child)
+    ]
 
 
 @each_yaml
@@ -75,7 +91,9 @@ def test_every_key_is_used_and_given_once(path):
     # A planted one is found: otherwise the lines above prove nothing.
     assert _unused_keys(text + "\nforgotten: 1  # <forgotten>\n", code) == ["forgotten"]
     assert _doubled_keys(yaml.compose(text + "\nseed: 2\n")) == ["seed"]
-    assert "dropout" in _doubled_keys(yaml.compose(text.replace("    kernel_size:", "    dropout: 0.3\n    kernel_size:", 1)))
+    assert "dropout" in _doubled_keys(
+        yaml.compose(text.replace("    kernel_size:", "    dropout: 0.3\n    kernel_size:", 1))
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "lm").glob("*.yaml")), ids=lambda path: path.stem)
@@ -92,7 +110,11 @@ def test_the_description_of_the_evaluation_batches_is_true(path):
     text = path.read_text(encoding="utf-8")
     said, (seconds, size) = (
         re.search(r"^eval_batching: (.*)$", text, flags=re.MULTILINE)[1],
-        re.search(r"^eval_loader:.*\n    max_batch_seconds: (\d+)\n    max_batch_size: (\d+)", text, flags=re.MULTILINE).groups(),
+        re.search(
+            r"^eval_loader:.*\n    max_batch_seconds: (\d+)\n    max_batch_size: (\d+)",
+            text,
+            flags=re.MULTILINE,
+        ).groups(),
     )
     assert said == f"at most {seconds} s of audio and {size} utterances"
 
@@ -115,22 +137,36 @@ def _sections_of(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in YAMLS if p.stem.startswith(("hmamba", "router", "hnet", "fixedstride"))], ids=lambda path: path.stem
+    "path",
+    [p for p in YAMLS if p.stem.startswith(("hmamba", "router", "hnet", "fixedstride"))],
+    ids=lambda path: path.stem,
 )
 def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_and_its_loss(path, tmp_path):
     kind = path.stem.split("_")[0]
     sibling = path.stem.replace(kind, "conmamba").removesuffix("_n3")
     flat, chunked = _sections_of(sibling), _sections_of(path.stem)
-    assert {key for key in flat if flat[key] != chunked.get(key)} == {"output_folder", "encoder", "intermediate_ctc_weight"}
-    assert chunked.keys() - flat.keys() == {"outer", "inner", "chunker", *(["ratio_loss"] if kind == "hnet" else [])}
-    # The same blocks, only divided: what the two stacks have besides their number is what the flat encoder has.
+    assert {key for key in flat if flat[key] != chunked.get(key)} == {
+        "output_folder",
+        "encoder",
+        "intermediate_ctc_weight",
+    }
+    assert chunked.keys() - flat.keys() == {
+        "outer",
+        "inner",
+        "chunker",
+        *(["ratio_loss"] if kind == "hnet" else []),
+    }
+    # The same blocks, only divided: what the two stacks have besides their number is what the flat encoder
+    # has.
     outer, inner, blocks = chunked["outer"], chunked["inner"], flat["encoder"]
     counts = [int(re.search(r"num_layers: (\d+)", block)[1]) for block in (outer, inner, blocks)]
     assert counts[0] + counts[1] == counts[2]
     bare = {re.sub(r"num_layers: \d+", "", block.split("\n", 1)[1]) for block in (outer, inner, blocks)}
     assert len(bare) == 1
     # A router is all that may be added, and on the way back to frames one residual projection.
-    added = _parameters(_load(path, tmp_path / "a")) - _parameters(_load(path.with_stem(sibling), tmp_path / "b"))
+    added = _parameters(_load(path, tmp_path / "a")) - _parameters(
+        _load(path.with_stem(sibling), tmp_path / "b")
+    )
     d_model = int(re.search(r"\d+", chunked["d_model"])[0])
     residual = d_model**2 + d_model if "output: frames" in chunked["encoder"] else 0
     assert added == (2 * d_model**2 if kind in ("router", "hnet") else 0) + residual
@@ -162,10 +198,17 @@ def test_the_controls_and_longer_chunks_differ_from_hmamba_in_the_chunker_alone(
 def test_the_variants_of_the_readme_are_overrides(overrides, tmp_path):
     hparams = _load(ROOT / "hparams" / "hmamba_mini.yaml", tmp_path, **overrides)
     encoder = hparams["model"].encoder
-    assert (encoder.output, encoder.chunker.target_ratio, len(encoder.outer.blocks), len(encoder.inner.blocks)) == (
-        overrides.get("encoder", {}).get("output", "chunks"), overrides.get("chunker", {}).get("target_ratio", 2.0),
-        overrides.get("outer", {}).get("num_layers", 8), overrides.get("inner", {}).get("num_layers", 4),
-    )  # fmt: skip
+    assert (
+        encoder.output,
+        encoder.chunker.target_ratio,
+        len(encoder.outer.blocks),
+        len(encoder.inner.blocks),
+    ) == (
+        overrides.get("encoder", {}).get("output", "chunks"),
+        overrides.get("chunker", {}).get("target_ratio", 2.0),
+        overrides.get("outer", {}).get("num_layers", 8),
+        overrides.get("inner", {}).get("num_layers", 4),
+    )
 
 
 # ---- the objects ------------------------------------------------------------------------------------------------------
@@ -175,7 +218,10 @@ def _load(path: Path, tmp_path: Path, **overrides) -> dict:
     given = {"data_folder": str(tmp_path), "output_folder": str(tmp_path / "out"), **overrides}
     text = path.read_text(encoding="utf-8")
     if "lm" in _top_level_keys(text):
-        given = {"lm": {"num_encoder_layers": 1}, **given}  # the language model alone would take a second and a gigabyte
+        given = {
+            "lm": {"num_encoder_layers": 1},
+            **given,
+        }  # the language model alone would take a second and a gigabyte
     return load_hyperpyyaml(text, given)
 
 
@@ -201,10 +247,18 @@ def test_the_baseline_is_the_recipe_and_the_control_its_equal(tmp_path):
     assert abs(_parameters(ours) / 14.1e6 - 1) <= 0.02
     assert abs(_parameters(_load(CONFORMER, tmp_path / "b")) / _parameters(ours) - 1) <= 0.03
     facts = {
-        "number_of_epochs": 70, "grad_accumulation_factor": 2, "precision": "bf16", "dropout": 0.15, "label_smoothing": 0.1,
-        "ctc_weight": 0.3, "vocab_size": 5000, "d_model": 144, "train_splits": ["train-clean-100"],
-        "valid_splits": ["dev-clean"], "test_splits": ["test-clean", "test-other"],
-    }  # fmt: skip
+        "number_of_epochs": 70,
+        "grad_accumulation_factor": 2,
+        "precision": "bf16",
+        "dropout": 0.15,
+        "label_smoothing": 0.1,
+        "ctc_weight": 0.3,
+        "vocab_size": 5000,
+        "d_model": 144,
+        "train_splits": ["train-clean-100"],
+        "valid_splits": ["dev-clean"],
+        "test_splits": ["test-clean", "test-other"],
+    }
     assert {key: ours[key] for key in facts} == facts
     assert ours["train_loader"].keywords["batch_size"] == 16
     assert ours["opt_class"].keywords["lr"] == 1e-3 and ours["lr_schedule"].lr_initial == 1e-3
@@ -244,7 +298,14 @@ def pretrained(corpus, tmp_path_factory) -> Path:
     manifests = prepare_manifests(data_folder=corpus, splits=["train"], manifest_folder=folder / "manifests")
     model = train_tokenizer(manifest=manifests["train"], output_folder=folder, vocab_size=VOCABULARY)
     (folder / "tokenizer.ckpt").write_bytes(model.read_bytes())
-    lm = TransformerLM(VOCABULARY, **TINY_LM, num_decoder_layers=0, dropout=0.0, activation=torch.nn.GELU, normalize_before=False)
+    lm = TransformerLM(
+        VOCABULARY,
+        **TINY_LM,
+        num_decoder_layers=0,
+        dropout=0.0,
+        activation=torch.nn.GELU,
+        normalize_before=False,
+    )
     torch.save(lm.state_dict(), folder / "lm.ckpt")
     return folder
 
@@ -255,17 +316,28 @@ def _arguments(path: Path, corpus: Path, output: Path, pretrained: Path) -> list
     dynamic = "max_batch_seconds" in sections["train_loader"]
     stacks = ("outer", "inner") if "chunker" in sections else ("encoder",)
     overrides = {
-        "data_folder": str(corpus), "output_folder": str(output),
-        "train_splits": ["train"], "valid_splits": ["dev"], "test_splits": ["test"],
-        "vocab_size": VOCABULARY, "num_workers": 0, "log_every_steps": 1,
-        "d_model": 16, "d_ffn": 32, "frontend": {"channels": [4, 4]}, **{name: {"num_layers": 1} for name in stacks},
-        "model": {"num_decoder_layers": 1}, "beam_search": {"searcher": {"beam_size": 2, "max_decode_ratio": 0.2}},
+        "data_folder": str(corpus),
+        "output_folder": str(output),
+        "train_splits": ["train"],
+        "valid_splits": ["dev"],
+        "test_splits": ["test"],
+        "vocab_size": VOCABULARY,
+        "num_workers": 0,
+        "log_every_steps": 1,
+        "d_model": 16,
+        "d_ffn": 32,
+        "frontend": {"channels": [4, 4]},
+        **{name: {"num_layers": 1} for name in stacks},
+        "model": {"num_decoder_layers": 1},
+        "beam_search": {"searcher": {"beam_size": 2, "max_decode_ratio": 0.2}},
         "train_loader": {"max_batch_seconds": 8, "num_buckets": 2} if dynamic else {"batch_size": 4},
-    }  # fmt: skip
+    }
     if "pretrainer" in sections:
         overrides |= {"pretrained_source": str(pretrained), "lm": TINY_LM}
     options = [
-        word for key, value in overrides.items() for word in (f"--{key}", json.dumps(value) if value is not None else "null")
+        word
+        for key, value in overrides.items()
+        for word in (f"--{key}", json.dumps(value) if value is not None else "null")
     ]
     return [str(path), *[w.strip('"') for w in options], "--optimizer_step_limit", "2", "--noprogressbar"]
 
@@ -273,9 +345,13 @@ def _arguments(path: Path, corpus: Path, output: Path, pretrained: Path) -> list
 def _brain(experiment: Experiment) -> ASRBrain:
     hparams = experiment.hparams
     return ASRBrain(
-        modules=hparams["modules"], opt_class=hparams["opt_class"], hparams=hparams, run_opts=experiment.run_opts,
-        checkpointer=hparams["checkpointer"], tokenizer=hparams["tokenizer"],
-    )  # fmt: skip
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=experiment.run_opts,
+        checkpointer=hparams["checkpointer"],
+        tokenizer=hparams["tokenizer"],
+    )
 
 
 @each_yaml
@@ -307,7 +383,9 @@ def test_two_steps_and_an_evaluation(path, corpus, tmp_path, pretrained):
 
 
 @pytest.mark.parametrize("path", [CONMAMBA, CONFORMER], ids=lambda path: path.stem)
-def test_pretrained_files_that_cannot_be_had_are_one_clear_error(path, corpus, tmp_path, pretrained, monkeypatch):
+def test_pretrained_files_that_cannot_be_had_are_one_clear_error(
+    path, corpus, tmp_path, pretrained, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arguments = _arguments(path, corpus, tmp_path / "out", pretrained)
     arguments[arguments.index(str(pretrained))] = str(tmp_path / "nowhere")

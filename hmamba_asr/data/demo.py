@@ -236,7 +236,9 @@ def _sentence(rng: np.random.Generator) -> str:
 # process of its own, with its own seed, a speaker sounds the same whoever else is rendered beside it.
 
 
-def _render_all(plan: list[tuple[Speaker, list[str]]], folder: Path, seed: int, num_workers: int) -> dict[Speaker, float]:
+def _render_all(
+    plan: list[tuple[Speaker, list[str]]], folder: Path, seed: int, num_workers: int
+) -> dict[Speaker, float]:
     """Render all speakers, ``num_workers`` at a time; returns their seconds of audio."""
     seconds = {}
     total = sum(len(sentences) for _, sentences in plan)

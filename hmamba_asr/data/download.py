@@ -117,7 +117,9 @@ def download(
     return folders
 
 
-def _download_split(split: str, archive: Archive, url: str, dest: Path, retries: int, retry_wait: float, progress: bool) -> Path:
+def _download_split(
+    split: str, archive: Archive, url: str, dest: Path, retries: int, retry_wait: float, progress: bool
+) -> Path:
     folder = dest / "LibriSpeech" / split
     if folder.is_dir():
         there = count_recordings(folder)
@@ -166,7 +168,9 @@ def _fetch(url: str, partial: Path, split: str, retries: int, retry_wait: float,
             raise
         except urllib.error.HTTPError as error:
             if error.code not in _TRY_LATER:
-                raise DownloadError(f"The server refuses {url} ({error.code} {error.reason}); check --base_url.") from error
+                raise DownloadError(
+                    f"The server refuses {url} ({error.code} {error.reason}); check --base_url."
+                ) from error
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__

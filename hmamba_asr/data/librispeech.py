@@ -156,7 +156,9 @@ def prepare_manifests(
     return {split: manifest_folder / f"{split}.csv" for split in splits}
 
 
-def _prepare_split(pool: ThreadPoolExecutor, data_folder: Path, folder: Path, csv_path: Path, options: _Options) -> _Summary:
+def _prepare_split(
+    pool: ThreadPoolExecutor, data_folder: Path, folder: Path, csv_path: Path, options: _Options
+) -> _Summary:
     """Reuse or rebuild one manifest. The CSV holds the good utterances; the summary names all others."""
     listing = list_split(pool, data_folder, folder)
     found = [listing.stats, [asdict(problem) for problem in listing.problems]]
@@ -276,7 +278,9 @@ def _load_summary(csv_path: Path) -> _Summary | None:
     return summary if digest == summary.csv_sha256 else None
 
 
-def _run(pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str], title: str) -> Iterable[Any]:
+def _run(
+    pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str], title: str
+) -> Iterable[Any]:
     """Results of ``function`` for all paths, in order, with a progress bar."""
 
     def run_some(start: int) -> list[Any]:  # a task of several files costs less than several tasks

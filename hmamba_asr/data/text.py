@@ -15,10 +15,12 @@ _SCAN_BYTES = 1 << 24
 
 
 class TextDataset(Dataset):
-    """Sentences of text files (one a line) and manifests (``.csv``, column ``wrd``), yielding ``id`` and ``tokens`` (U,).
+    """Sentences of text files (one a line) and manifests (``.csv``, column ``wrd``), yielding ``id`` and
+    ``tokens`` (U,).
 
-    Of a text file only the places of its lines are kept in memory, 8 bytes a line; empty lines are left out. Sentences are cut
-    to ``max_tokens``. The unknown piece shares its id with the padding of the language model, and is left out.
+    Of a text file only the places of its lines are kept in memory, 8 bytes a line; empty lines are left out.
+    Sentences are cut to ``max_tokens``. The unknown piece shares its id with the padding of the language
+    model, and is left out.
 
     Raises
     ------
@@ -29,8 +31,12 @@ class TextDataset(Dataset):
     def __init__(self, files: Sequence[str | Path], *, tokenizer, max_tokens: int):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         if not files:
-            raise ValueError("no text to train or test a language model on; name files with a sentence a line, or manifests.")
-        self._sources = [_Manifest(path) if path.suffix == ".csv" else _TextFile(path) for path in map(Path, files)]
+            raise ValueError(
+                "no text to train or test a language model on; name files with a sentence a line, or manifests."
+            )
+        self._sources = [
+            _Manifest(path) if path.suffix == ".csv" else _TextFile(path) for path in map(Path, files)
+        ]
         self._ends = np.cumsum([len(source) for source in self._sources])
         self._unknown = tokenizer.unk_id()
 
@@ -43,14 +49,19 @@ class TextDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         tokens = [token for token in self.tokenizer.encode(self.sentence(index)) if token != self._unknown]
-        return {"id": f"sentence-{index}", "tokens": torch.tensor(tokens[: self.max_tokens], dtype=torch.long)}
+        return {
+            "id": f"sentence-{index}",
+            "tokens": torch.tensor(tokens[: self.max_tokens], dtype=torch.long),
+        }
 
 
 class _TextFile:
     def __init__(self, path: Path):
         _require(path)
         if path.suffix in (".gz", ".xz", ".zip", ".bz2"):
-            raise ValueError(f"{path} is compressed, and lines are read from the middle of it; unpack it first.")
+            raise ValueError(
+                f"{path} is compressed, and lines are read from the middle of it; unpack it first."
+            )
         self.path, self._descriptor = path, None
         starts, ends = _lines(path)
         filled = ends > starts
@@ -77,7 +88,9 @@ class _Manifest:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             if "wrd" not in (rows.fieldnames or ()):
-                raise ValueError(f"{path} has no column wrd: give a manifest that `hmamba-asr prepare` wrote, or a text file.")
+                raise ValueError(
+                    f"{path} has no column wrd: give a manifest that `hmamba-asr prepare` wrote, or a text file."
+                )
             self.sentences = [text for row in rows if (text := " ".join((row["wrd"] or "").split()))]
         _require_sentences(path, len(self))
 
@@ -95,13 +108,17 @@ def _lines(path: Path) -> tuple[np.ndarray, np.ndarray]:
         while block := file.read(_SCAN_BYTES):
             found.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + position)
             position, last = position + len(block), block[-1:]
-    ends = np.concatenate([*found, np.array([position] if last not in (b"", b"\n") else [], dtype=np.int64)]).astype(np.int64)
+    ends = np.concatenate(
+        [*found, np.array([position] if last not in (b"", b"\n") else [], dtype=np.int64)]
+    ).astype(np.int64)
     return np.concatenate([np.zeros(min(1, len(ends)), np.int64), ends[:-1] + 1]), ends
 
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no text {path}; give a file with a sentence a line, or a manifest.")
+        raise FileNotFoundError(
+            f"there is no text {path}; give a file with a sentence a line, or a manifest."
+        )
 
 
 def _require_sentences(path: Path, count: int) -> None:

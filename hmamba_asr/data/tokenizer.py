@@ -121,7 +121,9 @@ def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     except (RuntimeError, ValueError, TypeError):
         vocab_size = 0
     if vocab_size == 0:
-        raise ValueError(f"{path} ({len(model)} bytes) is not a SentencePiece model or is damaged: train or download it again.")
+        raise ValueError(
+            f"{path} ({len(model)} bytes) is not a SentencePiece model or is damaged: train or download it again."
+        )
     ids = {"<unk>": processor.unk_id(), "<s>": processor.bos_id(), "</s>": processor.eos_id()}
     if ids != {"<unk>": UNK_ID, "<s>": BOS_ID, "</s>": EOS_ID}:
         found = ", ".join(f"{piece} {index}" for piece, index in ids.items())
@@ -139,7 +141,9 @@ def _read_sentences(manifests: Sequence[Path]) -> list[str]:
     sentences = []
     for manifest in manifests:
         if not manifest.is_file():
-            raise FileNotFoundError(f"There is no manifest {manifest} to train a tokenizer: prepare the data.")
+            raise FileNotFoundError(
+                f"There is no manifest {manifest} to train a tokenizer: prepare the data."
+            )
         with manifest.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
             if "wrd" not in (rows.fieldnames or ()):

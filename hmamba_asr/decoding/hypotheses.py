@@ -36,9 +36,10 @@ class Beams:
 class Hypothesis:
     """One result of a search.
 
-    ``score`` is the weighted sum of ``parts`` (each scorer's own log-probability, unweighted), divided by the number of tokens
-    with the end of sentence if the search normalises by length. ``log_probs`` are the decoder's, weighted, one for each token
-    and one for the end of sentence. ``ended`` is false if the step limit cut the hypothesis off.
+    ``score`` is the weighted sum of ``parts`` (each scorer's own log-probability, unweighted), divided by the
+    number of tokens with the end of sentence if the search normalises by length. ``log_probs`` are the
+    decoder's, weighted, one for each token and one for the end of sentence. ``ended`` is false if the step
+    limit cut the hypothesis off.
     """
 
     tokens: list[int]
@@ -64,7 +65,8 @@ class Step:
 
 
 class Trellis:
-    """The steps of a search, kept on the device and brought home at the end, once for each change of its utterances."""
+    """The steps of a search, kept on the device and brought home at the end, once for each change of its
+    utterances."""
 
     def __init__(self, part_names: list[str], eos: int):
         self.part_names, self.eos = part_names, eos
@@ -78,17 +80,28 @@ class Trellis:
         self._segments[-1][1].append(step)
 
     def best(self, count: int) -> dict[int, list[Hypothesis]]:
-        """The ``count`` best results of each utterance that has any, best first, of equals the earliest, no tokens twice."""
+        """The ``count`` best results of each utterance that has any, best first, of equals the earliest, no
+        tokens twice."""
         steps, found = [], {}  # steps: (row of each utterance, fields of the step as lists)
         for rows, segment in self._segments:
             place = {utterance: row for row, utterance in enumerate(rows)}
-            fields = {name: torch.stack([getattr(s, name) for s in segment]).cpu().numpy() for name in Step.__dataclass_fields__}
+            fields = {
+                name: torch.stack([getattr(s, name) for s in segment]).cpu().numpy()
+                for name in Step.__dataclass_fields__
+            }
             for index, row, k in zip(*fields["accepted"].nonzero(), strict=True):
-                found.setdefault(rows[row], []).append((float(fields["scores"][index, row, k]), len(steps) + int(index), int(k)))
-            steps += [(place, {name: values[index] for name, values in fields.items()}) for index in range(len(segment))]
+                found.setdefault(rows[row], []).append(
+                    (float(fields["scores"][index, row, k]), len(steps) + int(index), int(k))
+                )
+            steps += [
+                (place, {name: values[index] for name, values in fields.items()})
+                for index in range(len(segment))
+            ]
         results: dict[int, list[Hypothesis]] = {}
         for utterance, ends in found.items():
-            different: dict[tuple[int, ...], Hypothesis] = {}  # those cut off may differ in the token they gave up alone
+            different: dict[
+                tuple[int, ...], Hypothesis
+            ] = {}  # those cut off may differ in the token they gave up alone
             for end in sorted(ends, key=lambda end: -end[0]):
                 hypothesis = self._trace(steps, utterance, *end)
                 different.setdefault(tuple(hypothesis.tokens), hypothesis)
@@ -106,5 +119,6 @@ class Trellis:
             tokens.append(int(fields["tokens"][row, k]))
             log_probs.append(float(fields["log_probs"][row, k]))
             k = int(fields["parents"][row, k])
-        # A hypothesis that is cut off gives its last place to the end of sentence, as SpeechBrain's search has it.
+        # A hypothesis that is cut off gives its last place to the end of sentence, as SpeechBrain's search
+        # has it.
         return Hypothesis(tokens[:0:-1], score, parts, log_probs[::-1], ended=tokens[0] == self.eos)

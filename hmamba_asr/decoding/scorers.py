@@ -1,7 +1,7 @@
 """What a joint beam search adds to the attention decoder: CTC, Transformer LM, length, n-gram LM.
 
-Each scorer here does the work of the one in SpeechBrain's ``ScorerBuilder`` whose settings and modules it reads, for B
-utterances with K hypotheses each. The calls of one step are ``scores`` and then ``advance``.
+Each scorer here does the work of the one in SpeechBrain's ``ScorerBuilder`` whose settings and modules it
+reads, for B utterances with K hypotheses each. The calls of one step are ``scores`` and then ``advance``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from speechbrain.decoders import scorer as speechbrain_scorers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hmamba_asr.decoding.ctc import IMPOSSIBLE, CTCPrefixScorer
-from hmamba_asr.decoding.incremental import LanguageModelStepper, StepperState, TransformerStepper
+from hmamba_asr.decoding.ctc_prefix import IMPOSSIBLE, CTCPrefixScorer
+from hmamba_asr.decoding.stepper import LanguageModelStepper, StepperState, TransformerStepper
 from hmamba_asr.lengths import valid_mask
 
 LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
@@ -35,7 +35,9 @@ class Scorer:
     needs_attention = False
     max_steps = math.inf
     rescores = False  # has ``sentences``: can be left out of the search and asked about its results
-    on_device = False  # whether ``scores`` and ``advance`` are work for the device only, the same in every step
+    on_device = (
+        False  # whether ``scores`` and ``advance`` are work for the device only, the same in every step
+    )
     model: nn.Module | None = None  # what has parameters of its own, apart from the recogniser's
 
     def __init__(self, weight: float, partial: bool):
@@ -52,18 +54,20 @@ class Scorer:
         return []
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
-        """Newest tokens (B, K), their cross-attention (B, K, T), candidates (B, K, C) if partial -> (B, K, vocab)."""
+        """Newest tokens (B, K), their cross-attention (B, K, T), candidates (B, K, C) if partial -> (B, K,
+        vocab)."""
         raise NotImplementedError
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor | None:
-        """Go on with ``tokens`` (B, K') after hypotheses ``parents``; their scores (B, K'), if it knows them better now."""
+        """Go on with ``tokens`` (B, K') after hypotheses ``parents``; their scores (B, K'), if it knows them
+        better now."""
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
 
     def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
-        """Log-probabilities (N,) of N whole sentences of any length, each from ``bos``, which is not scored, to ``eos``, which
-        is."""
+        """Log-probabilities (N,) of N whole sentences of any length, each from ``bos``, which is not scored,
+        to ``eos``, which is."""
         raise NotImplementedError
 
 
@@ -89,7 +93,8 @@ class CTC(Scorer):
         if self.needs_attention and attention is not None:
             peaks = attention.argmax(-1)
             first = peaks.amin(1) - self.window_size
-            # As in SpeechBrain, frame 0 is where the recursion begins: it counts unless the window opens after frame 1.
+            # As in SpeechBrain, frame 0 is where the recursion begins: it counts unless the window opens
+            # after frame 1.
             self.window = torch.stack([first.where(first > 1, 0), peaks.amax(1) + self.window_size], 1)
         scores = self.prefixes.next_scores(self.state, self.window)
         if candidates is None:
@@ -135,7 +140,11 @@ class TransformerLM(Stepped):
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
-        self.model, self.stepper, self.temperature = settings.lm, LanguageModelStepper(settings.lm), settings.temperature
+        self.model, self.stepper, self.temperature = (
+            settings.lm,
+            LanguageModelStepper(settings.lm),
+            settings.temperature,
+        )
         self.max_steps = self.stepper.max_steps
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
@@ -146,7 +155,8 @@ class TransformerLM(Stepped):
         return (at_least_float32(self.stepper.step(self.state, tokens)) / self.temperature).log_softmax(-1)
 
     def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
-        """All in one padded batch, in parts where its logits would be more than ``LOGITS_AT_ONCE`` numbers."""
+        """All in one padded batch, in parts where its logits would be more than ``LOGITS_AT_ONCE``
+        numbers."""
         model = self.model.eval().to(device)
         lengths = torch.tensor([len(sentence) + 1 for sentence in sentences], device=device)
         rows = [torch.tensor([bos, *sentence, eos]) for sentence in sentences]
@@ -154,7 +164,8 @@ class TransformerLM(Stepped):
         at_once = max(1, LOGITS_AT_ONCE // (whole.shape[1] * model.custom_src_module.emb.num_embeddings))
         dtype = next(model.parameters()).dtype
         half = dtype in (torch.bfloat16, torch.float16)
-        # SpeechBrain's masks are float32 in whatever precision the model is, which only autocast brings together.
+        # SpeechBrain's masks are float32 in whatever precision the model is, which only autocast brings
+        # together.
         precision = torch.autocast(device.type, dtype=dtype) if half else nullcontext()
         totals = []
         for tokens, ends in zip(whole.split(at_once), lengths.split(at_once), strict=True):
@@ -168,10 +179,10 @@ class TransformerLM(Stepped):
 class InternalLM(Stepped):
     """What the attention decoder says without hearing anything, to be taken off when a language model joins.
 
-    The output of its cross-attention is zero in every layer (Meng et al. 2021, "Internal Language Model Estimation for
-    Domain-Adaptive End-to-End Speech Recognition", https://arxiv.org/abs/2011.01991; Variani et al. 2020, "Hybrid Autoregressive
-    Transducer", https://arxiv.org/abs/2003.07705). ``temperature`` is the one that the decoder is searched with; ``weight`` is
-    what is taken off, so the scorer's own is negative.
+    The output of its cross-attention is zero in every layer (Meng et al. 2021, "Internal Language Model
+    Estimation for Domain-Adaptive End-to-End Speech Recognition", https://arxiv.org/abs/2011.01991; Variani
+    et al. 2020, "Hybrid Autoregressive Transducer", https://arxiv.org/abs/2003.07705). ``temperature`` is the
+    one that the decoder is searched with; ``weight`` is what is taken off, so the scorer's own is negative.
     """
 
     name = "internal_lm"
@@ -294,14 +305,16 @@ def weigh(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None
     Raises
     ------
     ValueError
-        For a weight of something that is not there, of the CTC one that is not from 0 to 1 or is 1 in a partial scorer, of a
-        language model one that is below 0 or not finite. Nothing is changed then.
+        For a weight of something that is not there, of the CTC one that is not from 0 to 1 or is 1 in a
+        partial scorer, of a language model one that is below 0 or not finite. Nothing is changed then.
     """
     ctcs, lms = [s for s in scorers if s.name == "ctc"], [s for s in scorers if s.rescores]
     if ctc is not None and not 0 <= ctc <= 1:
         raise ValueError(f"the CTC's weight is {ctc}; it must be from 0 to 1.")
     if ctc == 1 and any(s.partial for s in ctcs):
-        raise ValueError("a CTC of weight 1 scores alone, and a partial scorer cannot; have it among the full scorers.")
+        raise ValueError(
+            "a CTC of weight 1 scores alone, and a partial scorer cannot; have it among the full scorers."
+        )
     if lm is not None and not 0 <= lm < math.inf:
         raise ValueError(f"the language model's weight is {lm}; it must be 0 or more.")
     if ctc is not None and not ctcs:
@@ -316,29 +329,36 @@ def weigh(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None
 
 
 def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> Scorer:
-    """The scorer of a language model: of train_lm.py's export its YAML lm.yaml and its parameters lm.ckpt, of train_ngram.py's
-    ngram.bin or ngram.arpa and tokens.txt. An n-gram is a partial scorer.
+    """The scorer of a language model: of train_lm.py's export its YAML lm.yaml and its parameters lm.ckpt, of
+    train_ngram.py's ngram.bin or ngram.arpa and tokens.txt. An n-gram is a partial scorer.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If the folder lacks one of them, the model has another vocabulary, an n-gram cannot be read or lacks the package kenlm.
+        If the folder lacks one of them, the model has another vocabulary, an n-gram cannot be read or lacks
+        the package kenlm.
     """
     folder = Path(folder)
     ngram = next((path for name in ("ngram.bin", "ngram.arpa") if (path := folder / name).is_file()), None)
     needed = [folder / name for name in (("lm.yaml", "lm.ckpt") if ngram is None else ("tokens.txt",))]
     for path in needed:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}; lm_folder must be the export folder of train_lm.py or train_ngram.py.")
+            raise FileNotFoundError(
+                f"there is no {path}; lm_folder must be the export folder of train_lm.py or train_ngram.py."
+            )
     if ngram is not None:
         tokens = needed[0].read_text(encoding="utf-8").rstrip("\n").split("\n")
         _require_vocabulary(folder, len(tokens), vocab_size)
         try:
-            return Ngram(speechbrain_scorers.KenLMScorer(str(ngram), vocab_size, tokens), weight, partial=True)
+            return Ngram(
+                speechbrain_scorers.KenLMScorer(str(ngram), vocab_size, tokens), weight, partial=True
+            )
         except ImportError as error:
             raise ValueError(f"{ngram} needs the package kenlm; install it: pip install kenlm.") from error
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"KenLM cannot read {ngram} ({' '.join(str(error).split())}); run train_ngram.py again.") from error
+            raise ValueError(
+                f"KenLM cannot read {ngram} ({' '.join(str(error).split())}); run train_ngram.py again."
+            ) from error
     model = load_hyperpyyaml(needed[0].read_text(encoding="utf-8"))["model"]
     model.load_state_dict(torch.load(needed[1], map_location="cpu", weights_only=True))
     _require_vocabulary(folder, model.custom_src_module.emb.num_embeddings, vocab_size)

@@ -11,16 +11,19 @@ from torch import Tensor
 from hmamba_asr.decoding.hypotheses import Step
 
 Carried = list[tuple[object, str]]
-QUARTER = 0.25  # of a GPU's memory: where less is free, a capture is preceded by emptying the allocator's cache
+QUARTER = (
+    0.25  # of a GPU's memory: where less is free, a capture is preceded by emptying the allocator's cache
+)
 
 
 class StepGraph:
     """Runs ``step``, which must ask nothing of the host but launches, again and again.
 
-    ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new tensors. The very
-    first step runs as it stands, which also warms up what a capture may not do; after it, the first of all steps with tensors of
-    the same shapes is captured, and they are replays. Whatever else ``step`` reads must stay where it is as long as the shapes
-    of what is carried do. Where a capture finds no memory, steps run as they stand from then on.
+    ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new
+    tensors. The very first step runs as it stands, which also warms up what a capture may not do; after it,
+    the first of all steps with tensors of the same shapes is captured, and they are replays. Whatever else
+    ``step`` reads must stay where it is as long as the shapes of what is carried do. Where a capture finds no
+    memory, steps run as they stand from then on.
 
     ``record`` is for tests where there is no GPU.
     """
@@ -75,8 +78,8 @@ class StepGraph:
 
 
 class _Captures(threading.local):
-    """Of a thread, by device: the stream that it captures on, for cuBLAS keeps a workspace for every stream that it has seen,
-    and the last graph, whose memory the next one takes over."""
+    """Of a thread, by device: the stream that it captures on, for cuBLAS keeps a workspace for every stream
+    that it has seen, and the last graph, whose memory the next one takes over."""
 
     def __init__(self):
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -88,7 +91,8 @@ _one_at_a_time = threading.Lock()  # PyTorch allows one capture in a process
 
 
 def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Callable[[], None], Step]:
-    """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after each replay."""
+    """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after
+    each replay."""
     with _one_at_a_time, torch.cuda.device(device):
         free, total = torch.cuda.mem_get_info()
         if free < QUARTER * total:
@@ -99,11 +103,12 @@ def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Ca
         if device not in _captures.streams:
             _captures.streams[device] = torch.cuda.Stream(device)
         side, before = _captures.streams[device], _captures.graphs.get(device)
-        # Graphs may share memory: what a replay leaves there is read before any other one begins. A pool of its own would lie
-        # idle when its graph is gone.
+        # Graphs may share memory: what a replay leaves there is read before any other one begins. A pool of
+        # its own would lie idle when its graph is gone.
         pool = () if before is None else (before.pool(),)
         side.wait_stream(current)
-        # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data loaders, may go on.
+        # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data
+        # loaders, may go on.
         try:
             with torch.cuda.stream(side):
                 graph.capture_begin(*pool, capture_error_mode="thread_local")

@@ -17,7 +17,8 @@ LENGTH_EDGES = (1, 6, 11, 16, 21, 31)  # words: 1 to 5, 6 to 10, ..., 31 and mor
 
 @dataclass(frozen=True)
 class Part:
-    """Utterances that have something in common: their number, errors, words, and WER in percent with its 95% interval."""
+    """Utterances that have something in common: their number, errors, words, and WER in percent with its 95%
+    interval."""
 
     name: str
     utterances: int
@@ -28,7 +29,8 @@ class Part:
 
 
 def by_speaker(aligned: Sequence[AlignedUtterance]) -> list[Part]:
-    """One part for each speaker, the highest WER first. Speakers whose references have no word are left out."""
+    """One part for each speaker, the highest WER first. Speakers whose references have no word are left
+    out."""
     return sorted(_parts(aligned, lambda item: item.speaker, str), key=lambda part: (-part.rate, part.name))
 
 
@@ -48,15 +50,20 @@ def by_length(aligned: Sequence[AlignedUtterance], edges: Sequence[int] = LENGTH
     return _parts(long_enough, lambda item: sum(item.words >= edge for edge in edges) - 1, name)
 
 
-def confusions(aligned: Sequence[AlignedUtterance], most: int = 20) -> list[tuple[str | None, str | None, int]]:
-    """The most frequent errors: (reference word, hypothesis word, how often), with None where a word was inserted or deleted."""
+def confusions(
+    aligned: Sequence[AlignedUtterance], most: int = 20
+) -> list[tuple[str | None, str | None, int]]:
+    """The most frequent errors: (reference word, hypothesis word, how often), with None where a word was
+    inserted or deleted."""
     counts = Counter(pair for item in aligned for pair in item.pairs if pair[0] != pair[1])
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
     return [(*pair, count) for pair, count in ordered[:most]]
 
 
 def _parts(
-    aligned: Sequence[AlignedUtterance], key: Callable[[AlignedUtterance], Hashable], name: Callable[[Hashable], str]
+    aligned: Sequence[AlignedUtterance],
+    key: Callable[[AlignedUtterance], Hashable],
+    name: Callable[[Hashable], str],
 ) -> list[Part]:
     groups = defaultdict(list)
     for item in aligned:
@@ -67,5 +74,7 @@ def _parts(
         if not sum(words):
             continue
         rate = 100 * sum(errors) / sum(words)
-        parts.append(Part(name(shared), len(group), sum(errors), sum(words), rate, bootstrap_interval(errors, words)))
+        parts.append(
+            Part(name(shared), len(group), sum(errors), sum(words), rate, bootstrap_interval(errors, words))
+        )
     return parts

@@ -1,4 +1,5 @@
-"""Two runs side by side: what differs in their YAMLs, which makes fewer errors where, and whether that is more than chance."""
+"""Two runs side by side: what differs in their YAMLs, which makes fewer errors where, and whether that is
+more than chance."""
 
 from __future__ import annotations
 
@@ -7,22 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hmamba_asr.config.difference import yaml_difference
 from hmamba_asr.evaluation.results import load_results
 from hmamba_asr.evaluation.significance import matched_pairs, paired_bootstrap
 from hmamba_asr.evaluation.wer import AlignedUtterance, align, read_trn
-from hmamba_asr.evaluation.yaml_difference import yaml_difference
 
 ALPHA = 0.05  # a difference is called significant if both tests have a p-value below
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run: its output folder and the results in it. `label` tells it apart from others on the page."""
+    """A finished run: its output folder and the results in it. `label` tells it apart from others on the
+    page."""
 
     folder: Path
     results: Mapping[str, Any]
     label: str
-    _aligned: dict[tuple[str, str], list[AlignedUtterance]] = field(default_factory=dict, repr=False, compare=False)
+    _aligned: dict[tuple[str, str], list[AlignedUtterance]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def aligned(self, split: str, search: str) -> list[AlignedUtterance]:
         """Word alignments of what was recognised, kept once they are there.
@@ -50,18 +54,21 @@ def load_run(folder: str | Path, *, label: str | None = None) -> RunFolder:
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; give the output folder of a run that was evaluated (train.py does so).")
+        raise FileNotFoundError(
+            f"there is no {path}; give the output folder of a run that was evaluated (train.py does so)."
+        )
     (results,) = load_results([path])
     return RunFolder(Path(folder), results, label or results["name"])
 
 
 def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
-    """What JSON can hold: `a` and `b` (folder, name, overrides, seed, commit), `yaml` {key: [in a, in b]}, and `scores`.
+    """What JSON can hold: `a` and `b` (folder, name, overrides, seed, commit), `yaml` {key: [in a, in b]},
+    and `scores`.
 
-    A score has split, search, wer [a, b] and verdict; where both runs kept their transcripts of the same utterances also
-    difference (b - a in percentage points), interval_95, p_bootstrap, segments and p_matched_pairs, and `better`: "a", "b" or
-    None. The tests are those of `significance`. Where both were timed also rtf [a, b], and `same_hardware`: only then do they
-    compare.
+    A score has split, search, wer [a, b] and verdict; where both runs kept their transcripts of the same
+    utterances also difference (b - a in percentage points), interval_95, p_bootstrap, segments and
+    p_matched_pairs, and `better`: "a", "b" or None. The tests are those of `significance`. Where both were
+    timed also rtf [a, b], and `same_hardware`: only then do they compare.
 
     Raises:
         ValueError: no split was evaluated with the same search in both runs.
@@ -72,9 +79,13 @@ def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
         if (split, search) in entries:
             rates = [entry["wer"]["rate"], entries[split, search]["wer"]["rate"]]
             speed = _speed(entry["efficiency"], entries[split, search]["efficiency"])
-            scores.append({"split": split, "search": search, "wer": rates, **_test(a, b, split, search), **speed})
+            scores.append(
+                {"split": split, "search": search, "wer": rates, **_test(a, b, split, search), **speed}
+            )
     if not scores:
-        raise ValueError(f"{a.folder} and {b.folder} have no split and search in common; evaluate both with the same ones.")
+        raise ValueError(
+            f"{a.folder} and {b.folder} have no split and search in common; evaluate both with the same ones."
+        )
     return {
         "a": _identity(a),
         "b": _identity(b),
@@ -97,7 +108,10 @@ def _identity(run: RunFolder) -> dict[str, Any]:
 def _speed(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, Any]:
     if not a or not b or a["rtf"] is None or b["rtf"] is None:
         return {}
-    return {"rtf": [a["rtf"], b["rtf"]], "same_hardware": (a["hardware"], a["batch"]) == (b["hardware"], b["batch"])}
+    return {
+        "rtf": [a["rtf"], b["rtf"]],
+        "same_hardware": (a["hardware"], a["batch"]) == (b["hardware"], b["batch"]),
+    }
 
 
 def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]:
@@ -134,10 +148,15 @@ def render_comparison(found: Mapping[str, Any]) -> str:
     lines.append("")
     if found["yaml"]:
         lines.append("YAML, A -> B:")
-        lines += [f"  {key}: {_shown(before)} -> {_shown(after)}" for key, (before, after) in found["yaml"].items()]
+        lines += [
+            f"  {key}: {_shown(before)} -> {_shown(after)}" for key, (before, after) in found["yaml"].items()
+        ]
     else:
         lines.append("The YAMLs are alike.")
-    lines += ["", "WER in percent; B - A with its 95% interval; p of the paired bootstrap and of matched pairs (MAPSSWE):"]
+    lines += [
+        "",
+        "WER in percent; B - A with its 95% interval; p of the paired bootstrap and of matched pairs (MAPSSWE):",
+    ]
     for score in found["scores"]:
         rates = " -> ".join(f"{rate:.2f}" for rate in score["wer"])
         tests = ""

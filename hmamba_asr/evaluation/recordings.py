@@ -47,7 +47,10 @@ def split_recordings(folder: Path, split: str, *, hparams: str) -> list[Recordin
         raise FileNotFoundError(f"there is no {manifest}; give one of the run's splits: {known}.")
     root = _data_root(hparams) or ""
     rows = sorted(_manifest(manifest).items())
-    found = [Recording(key, Path(wav.replace("$data_root", root)), seconds, text) for key, (wav, seconds, text) in rows]
+    found = [
+        Recording(key, Path(wav.replace("$data_root", root)), seconds, text)
+        for key, (wav, seconds, text) in rows
+    ]
     gone = [item for item in found if not item.path.is_file()]
     if gone or not found:
         raise FileNotFoundError(
@@ -58,15 +61,16 @@ def split_recordings(folder: Path, split: str, *, hparams: str) -> list[Recordin
 
 
 def spread_over_durations(found: Sequence[Recording], count: int) -> list[Recording]:
-    """As many of the recordings (all, if there are fewer), evenly spaced in the order of their durations, the shortest and the
-    longest among them."""
+    """As many of the recordings (all, if there are fewer), evenly spaced in the order of their durations, the
+    shortest and the longest among them."""
     ordered = sorted(found, key=lambda item: (item.seconds, item.id))
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return [ordered[place] for place in places]
 
 
 def find_recording(folder: Path, split: str, utterance: str, *, hparams: str) -> Path | None:
-    """The audio file of a test utterance of the run in `folder` with the resolved YAML `hparams`; None where it is gone."""
+    """The audio file of a test utterance of the run in `folder` with the resolved YAML `hparams`; None where
+    it is gone."""
     manifest = folder / "manifests" / f"{split}.csv"
     if not manifest.is_file():
         return None

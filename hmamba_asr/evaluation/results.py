@@ -18,11 +18,13 @@ could not be measured is null, and an empty cell in the table that `summary` mak
         peak_memory_mib, precision ("bf16", ...), world_size
     checkpoints     names of the checkpoints that were averaged
     evaluation      {split: {search: entry}}, with searches such as "greedy", "beam", "beam+lm"; an entry has
-        wer, cer    `wer.ErrorCounts.to_dict()`; wer.interval_95 [low, high] in percent, by resampling utterances, not in
+        wer, cer    `wer.ErrorCounts.to_dict()`; wer.interval_95 [low, high] in percent, by resampling
+        utterances, not in
                     older files
-        efficiency  `efficiency.Efficiency.to_dict()`, or null
-        stages      of an encoder that chunks, one each: kept (chunks for each state that the stage was given, mean over
-                    utterances), kept_std, kept_min, kept_max, prob, chunk_ms, chunk_ms_max, ...; not in older files
+        efficiency  `efficiency.Efficiency.to_dict()`, or null stages      of an encoder that chunks, one
+        each: kept (chunks for each state that the stage was given, mean over
+                    utterances), kept_std, kept_min, kept_max, prob, chunk_ms, chunk_ms_max, ...; not in older
+                    files
 """
 
 from __future__ import annotations
@@ -30,97 +32,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import shlex
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
+
+from hmamba_asr.system.files import write_atomically
 
 SCHEMA_VERSION = 1
-
-_PACKAGES = (
-    "hmamba-asr",
-    "torch",
-    "torchaudio",
-    "speechbrain",
-    "hyperpyyaml",
-    "numpy",
-    "sentencepiece",
-    "triton",
-    "mamba-ssm",
-    "causal-conv1d",
-)
-
-
-@contextmanager
-def write_atomically(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file for writing that appears under `path` whole, when the block ends, or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-# Environment
-
-
-def collect_environment(device: Any) -> dict[str, Any]:
-    """What a figure depends on besides the YAML: versions, commit, hardware, command. No host name."""
-    # Here, because it imports torch, which reading results does not need.
-    from hmamba_asr.evaluation.efficiency import hardware
-
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # optional, or run from the source folder
-    return {
-        "python": platform.python_version(),
-        "packages": versions,
-        "git": _git_state(Path(__file__).resolve().parent),
-        "hardware": hardware(device),
-        "command": _command_line(),
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
-    }
-
-
-def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that tracks `folder`, and whether its files were changed. None outside git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
-
-    try:
-        # An installed package may lie in somebody else's checkout (.venv), whose commit says nothing of it.
-        git("ls-files", "--error-unmatch", ".")
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _command_line() -> str:
-    """The command as the user typed it, the torchrun part rebuilt from what torchrun sets."""
-    script = Path(sys.argv[0])
-    if script.is_absolute():
-        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else Path(script.name)
-    launcher = ["python"] if script.suffix == ".py" else []
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = ["--nnodes", str(world // local)] if world > local else []
-        launcher = ["torchrun", *nodes, "--nproc-per-node", str(local)]
-    return shlex.join([*launcher, str(script), *sys.argv[1:]])
 
 
 # The results file
@@ -167,7 +85,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def plain(value: Any, key: str) -> Any:
-    """`value`, which `key` names, in JSON's types: scalars of numpy and torch become numbers, NaN and infinity None.
+    """`value`, which `key` names, in JSON's types: scalars of numpy and torch become numbers, NaN and
+    infinity None.
 
     Raises:
         TypeError: a value that JSON cannot hold.

@@ -1,13 +1,14 @@
 """How fast recognisers are: one protocol for trained runs and for random weights.
 
-The samples lie in memory when the clock starts, so reading is not counted (the RTF in results.json counts it). Every subject
-recognises all utterances once untimed; then, in each pass, all subjects take their turn, so that whatever else the machine does
-hits them alike. A GPU is waited for at both ends of each stage. RTF is processing time over audio time, padding being nobody's
-audio.
+The samples lie in memory when the clock starts, so reading is not counted (the RTF in results.json counts
+it). Every subject recognises all utterances once untimed; then, in each pass, all subjects take their turn,
+so that whatever else the machine does hits them alike. A GPU is waited for at both ends of each stage. RTF is
+processing time over audio time, padding being nobody's audio.
 
-First-token latency: from the samples in memory to the first token on the host, i.e. features, the whole encoder, and the first
-step of the search. None of these encoders streams, so that it grows with the utterance. A greedy CTC search has no steps: its
-first token comes with the last. The first token of a beam is its best one then; later steps may prefer another.
+First-token latency: from the samples in memory to the first token on the host, i.e. features, the whole
+encoder, and the first step of the search. None of these encoders streams, so that it grows with the
+utterance. A greedy CTC search has no steps: its first token comes with the last. The first token of a beam is
+its best one then; later steps may prefer another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from hmamba_asr.evaluation.efficiency import StageTimer, added_memory_mib
+from hmamba_asr.evaluation.timing import StageTimer
+from hmamba_asr.system.memory import added_memory_mib
 
 WARMUP = 1  # passes
 PASSES = 3
@@ -30,13 +32,14 @@ WAYS = ("batch_1", "batched")
 RUN_FILE = "efficiency.json"  # in a run's folder, of `hmamba-asr efficiency`
 RUN_KIND, BENCHMARK_KIND = "run", "benchmark"  # of a file of figures
 
-_WRITERS = {RUN_KIND: "hmamba-asr efficiency", BENCHMARK_KIND: "scripts/benchmark_efficiency.py --json"}
+_WRITERS = {RUN_KIND: "hmamba-asr efficiency", BENCHMARK_KIND: "scripts/benchmarks/efficiency.py --json"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: ``features(wavs (B, S), lengths (B,))`` -> features, lengths; ``model(features, lengths)`` -> its output;
-    ``search(output)`` -> token ids of each utterance; ``search.first_tokens(output)``, all on ``device``."""
+    """What is timed: ``features(wavs (B, S), lengths (B,))`` -> features, lengths; ``model(features,
+    lengths)`` -> its output; ``search(output)`` -> token ids of each utterance;
+    ``search.first_tokens(output)``, all on ``device``."""
 
     features: Callable
     model: Callable
@@ -65,21 +68,28 @@ class Subject:
 
 
 def measure(
-    subjects: Mapping[str, Subject], utterances: Sequence[torch.Tensor], *, sample_rate: int, batch_size: int,
+    subjects: Mapping[str, Subject],
+    utterances: Sequence[torch.Tensor],
+    *,
+    sample_rate: int,
+    batch_size: int,
     passes: int = PASSES,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Figures of each subject on the utterances (S,), in what JSON can hold: ``protocol`` and ``subjects``.
 
-    Of a subject: for each of "batch_1" and "batched" ``rtf`` {min, median, max} over the passes and the RTF of each pass in
-    ``passes``, ``audio_hours_per_hour`` (1 / the median), ``stage_rtf`` (medians), ``memory_mib`` (what the longest batch adds,
-    None where it cannot be told); ``first_token_seconds`` {min, median, max} over utterances, each the median of its passes; and
-    ``same_hypotheses``, utterances whose tokens are the same in both.
+    Of a subject: for each of "batch_1" and "batched" ``rtf`` {min, median, max} over the passes and the RTF
+    of each pass in ``passes``, ``audio_hours_per_hour`` (1 / the median), ``stage_rtf`` (medians),
+    ``memory_mib`` (what the longest batch adds, None where it cannot be told); ``first_token_seconds`` {min,
+    median, max} over utterances, each the median of its passes; and ``same_hypotheses``, utterances whose
+    tokens are the same in both.
 
     Raises:
         ValueError: there are no utterances, or a size below 1.
     """
     if not utterances or batch_size < 1 or passes < 1:
-        raise ValueError("nothing to measure: give at least one utterance, a batch size and passes of 1 or more.")
+        raise ValueError(
+            "nothing to measure: give at least one utterance, a batch size and passes of 1 or more."
+        )
     ordered = sorted(utterances, key=len, reverse=True)
     audio = sum(map(len, ordered)) / sample_rate
     found: dict[str, dict[str, Any]] = {name: {} for name in subjects}
@@ -88,7 +98,11 @@ def measure(
         batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
         for name, subject in subjects.items():
             for _ in range(WARMUP):
-                warm = [tokens for batch in batches for tokens in subject.recognise(batch, StageTimer(subject.device))]
+                warm = [
+                    tokens
+                    for batch in batches
+                    for tokens in subject.recognise(batch, StageTimer(subject.device))
+                ]
             hypotheses[name].append(warm)
         timers: dict[str, list[StageTimer]] = {name: [] for name in subjects}
         for _ in range(passes):
@@ -97,16 +111,23 @@ def measure(
                 for batch in batches:
                     subject.recognise(batch, timers[name][-1])
         for name, subject in subjects.items():
-            memory = added_memory_mib(lambda: subject.recognise(batches[0], StageTimer(subject.device)), subject.device)  # noqa: B023
+            memory = added_memory_mib(
+                lambda: subject.recognise(batches[0], StageTimer(subject.device)), subject.device
+            )  # noqa: B023
             found[name][way] = _figures(timers[name], audio, memory)
     for name, latency in _first_tokens(subjects, ordered, passes).items():
         found[name]["first_token_seconds"] = latency
         found[name]["same_hypotheses"] = sum(a == b for a, b in zip(*hypotheses[name], strict=True))
     protocol = {
-        "utterances": len(ordered), "audio_seconds": audio, "shortest_seconds": len(ordered[-1]) / sample_rate,
-        "median_seconds": statistics.median(map(len, ordered)) / sample_rate, "longest_seconds": len(ordered[0]) / sample_rate,
-        "batch": batch_size, "warmup": WARMUP, "passes": passes,
-    }  # fmt: skip
+        "utterances": len(ordered),
+        "audio_seconds": audio,
+        "shortest_seconds": len(ordered[-1]) / sample_rate,
+        "median_seconds": statistics.median(map(len, ordered)) / sample_rate,
+        "longest_seconds": len(ordered[0]) / sample_rate,
+        "batch": batch_size,
+        "warmup": WARMUP,
+        "passes": passes,
+    }
     return {"protocol": protocol, "subjects": found}
 
 
@@ -128,11 +149,17 @@ def _first_tokens(
 
 def _figures(timers: Sequence[StageTimer], audio: float, memory: float | None) -> dict[str, Any]:
     rtf = [timer.total / audio for timer in timers]
-    stages = {stage: statistics.median(timer.seconds[stage] for timer in timers) / audio for stage in timers[0].seconds}
+    stages = {
+        stage: statistics.median(timer.seconds[stage] for timer in timers) / audio
+        for stage in timers[0].seconds
+    }
     return {
-        "rtf": spread(rtf), "passes": rtf, "audio_hours_per_hour": 1 / statistics.median(rtf), "stage_rtf": stages,
+        "rtf": spread(rtf),
+        "passes": rtf,
+        "audio_hours_per_hour": 1 / statistics.median(rtf),
+        "stage_rtf": stages,
         "memory_mib": memory,
-    }  # fmt: skip
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -141,7 +168,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def read_figures(path: str | Path, kind: str) -> dict[str, Any]:
-    """A file of `hmamba-asr efficiency` (`RUN_KIND`) or of scripts/benchmark_efficiency.py (`BENCHMARK_KIND`).
+    """A file of `hmamba-asr efficiency` (`RUN_KIND`) or of scripts/benchmarks/efficiency.py
+    (`BENCHMARK_KIND`).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -153,7 +181,9 @@ def read_figures(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON ({error}); write it anew with {_WRITERS[kind]}.") from error
+        raise ValueError(
+            f"{path} is not readable as JSON ({error}); write it anew with {_WRITERS[kind]}."
+        ) from error
     if not isinstance(found, dict) or found.get("kind") != kind:
         raise ValueError(f"{path} holds no figures of {_WRITERS[kind]}; give a file of its.")
     return found
@@ -175,10 +205,14 @@ def render_speed(found: Mapping[str, Any], *, what: str = "search") -> str:
     for name, figures in found["subjects"].items():
         for way, size in zip(WAYS, (1, protocol["batch"]), strict=True):
             part = figures[way]
-            stages = "".join(f"{part['stage_rtf'][stage]:>10.3g}" for stage in ("features", "encoder", "decoding"))
+            stages = "".join(
+                f"{part['stage_rtf'][stage]:>10.3g}" for stage in ("features", "encoder", "decoding")
+            )
             memory = "" if part["memory_mib"] is None else f"{part['memory_mib']:.0f}"
             hours = f"{part['audio_hours_per_hour']:.3g}"
-            lines.append(f"{name:<{width}}  {size:>5}  {format_spread(part['rtf']):<28}{hours:>10}{stages}{memory:>8}")
+            lines.append(
+                f"{name:<{width}}  {size:>5}  {format_spread(part['rtf']):<28}{hours:>10}{stages}{memory:>8}"
+            )
     lines += ["", "First token, ms from samples in memory, batch 1: median (min to max) over utterances"]
     for name, figures in found["subjects"].items():
         latency = {key: f"{1000 * value:.0f}" for key, value in figures["first_token_seconds"].items()}

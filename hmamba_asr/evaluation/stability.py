@@ -1,8 +1,10 @@
-"""Whether boundaries stay where they are when a recording is changed but what is said is not: by white noise, and by speed.
+"""Whether boundaries stay where they are when a recording is changed but what is said is not: by white noise,
+and by speed.
 
-Boundaries found in the clean recording are the true ones, those of the changed recording the found ones, in the clean one's
-time. Random and evenly spaced ones are as many as the latter, on the changed recording's frames. A fixed stride is stable under
-noise by construction, and so are its evenly spaced baselines: look at what boundaries that follow the speech have beyond them.
+Boundaries found in the clean recording are the true ones, those of the changed recording the found ones, in
+the clean one's time. Random and evenly spaced ones are as many as the latter, on the changed recording's
+frames. A fixed stride is stable under noise by construction, and so are its evenly spaced baselines: look at
+what boundaries that follow the speech have beyond them.
 """
 
 from __future__ import annotations
@@ -15,12 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from hmamba_asr.evaluation.boundaries import TOLERANCES, Chunks, agreements, candidates, check_stage, render_agreement, summarise
+from hmamba_asr.evaluation.segmentation import (
+    TOLERANCES,
+    Chunks,
+    agreements,
+    candidates,
+    check_stage,
+    render_agreement,
+    summarise,
+)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """White Gaussian noise at a signal-to-noise ratio in dB, over the whole recording; drawn from seed and utterance ID."""
+    """White Gaussian noise at a signal-to-noise ratio in dB, over the whole recording; drawn from seed and
+    utterance ID."""
 
     snr: float
     stretch = 1.0  # clean seconds for each changed one
@@ -48,7 +59,9 @@ class Speed:
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.factor <= 2:
-            raise ValueError(f"a speed of {self.factor:g} is no speech; give a factor from 0.5 to 2, such as 0.9.")
+            raise ValueError(
+                f"a speed of {self.factor:g} is no speech; give a factor from 0.5 to 2, such as 0.9."
+            )
 
     @property
     def name(self) -> str:
@@ -75,8 +88,8 @@ class Speed:
 def compare_boundaries(
     clean: Sequence[Chunks], changed: Sequence[Chunks], *, stretch: float, stage: int = 0, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """{tolerance in ms: what `boundaries.summarise` returns} of the same utterances in the same order; times of the changed ones
-    times ``stretch`` are those of the clean ones.
+    """{tolerance in ms: what `boundaries.summarise` returns} of the same utterances in the same order; times
+    of the changed ones times ``stretch`` are those of the clean ones.
 
     Raises:
         ValueError: there is no such stage, or the utterances are not the same.
@@ -87,14 +100,18 @@ def compare_boundaries(
     random = np.random.default_rng(seed)
     found: dict[float, list] = {tolerance: [] for tolerance in TOLERANCES}
     for before, after in zip(clean, changed, strict=True):
-        drawn = {kind: [stretch * times for times in draws] for kind, draws in candidates(after, stage, random).items()}
+        drawn = {
+            kind: [stretch * times for times in draws]
+            for kind, draws in candidates(after, stage, random).items()
+        }
         for tolerance in TOLERANCES:
             found[tolerance].append(agreements(before.boundaries(stage), drawn, tolerance))
     return {f"{1000 * tolerance:.0f}": summarise(items, seed=seed) for tolerance, items in found.items()}
 
 
 def render_stability(found: Mapping[str, Any]) -> str:
-    """`utterances`, `seed`, `kept` {condition: kept fraction} and `conditions` {name: what `compare_boundaries` returns}."""
+    """`utterances`, `seed`, `kept` {condition: kept fraction} and `conditions` {name: what
+    `compare_boundaries` returns}."""
     kept = ", ".join(f"{name} {fraction:.3f}" for name, fraction in found["kept"].items())
     return "\n".join(
         [

@@ -1,8 +1,9 @@
 """Word and character error rates of a split, with alignments and sclite transcripts.
 
-References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, which is all that
-is done to a text before it is scored. The edit distance is SpeechBrain's (`speechbrain.utils.edit_distance`), whose
-insertion, deletion and substitution counts follow Kaldi's `compute-wer`.
+References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, which is
+all that is done to a text before it is scored. The edit distance is SpeechBrain's
+(`speechbrain.utils.edit_distance`), whose insertion, deletion and substitution counts follow Kaldi's
+`compute-wer`.
 
 The character error rate follows SpeechBrain's `split_tokens` convention: words are joined by one space and
 every character counts, the space included. Tools that leave the space out give slightly different figures.
@@ -21,8 +22,8 @@ from speechbrain.dataio.dataio import split_word
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 from speechbrain.utils.metric_stats import ErrorRateStats
 
-from hmamba_asr.evaluation.results import write_atomically
 from hmamba_asr.evaluation.significance import Interval, bootstrap_interval
+from hmamba_asr.system.files import write_atomically
 
 _NAMED_IDS = 5  # how many utterance IDs an error message spells out
 
@@ -31,7 +32,8 @@ _TRN_LINE = re.compile(r"(?P<words>.*?)\s*\((?P<id>[^()\s]+)\)\s*")
 
 
 def normalise(text: str) -> list[str]:
-    """The words of a transcript as they are scored: Unicode's composed form (NFC), upper case, split at white space.
+    """The words of a transcript as they are scored: Unicode's composed form (NFC), upper case, split at white
+    space.
 
     Nothing else: punctuation, apostrophes, hyphens and digits count as they stand.
     """
@@ -93,7 +95,8 @@ class ErrorCounts:
 
 @dataclass(frozen=True)
 class SplitScore:
-    """Word and character errors of one split; word errors and reference words of each utterance, sorted by ID."""
+    """Word and character errors of one split; word errors and reference words of each utterance, sorted by
+    ID."""
 
     wer: ErrorCounts
     cer: ErrorCounts
@@ -111,7 +114,8 @@ class SplitScore:
 
 @dataclass(frozen=True)
 class AlignedUtterance:
-    """One utterance's reference and hypothesis word by word: `pairs` of (reference, hypothesis), None where one has no word."""
+    """One utterance's reference and hypothesis word by word: `pairs` of (reference, hypothesis), None where
+    one has no word."""
 
     id: str
     pairs: tuple[tuple[str | None, str | None], ...]
@@ -142,7 +146,9 @@ def align(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> list[
     aligned = []
     for details in wer_details_for_batch(ids, ref_words, hyp_words, compute_alignments=True):
         ref, hyp = details["ref_tokens"], details["hyp_tokens"]
-        pairs = tuple((None if i is None else ref[i], None if j is None else hyp[j]) for _, i, j in details["alignment"])
+        pairs = tuple(
+            (None if i is None else ref[i], None if j is None else hyp[j]) for _, i, j in details["alignment"]
+        )
         aligned.append(AlignedUtterance(details["key"], pairs))
     return aligned
 
@@ -159,7 +165,9 @@ def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) ->
     return SplitScore(
         wer=_counts(details),
         cer=_counts(wer_details_for_batch(ids, ref_chars, hyp_chars)),
-        utterance_errors=tuple(item["insertions"] + item["deletions"] + item["substitutions"] for item in details),
+        utterance_errors=tuple(
+            item["insertions"] + item["deletions"] + item["substitutions"] for item in details
+        ),
         utterance_words=tuple(item["num_ref_tokens"] for item in details),
     )
 
@@ -181,8 +189,8 @@ def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Map
     """Write `ref.trn` and `hyp.trn` for `sclite -r ref.trn trn -h hyp.trn trn -i spu_id`, sorted by ID.
 
     One line per utterance, `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin
-    with the speaker, so IDs stand as they are. Words are those of `normalise`: sclite gives a meaning of its own
-    to `{ a / b }`, `@` and a leading `;;`.
+    with the speaker, so IDs stand as they are. Words are those of `normalise`: sclite gives a meaning of its
+    own to `{ a / b }`, `@` and a leading `;;`.
 
     Raises:
         ValueError: the utterance IDs differ, hold whitespace or parentheses, or the references hold no words.
@@ -209,13 +217,17 @@ def read_trn(folder: str | Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _read_trn_file(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}; evaluate the run again (the same command with --test_only).")
+        raise FileNotFoundError(
+            f"there is no {path}; evaluate the run again (the same command with --test_only)."
+        )
     transcripts: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         match = _TRN_LINE.fullmatch(line)
         if match is None or match["id"] in transcripts:
             what = "does not end in (ID)" if match is None else f"repeats the ID {match['id']}"
-            raise ValueError(f"{path}, line {number} {what}; evaluate the run again (the same command with --test_only).")
+            raise ValueError(
+                f"{path}, line {number} {what}; evaluate the run again (the same command with --test_only)."
+            )
         transcripts[match["id"]] = match["words"]
     return transcripts
 

@@ -14,13 +14,13 @@ from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.encoder import EncoderOutput
+from hmamba_asr.models.outputs import EncoderOutput
 
 
 @dataclass
 class ASROutput:
-    """Encoder output, CTC logits (B, T, vocab), with targets attention logits (B, U, vocab), and where asked for the CTC logits
-    of the encoder's intermediate output."""
+    """Encoder output, CTC logits (B, T, vocab), with targets attention logits (B, U, vocab), and where asked
+    for the CTC logits of the encoder's intermediate output."""
 
     encoded: EncoderOutput
     ctc_logits: Tensor
@@ -39,20 +39,31 @@ def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
 class ASRModel(nn.Module):
     """Hybrid CTC / attention model; does not know which encoder it has.
 
-    The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are SpeechBrain's linear
-    layers d_model -> vocabulary, which the beam searcher shares. ``decode`` has the signature SpeechBrain's searchers call.
+    The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are
+    SpeechBrain's linear layers d_model -> vocabulary, which the beam searcher shares. ``decode`` has the
+    signature SpeechBrain's searchers call.
 
     Raises
     ------
     ValueError
-        In ``forward``, if a target is longer than ``max_target_length`` tokens, or the encoder lacks the intermediate output that
-        is asked for.
+        In ``forward``, if a target is longer than ``max_target_length`` tokens, or the encoder lacks the
+        intermediate output that is asked for.
     """
 
     def __init__(
-        self, *, frontend: nn.Module, encoder: nn.Module, ctc_head: Linear, output_head: Linear, d_model: int,
-        num_decoder_layers: int, nhead: int, d_ffn: int, dropout: float, max_target_length: int = 2500,
-    ):  # fmt: skip
+        self,
+        *,
+        frontend: nn.Module,
+        encoder: nn.Module,
+        ctc_head: Linear,
+        output_head: Linear,
+        d_model: int,
+        num_decoder_layers: int,
+        nhead: int,
+        d_ffn: int,
+        dropout: float,
+        max_target_length: int = 2500,
+    ):
         super().__init__()
         self.frontend, self.encoder = frontend, encoder
         self.ctc_head, self.output_head = ctc_head, output_head
@@ -60,9 +71,14 @@ class ASRModel(nn.Module):
         self.embedding = NormalizedEmbedding(d_model, output_head.w.out_features)
         self.positions = PositionalEncoding(d_model, max_len=max_target_length)
         self.decoder = TransformerDecoder(
-            num_layers=num_decoder_layers, nhead=nhead, d_ffn=d_ffn, d_model=d_model, dropout=dropout,
-            activation=nn.GELU, normalize_before=True,
-        )  # fmt: skip
+            num_layers=num_decoder_layers,
+            nhead=nhead,
+            d_ffn=d_ffn,
+            d_model=d_model,
+            dropout=dropout,
+            activation=nn.GELU,
+            normalize_before=True,
+        )
         for module in (self.decoder, ctc_head, output_head):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
@@ -77,14 +93,18 @@ class ASRModel(nn.Module):
         return self.encoder(*self.frontend(features, lengths), *floor)
 
     def forward(
-        self, features: Tensor, lengths: Tensor, tokens_bos: Tensor | None = None, token_lengths: Tensor | None = None,
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        tokens_bos: Tensor | None = None,
+        token_lengths: Tensor | None = None,
         intermediate: bool = False,
-    ) -> ASROutput:  # fmt: skip
-        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both. With ``intermediate``, the CTC
-        head reads the encoder's intermediate output too.
+    ) -> ASROutput:
+        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both. With
+        ``intermediate``, the CTC head reads the encoder's intermediate output too.
 
-        In training an encoder that ``shortens`` is held to as many states as the CTC needs for the labels; in evaluation it does
-        not know them.
+        In training an encoder that ``shortens`` is held to as many states as the CTC needs for the labels; in
+        evaluation it does not know them.
         """
         floor = None
         if self.training and tokens_bos is not None and getattr(self.encoder, "shortens", False):
@@ -105,7 +125,8 @@ class ASRModel(nn.Module):
         return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, U, d_model) after each prefix of ``tokens`` (B, U), and the last layer's attention (B, U, T)."""
+        """Hidden states (B, U, d_model) after each prefix of ``tokens`` (B, U), and the last layer's
+        attention (B, U, T)."""
         hidden, attentions = self._decoder_states(tokens.long(), states, lengths, None)
         return hidden, attentions[-1]
 
@@ -121,7 +142,9 @@ class ASRModel(nn.Module):
             embedded + self.positions(embedded),
             states,
             tgt_mask=steps > steps.unsqueeze(1),  # true where a step would see its future
-            tgt_key_padding_mask=None if token_lengths is None else ~valid_mask(token_lengths, tokens.shape[1]),
+            tgt_key_padding_mask=None
+            if token_lengths is None
+            else ~valid_mask(token_lengths, tokens.shape[1]),
             memory_key_padding_mask=~valid_mask(lengths, states.shape[1]),
         )
         return hidden, attentions

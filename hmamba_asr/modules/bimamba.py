@@ -1,8 +1,8 @@
 """Bidirectional Mamba: one input projection, one selective scan per time direction, one output projection.
 
-Sources: Gu and Dao, https://arxiv.org/abs/2312.00752 (the mixer and its initialisation); Zhu et al., "Vision Mamba",
-https://arxiv.org/abs/2401.09417 (a separate convolution, B, C, dt, A and D for each direction, outputs averaged);
-Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732 (ConMamba).
+Sources: Gu and Dao, https://arxiv.org/abs/2312.00752 (the mixer and its initialisation); Zhu et al., "Vision
+Mamba", https://arxiv.org/abs/2401.09417 (a separate convolution, B, C, dt, A and D for each direction,
+outputs averaged); Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732 (ConMamba).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from hmamba_asr.ops.selective_scan import BACKENDS
 class BiMamba(nn.Module):
     """Mamba mixer over padded batches, in both time directions or, with ``causal``, forwards only.
 
-    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model), zero past each utterance's end.
-    The parameters of the directions are stacked on a leading axis (forward first).
+    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model), zero past each utterance's
+    end. The parameters of the directions are stacked on a leading axis (forward first).
 
     Raises
     ------
@@ -43,7 +43,9 @@ class BiMamba(nn.Module):
     ):
         super().__init__()
         if scan_backend not in BACKENDS:
-            raise ValueError(f"scan_backend '{scan_backend}' is unknown; choose one of {', '.join(BACKENDS)}.")
+            raise ValueError(
+                f"scan_backend '{scan_backend}' is unknown; choose one of {', '.join(BACKENDS)}."
+            )
         self.directions = ("forward",) if causal else ("forward", "reverse")
         self.scan_backend = scan_backend
         self.d_state, self.d_inner = d_state, expand * d_model
@@ -54,9 +56,12 @@ class BiMamba(nn.Module):
         self.out_proj = nn.Linear(d, d_model, bias=False)
         self.conv_weight = nn.Parameter(torch.empty(g, d, d_conv).uniform_(-1, 1) / math.sqrt(d_conv))
         self.conv_bias = nn.Parameter(torch.empty(g, d).uniform_(-1, 1) / math.sqrt(d_conv))
-        self.x_proj = nn.Parameter(torch.empty(g, d, self.dt_rank + 2 * d_state).uniform_(-1, 1) / math.sqrt(d))
+        self.x_proj = nn.Parameter(
+            torch.empty(g, d, self.dt_rank + 2 * d_state).uniform_(-1, 1) / math.sqrt(d)
+        )
         self.dt_proj = nn.Parameter(torch.empty(g, self.dt_rank, d).uniform_(-1, 1) / math.sqrt(self.dt_rank))
-        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]: memory spans of 10 to 1000 frames at the start.
+        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]: memory spans of 10 to 1000 frames at the
+        # start.
         dt = torch.exp(torch.rand(g, d) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(min=1e-4)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().expand(g, d, d_state).contiguous())
@@ -66,6 +71,17 @@ class BiMamba(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return mamba_mixer(
-            x, self.in_proj.weight, self.conv_weight, self.conv_bias, self.x_proj, self.dt_proj, self.dt_bias, self.A_log,
-            self.D, self.out_proj.weight, lengths=lengths, directions=self.directions, backend=self.scan_backend,
-        )  # fmt: skip
+            x,
+            self.in_proj.weight,
+            self.conv_weight,
+            self.conv_bias,
+            self.x_proj,
+            self.dt_proj,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+            self.out_proj.weight,
+            lengths=lengths,
+            directions=self.directions,
+            backend=self.scan_backend,
+        )

@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import zero_padding
 from hmamba_asr.modules.bimamba import BiMamba
-from hmamba_asr.modules.norm import layer_norm
+from hmamba_asr.ops.norm import layer_norm
 
 
 def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
     """Pre-norm feed-forward branch (B, L, d_model) -> (B, L, d_model)."""
     return nn.Sequential(
-        nn.LayerNorm(d_model), nn.Linear(d_model, d_ffn), nn.SiLU(), nn.Dropout(dropout),
-        nn.Linear(d_ffn, d_model), nn.Dropout(dropout),
-    )  # fmt: skip
+        nn.LayerNorm(d_model),
+        nn.Linear(d_model, d_ffn),
+        nn.SiLU(),
+        nn.Dropout(dropout),
+        nn.Linear(d_ffn, d_model),
+        nn.Dropout(dropout),
+    )
 
 
 class ConvolutionBranch(nn.Module):
     """Pre-norm gated depthwise convolution over time, (B, L, d_model) -> (B, L, d_model).
 
-    The frames past an utterance's end are zeroed right before the depthwise convolution, where biases upstream have made
-    them non-zero; with ``causal`` the window ends at the current frame.
+    The frames past an utterance's end are zeroed right before the depthwise convolution, where biases
+    upstream have made them non-zero; with ``causal`` the window ends at the current frame.
     """
 
     def __init__(self, *, d_model: int, kernel_size: int, dropout: float, causal: bool):
@@ -52,21 +56,38 @@ class ConvolutionBranch(nn.Module):
 class ConMambaBlock(nn.Module):
     """Half feed-forward, bi-Mamba, convolution, half feed-forward, norm; all but the last with residuals.
 
-    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model). Frames past the end hold no defined value.
+    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model). Frames past the end hold no
+    defined value.
     """
 
     def __init__(
-        self, *, d_model: int, d_ffn: int, kernel_size: int, dropout: float, causal: bool = False,
-        d_state: int = 16, d_conv: int = 4, expand: int = 2, scan_backend: str = "auto",
-    ):  # fmt: skip
+        self,
+        *,
+        d_model: int,
+        d_ffn: int,
+        kernel_size: int,
+        dropout: float,
+        causal: bool = False,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        scan_backend: str = "auto",
+    ):
         super().__init__()
         self.ffn_in = feed_forward(d_model, d_ffn, dropout)
         self.mamba_norm = nn.LayerNorm(d_model)
         self.mamba = BiMamba(
-            d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, causal=causal, scan_backend=scan_backend
+            d_model=d_model,
+            d_state=d_state,
+            d_conv=d_conv,
+            expand=expand,
+            causal=causal,
+            scan_backend=scan_backend,
         )
         self.mamba_dropout = nn.Dropout(dropout)
-        self.conv = ConvolutionBranch(d_model=d_model, kernel_size=kernel_size, dropout=dropout, causal=causal)
+        self.conv = ConvolutionBranch(
+            d_model=d_model, kernel_size=kernel_size, dropout=dropout, causal=causal
+        )
         self.ffn_out = feed_forward(d_model, d_ffn, dropout)
         self.norm = nn.LayerNorm(d_model)
 

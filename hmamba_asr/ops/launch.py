@@ -1,8 +1,9 @@
 """Triton kernels compiled once and launched with little work on the host.
 
-Triton specialises a kernel for arguments that are 1 or multiples of 16, and looks all of them up at every launch. Batches of
-speech have a new length each, so that would compile again and again in the middle of training, and a small model would wait
-for the launches and not for the GPU. Here a kernel is compiled once for each set of dtypes and constants.
+Triton specialises a kernel for arguments that are 1 or multiples of 16, and looks all of them up at every
+launch. Batches of speech have a new length each, so that would compile again and again in the middle of
+training, and a small model would wait for the launches and not for the GPU. Here a kernel is compiled once
+for each set of dtypes and constants.
 
 Imports Triton: only modules that hold kernels, or are imported where kernels run, may import this one.
 """
@@ -23,8 +24,13 @@ _dtype, _address = attrgetter("dtype"), methodcaller("data_ptr")
 
 
 def kernel(function):
-    """``triton.jit`` without specialisation. Parameters must come in this order: tensors, integers, ``tl.constexpr``."""
-    runtime = [p.name for p in inspect.signature(function).parameters.values() if "constexpr" not in str(p.annotation)]
+    """``triton.jit`` without specialisation. Parameters must come in this order: tensors, integers,
+    ``tl.constexpr``."""
+    runtime = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if "constexpr" not in str(p.annotation)
+    ]
     return triton.jit(do_not_specialize=runtime, do_not_specialize_on_alignment=runtime)(function)
 
 
@@ -38,8 +44,8 @@ def launch(
     num_warps: int,
     max_registers: int | None = None,
 ) -> None:
-    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``; a thread takes no more than ``max_registers``, so that more
-    programs fit a processor."""
+    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``; a thread takes no more than
+    ``max_registers``, so that more programs fit a processor."""
     if not all(grid):
         return
     if isinstance(function, InterpretedFunction):
@@ -51,12 +57,21 @@ def launch(
     key = (function, device.index, constants, wide, num_warps, *map(_dtype, tensors))
     with torch.cuda.device(device) if device.index != torch.cuda.current_device() else nullcontext():
         if compiled := _compiled.get(key):
-            # Addresses and not tensors: for a tensor the launcher asks the driver whether it lies on the GPU, each time.
+            # Addresses and not tensors: for a tensor the launcher asks the driver whether it lies on the GPU,
+            # each time.
             stream = torch._C._cuda_getCurrentRawStream(device.index)
             compiled.run(
-                *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-                *map(_address, tensors), *numbers, *constants,
-            )  # fmt: skip
+                *grid,
+                stream,
+                compiled.function,
+                compiled.packed_metadata,
+                None,
+                None,
+                None,
+                *map(_address, tensors),
+                *numbers,
+                *constants,
+            )
         else:
             options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": max_registers}
             _compiled[key] = function[grid](*tensors, *numbers, *constants, **options)

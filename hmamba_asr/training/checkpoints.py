@@ -18,9 +18,10 @@ PARTIAL_PREFIX = ".partial-"
 class AtomicCheckpointer(Checkpointer):
     """A checkpoint either is there with all its files or is not there at all.
 
-    SpeechBrain writes the file that makes a folder count as a checkpoint first and the parameters after it, so a process
-    killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint is written under another name,
-    flushed to disk and then renamed; deletion renames first. Leftovers of a killed run are removed at the next start.
+    SpeechBrain writes the file that makes a folder count as a checkpoint first and the parameters after it,
+    so a process killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint is
+    written under another name, flushed to disk and then renamed; deletion renames first. Leftovers of a
+    killed run are removed at the next start.
     """
 
     def __init__(self, *args, **kwargs):
@@ -41,7 +42,8 @@ class AtomicCheckpointer(Checkpointer):
         return final.with_name(PARTIAL_PREFIX + final.name)
 
     def save_checkpoint(self, *args, verbosity: int = logging.INFO, **kwargs) -> Checkpoint | None:
-        """As SpeechBrain's; every rank returns once the checkpoint is in place. OSError says what to do on a full disk."""
+        """As SpeechBrain's; every rank returns once the checkpoint is in place. OSError says what to do on a
+        full disk."""
         saved = None
         try:
             partial = super().save_checkpoint(*args, verbosity=logging.DEBUG, **kwargs)
@@ -64,7 +66,9 @@ class AtomicCheckpointer(Checkpointer):
         final = partial.path.with_name(partial.path.name.removeprefix(PARTIAL_PREFIX))
         os.replace(partial.path, final)
         _flush(final.parent)
-        return Checkpoint(final, partial.meta, {name: final / path.name for name, path in partial.paramfiles.items()})
+        return Checkpoint(
+            final, partial.meta, {name: final / path.name for name, path in partial.paramfiles.items()}
+        )
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """As SpeechBrain's; ValueError if the checkpoint is of a model that the YAML no longer describes."""
@@ -79,7 +83,8 @@ class AtomicCheckpointer(Checkpointer):
     def keep_only(self, *, num_to_keep: int, min_key: str) -> None:
         """Keep the newest checkpoint and the ``num_to_keep`` with the lowest ``min_key``; delete all others.
 
-        Checkpoints without the key (epochs in which it was not measured, or saved within an epoch) stay only while newest.
+        Checkpoints without the key (epochs in which it was not measured, or saved within an epoch) stay only
+        while newest.
         """
         kept = {c.path for c in self.find_checkpoints(min_key=min_key, max_num_checkpoints=num_to_keep)}
         kept.add(self.find_checkpoint().path)

@@ -1,4 +1,5 @@
-"""From a command line to ready data: arguments, manifests, tokenizer, datasets, with errors a user can act on."""
+"""From a command line to ready data: arguments, manifests, tokenizer, datasets, with errors a user can act
+on."""
 
 from __future__ import annotations
 
@@ -24,11 +25,11 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.distributed import ddp_init_group, run_on_main
 from speechbrain.utils.run_opts import RunOptions
 
-from hmamba_asr.data.dataset import load_dataset
+from hmamba_asr.config.difference import NO_CHANGE
 from hmamba_asr.data.librispeech import prepare_manifests
+from hmamba_asr.data.loaders import load_dataset
 from hmamba_asr.data.tokenizer import train_tokenizer
-from hmamba_asr.evaluation.yaml_difference import NO_CHANGE
-from hmamba_asr.memory import keep_freed_memory
+from hmamba_asr.system.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
@@ -36,7 +37,8 @@ EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" f
 
 
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
-    """End the process with what ``main`` makes of the command line; an error that a user can mend is one line on stderr."""
+    """End the process with what ``main`` makes of the command line; an error that a user can mend is one line
+    on stderr."""
     failed = False
     try:
         code = main(sys.argv[1:])
@@ -50,10 +52,11 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         traceback.print_exc()
         code, failed = 1, True
     if dist.is_initialized() and not failed:  # after an error the others may be waiting: torchrun ends them
-        # All ranks leave together: now and then one aborts while it tears itself down (seen with gloo), and torchrun then stops
-        # the others, which may still be writing results.
+        # All ranks leave together: now and then one aborts while it tears itself down (seen with gloo), and
+        # torchrun then stops the others, which may still be writing results.
         dist.barrier()
-    # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that this process has.
+    # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that
+    # this process has.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,18 +64,20 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 class Experiment:
-    """A parsed command line: ``hparams`` (objects built), ``run_opts``, ``name`` (of the YAML), ``hparams_text`` (resolved), and
-    ``overrides``, what the command line changes about the experiment: {key: text}.
+    """A parsed command line: ``hparams`` (objects built), ``run_opts``, ``name`` (of the YAML),
+    ``hparams_text`` (resolved), and ``overrides``, what the command line changes about the experiment: {key:
+    text}.
 
-    Joins the other processes when launched by torchrun and creates the output folder with the YAML, the log and the
-    description of the environment.
+    Joins the other processes when launched by torchrun and creates the output folder with the YAML, the log
+    and the description of the environment.
 
     Raises
     ------
     FileNotFoundError
         If the YAML is not there.
     ValueError
-        For an override that the YAML has no key for, a word that belongs to no option, or a required value that is not given.
+        For an override that the YAML has no key for, a word that belongs to no option, or a required value
+        that is not given.
     """
 
     def __init__(self, argv: list[str]):
@@ -109,7 +114,9 @@ class Experiment:
         The test sets are a mapping from split to dataset, the others join their splits.
         """
         hparams = self.hparams
-        splits = list(dict.fromkeys([*hparams["train_splits"], *hparams["valid_splits"], *hparams["test_splits"]]))
+        splits = list(
+            dict.fromkeys([*hparams["train_splits"], *hparams["valid_splits"], *hparams["test_splits"]])
+        )
         manifest_folder = Path(hparams["output_folder"]) / "manifests"
         limits = {"min_duration": hparams["min_duration"], "sample_rate": hparams["sample_rate"]}
         where = {"data_folder": hparams["data_folder"], "manifest_folder": manifest_folder}
@@ -119,19 +126,23 @@ class Experiment:
             if not names:
                 continue  # every evaluated split is a training split too
             run_on_main(
-                prepare_manifests, kwargs={**where, **limits, **extra, "splits": names, "on_bad_data": hparams["on_bad_data"]}
+                prepare_manifests,
+                kwargs={**where, **limits, **extra, "splits": names, "on_bad_data": hparams["on_bad_data"]},
             )
         csv = {split: manifest_folder / f"{split}.csv" for split in splits}
         tokenizer = self._tokenizer([csv[s] for s in hparams["train_splits"]])
 
         def dataset(names: list[str]) -> DynamicItemDataset:
-            return load_dataset([csv[s] for s in names], data_folder=hparams["data_folder"], tokenizer=tokenizer)
+            return load_dataset(
+                [csv[s] for s in names], data_folder=hparams["data_folder"], tokenizer=tokenizer
+            )
 
         tests = {split: dataset([split]) for split in hparams["test_splits"]}
         return dataset(hparams["train_splits"]), dataset(hparams["valid_splits"]), tests
 
     def _tokenizer(self, manifests: list[Path]):
-        """Fill the YAML's tokenizer: from its pretrainer where it has one, else trained on the training manifests."""
+        """Fill the YAML's tokenizer: from its pretrainer where it has one, else trained on the training
+        manifests."""
         hparams, tokenizer = self.hparams, self.hparams["tokenizer"]
         if "pretrainer" in hparams:
             pretrainer = hparams["pretrainer"]
@@ -148,10 +159,12 @@ class Experiment:
             run_on_main(
                 train_tokenizer,
                 kwargs={
-                    "manifest": manifests, "output_folder": folder, "vocab_size": hparams["vocab_size"],
+                    "manifest": manifests,
+                    "output_folder": folder,
+                    "vocab_size": hparams["vocab_size"],
                     "model_type": hparams["tokenizer_type"],
                 },
-            )  # fmt: skip
+            )
             tokenizer.load(str(folder / f"{hparams['tokenizer_type']}{hparams['vocab_size']}.model"))
         if tokenizer.get_piece_size() != hparams["vocab_size"]:
             raise ValueError(
@@ -162,7 +175,8 @@ class Experiment:
 
 
 class _RunOptions(RunOptions):
-    """SpeechBrain's options, in full only: argparse takes ``--nonfinite`` for an abbreviation of ``--nonfinite_patience``."""
+    """SpeechBrain's options, in full only: argparse takes ``--nonfinite`` for an abbreviation of
+    ``--nonfinite_patience``."""
 
     @classmethod
     def _create_parser(cls):
@@ -172,10 +186,12 @@ class _RunOptions(RunOptions):
 
 
 def _refuse_stray_words(argv: list[str]) -> None:
-    """SpeechBrain glues a word that follows a switch (``--noprogressbar true``) to the value of some other option."""
+    """SpeechBrain glues a word that follows a switch (``--noprogressbar true``) to the value of some other
+    option."""
     actions = _RunOptions._create_parser()._actions
     switches, many = (
-        {name for action in actions if action.nargs == nargs for name in action.option_strings} for nargs in (0, "*")
+        {name for action in actions if action.nargs == nargs for name in action.option_strings}
+        for nargs in (0, "*")
     )
     previous, free, yaml_seen = None, 0, False
     for word in argv:
@@ -187,17 +203,24 @@ def _refuse_stray_words(argv: list[str]) -> None:
         elif not yaml_seen:
             yaml_seen = True
         else:
-            reason = f"{previous} is a switch and takes no value" if previous in switches else "options have the form --key value"
+            reason = (
+                f"{previous} is a switch and takes no value"
+                if previous in switches
+                else "options have the form --key value"
+            )
             raise ValueError(f"'{word}' is one word too many: {reason}; quote a value that holds spaces.")
 
 
 def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Path) -> str:
     """Refuse overrides that the YAML has no key for, before anything is built.
 
-    Run options that stand in the YAML too (precision) join the overrides, so that the saved YAML says what was run.
+    Run options that stand in the YAML too (precision) join the overrides, so that the saved YAML says what
+    was run.
     """
     try:
-        known = {key.value: node for key, node in yaml.compose(text).value}  # nodes, not values: those may have tags
+        known = {
+            key.value: node for key, node in yaml.compose(text).value
+        }  # nodes, not values: those may have tags
         given = yaml.compose(overrides)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} with its overrides is not YAML: {' '.join(str(error).split())}.") from error
@@ -212,9 +235,13 @@ def _checked_overrides(text: str, overrides: str, run_opts: RunOptions, path: Pa
             hint = f" did you mean --{near[0]}?" if near else f" its keys are: {', '.join(known)}."
             raise ValueError(f"--{key} is no key of {path};{hint}")
         if isinstance(value, yaml.MappingNode) and not isinstance(known[key], yaml.MappingNode):
-            raise ValueError(f"--{key}: {path} has a plain value there, whose parts cannot be overridden; edit a copy of it.")
+            raise ValueError(
+                f"--{key}: {path} has a plain value there, whose parts cannot be overridden; edit a copy of it."
+            )
     shared = {key: getattr(run_opts, key) for key in sorted(run_opts.overridden_args) if key in known}
-    return "\n".join([*filter(None, [overrides]), *(f"{key}: {json.dumps(value)}" for key, value in shared.items())])
+    return "\n".join(
+        [*filter(None, [overrides]), *(f"{key}: {json.dumps(value)}" for key, value in shared.items())]
+    )
 
 
 def _changes(overrides: str) -> dict[str, str]:
@@ -228,7 +255,8 @@ def _changes(overrides: str) -> dict[str, str]:
 
 
 def _with_numbers(run_opts: RunOptions) -> RunOptions:
-    """SpeechBrain hands ``--optimizer_step_limit`` over as text, and would compare it with a number once training runs."""
+    """SpeechBrain hands ``--optimizer_step_limit`` over as text, and would compare it with a number once
+    training runs."""
     limit = run_opts.optimizer_step_limit
     if not isinstance(limit, str):
         return run_opts
@@ -238,7 +266,8 @@ def _with_numbers(run_opts: RunOptions) -> RunOptions:
 
 
 def _seed_initial_weights(text: str) -> None:
-    """Building the YAML's objects draws their weights: seed first, so that they are a function of ``seed`` alone."""
+    """Building the YAML's objects draws their weights: seed first, so that they are a function of ``seed``
+    alone."""
     node = {key.value: node for key, node in yaml.compose(text).value}.get("seed")
     if node is None or not node.value.isdigit():
         raise ValueError(f"seed is {node.value if node else 'missing'}; give a whole number, 0 or above.")
@@ -252,5 +281,8 @@ def _with_backend(run_opts: RunOptions) -> RunOptions:
     """torchrun on a machine without a GPU means gloo, unless the user says otherwise."""
     if torch.cuda.is_available() or "distributed_backend" in run_opts.overridden_args:
         return run_opts
-    chosen = {"distributed_backend": "gloo", "overridden_args": run_opts.overridden_args | {"distributed_backend"}}
+    chosen = {
+        "distributed_backend": "gloo",
+        "overridden_args": run_opts.overridden_args | {"distributed_backend"},
+    }
     return dataclasses.replace(run_opts, **chosen)

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Train an n-gram language model on a recogniser's tokens with KenLM's lmplz.
 
-    python recipes/librispeech/train_ngram.py --tokenizer_file FILE --text FILE ... --output_folder DIR [--order 4]
+    python recipes/librispeech/train_ngram.py --tokenizer_file FILE --text FILE ... --output_folder DIR
+    [--order 4]
 
-Texts are files with a sentence a line, or manifests. Leaves ``export/`` in the output folder: the model, ngram.bin where KenLM's
-build_binary stands beside lmplz or on the PATH and ngram.arpa elsewhere, and tokens.txt, the words of the model by token number.
-``train.py`` takes the folder as ``--lm_folder``, which needs the Python package kenlm.
+Texts are files with a sentence a line, or manifests. Leaves ``export/`` in the output folder: the model,
+ngram.bin where KenLM's build_binary stands beside lmplz or on the PATH and ngram.arpa elsewhere, and
+tokens.txt, the words of the model by token number. ``train.py`` takes the folder as ``--lm_folder``, which
+needs the Python package kenlm.
 """
 
 import argparse
@@ -23,12 +25,16 @@ from hmamba_asr.training.experiment import run_script
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description="Train an n-gram language model on a recogniser's tokens with KenLM's lmplz.")
+    parser = argparse.ArgumentParser(
+        description="Train an n-gram language model on a recogniser's tokens with KenLM's lmplz."
+    )
     parser.add_argument("--tokenizer_file", required=True, help="the recogniser's SentencePiece model")
     parser.add_argument("--text", required=True, nargs="+", help="files with a sentence a line, or manifests")
     parser.add_argument("--output_folder", required=True, type=Path)
     parser.add_argument("--order", type=int, default=4, help="tokens in an n-gram (default: %(default)s)")
-    parser.add_argument("--prune", type=int, nargs="+", default=[], help="lmplz's: counts up to which 1-, 2-, ... grams go")
+    parser.add_argument(
+        "--prune", type=int, nargs="+", default=[], help="lmplz's: counts up to which 1-, 2-, ... grams go"
+    )
     parser.add_argument("--memory", default="50%", help="lmplz's, for sorting (default: %(default)s)")
     parser.add_argument("--lmplz", default="lmplz", help="the program, if it is not on the PATH")
     args = parser.parse_args(argv)
@@ -36,7 +42,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--order is {args.order}; lmplz takes 2 or more.")
     lmplz = shutil.which(args.lmplz)
     if lmplz is None:
-        raise FileNotFoundError(f"there is no {args.lmplz}; build KenLM (https://github.com/kpu/kenlm) and give --lmplz FILE.")
+        raise FileNotFoundError(
+            f"there is no {args.lmplz}; build KenLM (https://github.com/kpu/kenlm) and give --lmplz FILE."
+        )
     tokenizer = load_tokenizer(args.tokenizer_file)
     dataset = TextDataset(args.text, tokenizer=tokenizer, max_tokens=sys.maxsize)
     tokens = [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
@@ -52,8 +60,12 @@ def main(argv: list[str]) -> int:
         sentences = (dataset[i]["tokens"].tolist() for i in range(len(dataset)))
         _run(command, (" ".join(tokens[t] for t in sentence) for sentence in sentences))
         model = arpa
-        # Beside lmplz, where KenLM's build puts it; a stranger's of this name may stand elsewhere on the PATH.
-        if (build := shutil.which("build_binary", path=str(Path(lmplz).parent)) or shutil.which("build_binary")) is not None:
+        # Beside lmplz, where KenLM's build puts it; a stranger's of this name may stand elsewhere on the
+        # PATH.
+        if (
+            build := shutil.which("build_binary", path=str(Path(lmplz).parent))
+            or shutil.which("build_binary")
+        ) is not None:
             _run([build, str(arpa), str(binary)], ())
             model = binary
         # The two files belong together, and of the two forms of the model only one may be there.
@@ -81,9 +93,13 @@ def _run(command: list[str], lines: Iterable[str]) -> None:
         finally:
             code = process.wait()
         said.seek(0)
-        last = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()][-3:]
+        last = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()][
+            -3:
+        ]
     if code:
-        raise ValueError(f"{Path(command[0]).name} ended with code {code}: {' '.join(last) or 'it said nothing'}")
+        raise ValueError(
+            f"{Path(command[0]).name} ended with code {code}: {' '.join(last) or 'it said nothing'}"
+        )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,17 @@ def corpus(tmp_path_factory):
 
 
 def contents(corpus):
-    return {str(p.relative_to(corpus)): hashlib.sha256(p.read_bytes()).hexdigest() for p in corpus.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(corpus)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in corpus.rglob("*")
+        if p.is_file()
+    }
 
 
 def transcripts(corpus, split):
-    lines = [line for p in sorted((corpus / split).rglob("*.trans.txt")) for line in p.read_text().splitlines()]
+    lines = [
+        line for p in sorted((corpus / split).rglob("*.trans.txt")) for line in p.read_text().splitlines()
+    ]
     return dict(line.split(" ", 1) for line in lines)
 
 
@@ -75,7 +81,9 @@ def test_audio_is_speech_of_the_stated_level(corpus):
 @needs_espeak
 def test_splits_share_neither_sentences_nor_speakers(corpus):
     sentences = [
-        text for split in ("train", "dev-clean", "test-clean", "test-other") for text in transcripts(corpus, split).values()
+        text
+        for split in ("train", "dev-clean", "test-clean", "test-other")
+        for text in transcripts(corpus, split).values()
     ]
     assert len(set(sentences)) == len(sentences) == 34
     assert all(re.fullmatch(r"[A-Z]+( [A-Z]+){2,7}", text) for text in sentences)
@@ -150,7 +158,9 @@ def test_reuse_and_refusal(corpus, tmp_path, monkeypatch):
         patch.setattr(demo, "_render_all", None)  # reuse renders nothing, and needs no espeak-ng
         patch.setattr(demo, "_require_espeak", None)
         assert build_demo_corpus(dest=corpus.parent, **COUNTS) == corpus
-        with pytest.raises(FileExistsError, match=r"'seed': 1234.* not of .*'seed': 5.*choose another destination"):
+        with pytest.raises(
+            FileExistsError, match=r"'seed': 1234.* not of .*'seed': 5.*choose another destination"
+        ):
             build_demo_corpus(dest=corpus.parent, seed=5, **COUNTS)
         (tmp_path / "LibriSpeech" / "dev-clean").mkdir(parents=True)  # somebody's real LibriSpeech
         with pytest.raises(FileExistsError, match="is not a demo corpus"):
@@ -169,7 +179,9 @@ def test_missing_espeak_names_the_extra(tmp_path, monkeypatch):
 @needs_espeak
 def test_failure_leaves_nothing_and_names_the_voice(tmp_path, monkeypatch):
     monkeypatch.setitem(demo._SPLITS, "train", (1001, ("no-such-voice+m1",)))
-    with pytest.raises(RuntimeError, match=r"speaker 1001 \(no-such-voice\+m1\) could not be rendered: .*did not say"):
+    with pytest.raises(
+        RuntimeError, match=r"speaker 1001 \(no-such-voice\+m1\) could not be rendered: .*did not say"
+    ):
         build_demo_corpus(dest=tmp_path, **{**dict.fromkeys(COUNTS, 0), "num_train": 2})
     assert list(tmp_path.iterdir()) == []
 

@@ -124,7 +124,9 @@ def test_words_and_durations_survive_the_round_trip(utterances):
             for number, (samples, words) in utterances.items():
                 soundfile.write(chapter / f"1-2-{number}.flac", np.zeros(samples), 16000)
                 file.write(f"1-2-{number}  {'  '.join(words)} \r\n")
-        manifest = prepare_manifests(data_folder=Path(folder, "data"), splits=["any"], manifest_folder=Path(folder, "m"))["any"]
+        manifest = prepare_manifests(
+            data_folder=Path(folder, "data"), splits=["any"], manifest_folder=Path(folder, "m")
+        )["any"]
         found = {row["ID"]: (float(row["duration"]) * 16000, row["wrd"]) for row in rows(manifest)}
     expected = {f"1-2-{n}": (pytest.approx(s, abs=0.01), " ".join(w)) for n, (s, w) in utterances.items()}
     assert found == expected

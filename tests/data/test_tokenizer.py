@@ -32,7 +32,9 @@ def manifest(tmp_path):
     ("model_type", "vocab_size"), [("unigram", NUM_CHARACTERS + 8), ("bpe", 60), ("char", NUM_CHARACTERS + 3)]
 )
 def test_round_trip_ids_and_name(tmp_path, manifest, model_type, vocab_size):
-    path = train_tokenizer(manifest=manifest, output_folder=tmp_path / "out", vocab_size=vocab_size, model_type=model_type)
+    path = train_tokenizer(
+        manifest=manifest, output_folder=tmp_path / "out", vocab_size=vocab_size, model_type=model_type
+    )
     assert path == tmp_path / "out" / f"{model_type}{vocab_size}.model"
     tokenizer = load_tokenizer(path)
     assert tokenizer.get_piece_size() == vocab_size

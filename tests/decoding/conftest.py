@@ -6,18 +6,20 @@ from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
+from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conmamba import ConMambaEncoder
 from hmamba_asr.modules.frontend import ConvSubsampling
 
 EOS, VOCAB, N_MELS = 2, 12, 20
 
 
 class ReferenceSearcher(S2STransformerBeamSearcher):
-    """SpeechBrain's beam search with each utterance's step limits its own, and with the newest token's attention.
+    """SpeechBrain's beam search with each utterance's step limits its own, and with the newest token's
+    attention.
 
-    SpeechBrain derives the limits from the longest utterance of the batch, and hands the attention of the whole prefix to rules
-    that take it for that of one token. Here the open beams of an utterance are closed at its own limit, as SpeechBrain closes
-    them at the batch's; a full utterance takes no further hypotheses.
+    SpeechBrain derives the limits from the longest utterance of the batch, and hands the attention of the
+    whole prefix to rules that take it for that of one token. Here the open beams of an utterance are closed
+    at its own limit, as SpeechBrain closes them at the batch's; a full utterance takes no further hypotheses.
     """
 
     def change_max_decoding_length(self, min_decode_steps, max_decode_steps):
@@ -55,17 +57,26 @@ def reference_searcher():
 
 @pytest.fixture(scope="session")
 def recogniser():
-    """A function that makes random recognisers with sharp heads; a higher ``eos_bias`` ends hypotheses earlier."""
+    """A function that makes random recognisers with sharp heads; a higher ``eos_bias`` ends hypotheses
+    earlier."""
 
     def make(kind="conmamba", seed=0, eos_bias=0.0, vocab=VOCAB):
         torch.manual_seed(seed)
         sizes = {"num_layers": 1, "d_model": 16, "d_ffn": 32, "kernel_size": 3, "dropout": 0.1}
         model = ASRModel(
             frontend=ConvSubsampling(n_mels=N_MELS, channels=[4, 4], d_model=16, dropout=0.1),
-            encoder=ConMambaEncoder(**sizes, d_state=4) if kind == "conmamba" else ConformerControl(**sizes, nhead=2),
-            ctc_head=Linear(input_size=16, n_neurons=vocab), output_head=Linear(input_size=16, n_neurons=vocab),
-            d_model=16, num_decoder_layers=1, nhead=2, d_ffn=32, dropout=0.1, max_target_length=40,
-        ).eval()  # fmt: skip
+            encoder=ConMambaEncoder(**sizes, d_state=4)
+            if kind == "conmamba"
+            else ConformerControl(**sizes, nhead=2),
+            ctc_head=Linear(input_size=16, n_neurons=vocab),
+            output_head=Linear(input_size=16, n_neurons=vocab),
+            d_model=16,
+            num_decoder_layers=1,
+            nhead=2,
+            d_ffn=32,
+            dropout=0.1,
+            max_target_length=40,
+        ).eval()
         with torch.no_grad():
             for head in (model.ctc_head, model.output_head):
                 head.w.weight.mul_(2)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hmamba_asr.decoding.alignment import Span, align_tokens, state_times, words_of
-from hmamba_asr.models.encoder import EncoderOutput, StageOutput
+from hmamba_asr.models.outputs import EncoderOutput, StageOutput
 
 PIECES = ["<blank>", "\u2581he", "llo", "\u2581you", "\u2581"]
 
@@ -16,7 +16,10 @@ def best_path(log_probs, tokens):
     """Of all paths that give the tokens, the most likely."""
     paths = itertools.product(range(log_probs.shape[1]), repeat=len(log_probs))
     giving = [p for p in paths if [label for label, _ in itertools.groupby(p) if label] == list(tokens)]
-    return max(giving, key=lambda path: sum(float(frame[label]) for frame, label in zip(log_probs, path, strict=True)))
+    return max(
+        giving,
+        key=lambda path: sum(float(frame[label]) for frame, label in zip(log_probs, path, strict=True)),
+    )
 
 
 @pytest.mark.parametrize("tokens", [[1], [1, 2], [2, 2], [1, 2, 1]])
@@ -30,7 +33,9 @@ def test_spans_are_those_of_the_best_path(tokens, seed):
             mean = float(log_probs[frame : frame + count, label].mean())
             expected.append((PIECES[label], frame * 0.04, (frame + count) * 0.04, math.exp(mean)))
         frame += count
-    spans = align_tokens(log_probs, tokens, blank=0, state_times=0.04 * torch.arange(7), piece=PIECES.__getitem__)
+    spans = align_tokens(
+        log_probs, tokens, blank=0, state_times=0.04 * torch.arange(7), piece=PIECES.__getitem__
+    )
     assert [span.text for span in spans] == [text for text, *_ in expected]
     for span, (_, *numbers) in zip(spans, expected, strict=True):
         assert [span.start, span.end, span.confidence] == pytest.approx(numbers)
@@ -54,16 +59,23 @@ def test_pieces_make_words():
     assert [(w.text, w.start, w.end) for w in words] == [("hello", 0.0, 5.0), ("you", 6.0, 7.0)]
     assert [w.confidence for w in words] == pytest.approx([0.5**0.25, 0.8])
     assert words_of([]) == []
-    assert [w.text for w in words_of([Span("llo", 0.0, 1.0, 1.0)])] == ["llo"]  # a first piece without the mark
+    assert [w.text for w in words_of([Span("llo", 0.0, 1.0, 1.0)])] == [
+        "llo"
+    ]  # a first piece without the mark
 
 
 def stage(lengths, starts):
     size = torch.tensor([len(starts)])
     unused = torch.zeros(1, lengths)
     return StageOutput(
-        lengths=torch.tensor([lengths]), boundary_prob=unused, boundary_mask=unused,
-        chunk_starts=torch.tensor([starts + [0, 0]]), chunk_lengths=size, chosen=size, target_ratio=2.0,
-    )  # fmt: skip
+        lengths=torch.tensor([lengths]),
+        boundary_prob=unused,
+        boundary_mask=unused,
+        chunk_starts=torch.tensor([starts + [0, 0]]),
+        chunk_lengths=size,
+        chosen=size,
+        target_ratio=2.0,
+    )
 
 
 def times(states, stages=(), first=0.0):

@@ -20,8 +20,8 @@ from torch import nn
 
 from hmamba_asr.decoding import beam as beam_module
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.ctc import CTCPrefixScorer
-from hmamba_asr.decoding.incremental import TransformerStepper
+from hmamba_asr.decoding.ctc_prefix import CTCPrefixScorer
+from hmamba_asr.decoding.stepper import TransformerStepper
 
 BLANK, BOS, EOS, VOCAB, D = 0, 1, 2, 40, 16
 LENGTHS = [25, 19, 13, 7, 2, 1]
@@ -48,11 +48,21 @@ def scorers(model, *, ctc=0.0, lm=None, length=0.0, partial=(), window=0):
     if length:
         weights["length"] = length
         groups[False].append(LengthScorer(vocab_size=VOCAB))
-    return ScorerBuilder(full_scorers=groups[False], partial_scorers=groups[True], weights=weights) if weights else None
+    return (
+        ScorerBuilder(full_scorers=groups[False], partial_scorers=groups[True], weights=weights)
+        if weights
+        else None
+    )
 
 
 def searcher(kind, model, *, added=None, **options):
-    options = {"beam_size": 4, "min_decode_ratio": 0.0, "max_decode_ratio": 1.0, "using_eos_threshold": False, **options}
+    options = {
+        "beam_size": 4,
+        "min_decode_ratio": 0.0,
+        "max_decode_ratio": 1.0,
+        "using_eos_threshold": False,
+        **options,
+    }
     scorer = scorers(model, **(added or {}))
     return kind(modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, scorer=scorer, **options)
 
@@ -68,17 +78,24 @@ def compare(reference_searcher, model, states, lengths, **options):
     with torch.no_grad():
         expected = searcher(reference_searcher, model, **options)(states.clone(), relative)
         actual = searcher(JointBeamSearcher, model, **options)(states, relative)
-    return [(a == b, abs(float(s - t))) for a, b, s, t in zip(actual[0], expected[0], actual[2], expected[2], strict=True)]
+    return [
+        (a == b, abs(float(s - t)))
+        for a, b, s, t in zip(actual[0], expected[0], actual[2], expected[2], strict=True)
+    ]
 
 
 def test_hypotheses_are_speechbrains(recogniser, reference_searcher):
     """12 settings x 24 utterances, one-frame ones among them."""
     results = []
-    for seed, eos_bias in enumerate([1.0, -50.0, 0.0, 3.0]):  # one never ends by itself: it reaches the step limit
+    for seed, eos_bias in enumerate(
+        [1.0, -50.0, 0.0, 3.0]
+    ):  # one never ends by itself: it reaches the step limit
         model, lm = recogniser(seed=seed, vocab=VOCAB, eos_bias=eos_bias), language_model(seed)
         for beam, ctc, with_lm in itertools.product((1, 4, 10), (0.0, 0.4), (False, True)):
             added = {"ctc": ctc, "lm": lm if with_lm else None}
-            results += compare(reference_searcher, model, *batch(seed), beam_size=beam, added=added, temperature=1.15)
+            results += compare(
+                reference_searcher, model, *batch(seed), beam_size=beam, added=added, temperature=1.15
+            )
     same = [score for identical, score in results if identical]
     assert len(results) >= 200 and len(same) >= 0.995 * len(results)
     assert max(score for _, score in results) <= 1e-3
@@ -100,12 +117,15 @@ def test_hypotheses_are_speechbrains(recogniser, reference_searcher):
 def test_the_rules_are_speechbrains(options, recogniser, reference_searcher):
     results = []
     for seed in range(3):
-        results += compare(reference_searcher, recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0), *batch(seed), **options)
+        results += compare(
+            reference_searcher, recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0), *batch(seed), **options
+        )
     assert all(same and score < 1e-3 for same, score in results)
 
 
 def steady_attention(tokens, step, frames):
-    """Attention (..., frames) that moves on by about two frames a step, depending on the token; random decoders jump."""
+    """Attention (..., frames) that moves on by about two frames a step, depending on the token; random
+    decoders jump."""
     peaks = (2 * step + tokens * 7 % 5).clamp(max=frames - 1)
     return torch.nn.functional.one_hot(peaks, frames).float()
 
@@ -121,7 +141,9 @@ def attends_steadily(monkeypatch, reference_searcher):
 
     def step(self, state, tokens, *, with_attention=False):
         hidden, attention = ours(self, state, tokens, with_attention=with_attention)
-        return hidden, steady_attention(tokens, int(state.position) - 1, attention.shape[-1]) if with_attention else None
+        return hidden, steady_attention(
+            tokens, int(state.position) - 1, attention.shape[-1]
+        ) if with_attention else None
 
     monkeypatch.setattr(reference_searcher, "forward_step", forward_step)
     monkeypatch.setattr(TransformerStepper, "step", step)
@@ -136,14 +158,17 @@ def test_attention_shifts_block_as_in_speechbrain(ctc, recogniser, reference_sea
         results = compare(reference_searcher, model, states, lengths, **options, max_attn_shift=4)
         assert all(same and score < 1e-3 for same, score in results)
         found = [
-            searcher(JointBeamSearcher, model, **options, max_attn_shift=shift)(states, lengths / 25)[0] for shift in (4, 100)
+            searcher(JointBeamSearcher, model, **options, max_attn_shift=shift)(states, lengths / 25)[0]
+            for shift in (4, 100)
         ]
         blocked += found[0] != found[1]
     assert blocked
 
 
 @pytest.mark.parametrize("window", [4, 6])
-def test_the_ctc_window_is_speechbrains_on_one_utterance(window, recogniser, reference_searcher, attends_steadily):
+def test_the_ctc_window_is_speechbrains_on_one_utterance(
+    window, recogniser, reference_searcher, attends_steadily
+):
     """SpeechBrain's window is that of all utterances of the batch."""
     narrowed = 0
     for seed in range(4):
@@ -151,7 +176,8 @@ def test_the_ctc_window_is_speechbrains_on_one_utterance(window, recogniser, ref
         (result,) = compare(reference_searcher, model, states, lengths, added={"ctc": 0.3, "window": window})
         assert result[0] and result[1] < 1e-3
         found = [
-            searcher(JointBeamSearcher, model, added={"ctc": 0.3, "window": w})(states, lengths / 25)[2] for w in (window, 100, 0)
+            searcher(JointBeamSearcher, model, added={"ctc": 0.3, "window": w})(states, lengths / 25)[2]
+            for w in (window, 100, 0)
         ]
         assert float(found[1]) == pytest.approx(float(found[2]), abs=1e-5)
         narrowed += abs(float(found[0] - found[1])) > 1e-4
@@ -160,7 +186,9 @@ def test_the_ctc_window_is_speechbrains_on_one_utterance(window, recogniser, ref
 
 def test_where_every_hypothesis_jumps_the_best_goes_on(recogniser):
     """Random attention and a shift of one frame: nothing would be left."""
-    search = searcher(JointBeamSearcher, recogniser(vocab=VOCAB, eos_bias=-9.0), using_max_attn_shift=True, max_attn_shift=1)
+    search = searcher(
+        JointBeamSearcher, recogniser(vocab=VOCAB, eos_bias=-9.0), using_max_attn_shift=True, max_attn_shift=1
+    )
     for (best,), length in zip(search.search(*batch()), LENGTHS, strict=True):
         assert len(best.tokens) == length - 1 and math.isfinite(best.score)
 
@@ -168,10 +196,21 @@ def test_where_every_hypothesis_jumps_the_best_goes_on(recogniser):
 def test_speechbrains_own_recogniser_is_searched_too(reference_searcher):
     torch.manual_seed(0)
     model = TransformerASR(
-        VOCAB, 8, d_model=D, nhead=4, num_encoder_layers=1, num_decoder_layers=2, d_ffn=24, activation=nn.GELU,
-        normalize_before=False, causal=False,
-    ).eval()  # fmt: skip
-    model.output_head, model.ctc_head = Linear(input_size=D, n_neurons=VOCAB), Linear(input_size=D, n_neurons=VOCAB)
+        VOCAB,
+        8,
+        d_model=D,
+        nhead=4,
+        num_encoder_layers=1,
+        num_decoder_layers=2,
+        d_ffn=24,
+        activation=nn.GELU,
+        normalize_before=False,
+        causal=False,
+    ).eval()
+    model.output_head, model.ctc_head = (
+        Linear(input_size=D, n_neurons=VOCAB),
+        Linear(input_size=D, n_neurons=VOCAB),
+    )
     results = compare(reference_searcher, model, *batch(), added={"ctc": 0.4})
     assert all(same and score < 1e-3 for same, score in results)
 
@@ -242,18 +281,26 @@ def test_a_beam_of_one_is_greedy_decoding(recogniser, ctc):
                     scores = scores + ctc * prefixes.next_scores(state)[0, 0]
                 tokens.append(int(scores.argmax()))
                 state = prefixes.extend(state, torch.tensor([[0]]), torch.tensor([tokens[-1:]]))
-            found = searcher(JointBeamSearcher, model, beam_size=1, added={"ctc": ctc})(states, lengths / 25)[0]
+            found = searcher(JointBeamSearcher, model, beam_size=1, added={"ctc": ctc})(states, lengths / 25)[
+                0
+            ]
         assert found == [tokens[1:-1]]
 
 
 def test_the_ctc_alone_finds_the_most_likely_label_sequence(recogniser):
-    """Of all: a beam that holds every prefix, against the enumeration of all paths. The decoder has no say and is not run."""
+    """Of all: a beam that holds every prefix, against the enumeration of all paths. The decoder has no say
+    and is not run."""
     frames, vocab = 5, 5
     for seed in range(3):
         model = recogniser(seed=seed, vocab=vocab)
         states = torch.randn(1, frames, D, generator=torch.Generator().manual_seed(seed))
         search = searcher(
-            JointBeamSearcher, model, added={"ctc": 1.0}, beam_size=300, max_decode_ratio=2.0, length_normalization=False
+            JointBeamSearcher,
+            model,
+            added={"ctc": 1.0},
+            beam_size=300,
+            max_decode_ratio=2.0,
+            length_normalization=False,
         )
         model.decoder = None
         probs = model.ctc_head(states)[0].softmax(-1)
@@ -270,7 +317,8 @@ def test_the_ctc_alone_finds_the_most_likely_label_sequence(recogniser):
 
 
 def test_a_search_ends_when_no_live_hypothesis_can_win(recogniser, monkeypatch):
-    """Scores only fall: without length normalisation, what is behind the best finished hypothesis stays there."""
+    """Scores only fall: without length normalisation, what is behind the best finished hypothesis stays
+    there."""
     model = recogniser(vocab=VOCAB, eos_bias=2.0)
     states, lengths = batch()
     steps = []
@@ -305,8 +353,15 @@ def test_scores_are_made_of_their_parts(recogniser, normalised):
         assert sum(hypothesis.log_probs) == pytest.approx(0.7 * hypothesis.parts["attention"], abs=1e-3)
         whole = torch.tensor([[BOS, *hypothesis.tokens]])
         with torch.no_grad():
-            expected = (lm(whole) / 1.15).log_softmax(-1)[0].gather(-1, torch.tensor([[*hypothesis.tokens, EOS]]).T).sum()
-        assert hypothesis.ended and hypothesis.parts["transformerlm"] == pytest.approx(float(expected), abs=1e-3)
+            expected = (
+                (lm(whole) / 1.15)
+                .log_softmax(-1)[0]
+                .gather(-1, torch.tensor([[*hypothesis.tokens, EOS]]).T)
+                .sum()
+            )
+        assert hypothesis.ended and hypothesis.parts["transformerlm"] == pytest.approx(
+            float(expected), abs=1e-3
+        )
 
 
 def test_nbest_tensors_have_speechbrains_form(recogniser, reference_searcher):
@@ -370,7 +425,13 @@ def ngram_scorer(partial):
 @pytest.mark.parametrize("partial", [True, False])
 def test_ngram_scores_follow_each_hypothesis(recogniser, partial):
     model = recogniser(vocab=VOCAB, eos_bias=1.0)
-    rules = {"min_decode_ratio": 0.0, "max_decode_ratio": 1.0, "using_eos_threshold": False, "beam_size": 4, "topk": 3}
+    rules = {
+        "min_decode_ratio": 0.0,
+        "max_decode_ratio": 1.0,
+        "using_eos_threshold": False,
+        "beam_size": 4,
+        "topk": 3,
+    }
     search = JointBeamSearcher([model, model.output_head], BOS, EOS, **rules, scorer=ngram_scorer(partial))
     states, lengths = batch()
     for found in search.search(states, lengths):
@@ -398,7 +459,9 @@ def test_bad_settings_are_refused_by_name(recogniser):
     with pytest.raises(ValueError, match="topk is 5 and beam_size 4"):
         searcher(JointBeamSearcher, model, topk=5)
     with pytest.raises(ValueError, match="bos is token 0, which .* takes for padding"):
-        JointBeamSearcher([model, model.output_head], 0, EOS, 0.0, 1.0, 4, scorer=scorers(model, lm=language_model()))
+        JointBeamSearcher(
+            [model, model.output_head], 0, EOS, 0.0, 1.0, 4, scorer=scorers(model, lm=language_model())
+        )
     with pytest.raises(ValueError, match="three different tokens"):
         JointBeamSearcher([model, model.output_head], BLANK, EOS, 0.0, 1.0, 4, scorer=scorers(model, ctc=0.3))
     with pytest.raises(ValueError, match="utterance 1 of the batch are not finite"):

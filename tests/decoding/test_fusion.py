@@ -1,4 +1,5 @@
-"""How language models join: in the search, on its results, or with the decoder's own one taken off. Plain references, batches."""
+"""How language models join: in the search, on its results, or with the decoder's own one taken off. Plain
+references, batches."""
 
 import random
 
@@ -23,7 +24,9 @@ def language_model(seed=0):
     return lm
 
 
-def search_of(model, *, lm=None, weight=0.5, ctc=0.4, kind=JointBeamSearcher, fusion="shallow", ilm=None, **options):
+def search_of(
+    model, *, lm=None, weight=0.5, ctc=0.4, kind=JointBeamSearcher, fusion="shallow", ilm=None, **options
+):
     """A whole BeamSearch: CTC 0.4, attention what is left of 1, a language model if given."""
     full, weights = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)], {"ctc": ctc}
     if lm is not None:
@@ -31,9 +34,14 @@ def search_of(model, *, lm=None, weight=0.5, ctc=0.4, kind=JointBeamSearcher, fu
         weights["transformerlm"] = weight
     options = {"beam_size": 5, "topk": 5, "using_eos_threshold": False, "temperature": TEMPERATURE, **options}
     searcher = kind(
-        modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, min_decode_ratio=0.0, max_decode_ratio=1.0,
-        scorer=ScorerBuilder(full_scorers=full, weights=weights), **options,
-    )  # fmt: skip
+        modules=[model, model.output_head],
+        bos_index=BOS,
+        eos_index=EOS,
+        min_decode_ratio=0.0,
+        max_decode_ratio=1.0,
+        scorer=ScorerBuilder(full_scorers=full, weights=weights),
+        **options,
+    )
     return BeamSearch(searcher=searcher, lm=lm, lm_fusion=fusion, internal_lm_weight=ilm)
 
 
@@ -50,9 +58,12 @@ def lm_log_prob(lm, tokens):
 
 
 def silent_log_prob(model, tokens):
-    """The decoder's log-probability of a sentence with its end, where every layer's cross-attention gives zeros."""
+    """The decoder's log-probability of a sentence with its end, where every layer's cross-attention gives
+    zeros."""
     hooks = [
-        layer.multihead_attn.register_forward_hook(lambda module, given, out: (torch.zeros_like(out[0]), out[1]))
+        layer.multihead_attn.register_forward_hook(
+            lambda module, given, out: (torch.zeros_like(out[0]), out[1])
+        )
         for layer in model.decoder.layers
     ]
     with torch.no_grad():
@@ -68,7 +79,8 @@ def silent_log_prob(model, tokens):
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_rescored_lists_are_those_of_a_plain_loop(recogniser, normalised):
-    """Over the n-best lists of the search without a language model, sentence by sentence; some lists change their order."""
+    """Over the n-best lists of the search without a language model, sentence by sentence; some lists change
+    their order."""
     reordered = 0
     for seed in range(4):
         model, lm = recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0), language_model(seed)
@@ -85,7 +97,9 @@ def test_rescored_lists_are_those_of_a_plain_loop(recogniser, normalised):
             if expected:
                 assert [h.tokens for h in after] == [tokens for _, tokens, _ in expected]
                 assert [h.score for h in after] == pytest.approx([score for score, *_ in expected], abs=1e-4)
-                assert [h.parts["transformerlm"] for h in after] == pytest.approx([e[2] for e in expected], abs=1e-3)
+                assert [h.parts["transformerlm"] for h in after] == pytest.approx(
+                    [e[2] for e in expected], abs=1e-3
+                )
             reordered += [h.tokens for h in before] != [h.tokens for h in after]
     assert reordered >= 3
 
@@ -98,7 +112,9 @@ def test_rescoring_ranks_the_whole_beam_and_gives_the_best(recogniser):
     assert [found[0].tokens for found in best] == [found[0].tokens for found in all_five]
     assert all(len(found) == 1 for found in best) and max(map(len, all_five)) > 3
     states, lengths = batch(1)
-    tokens, _, scores, _ = search.searcher(states, lengths / states.shape[1])  # SpeechBrain's call gives the same
+    tokens, _, scores, _ = search.searcher(
+        states, lengths / states.shape[1]
+    )  # SpeechBrain's call gives the same
     assert tokens == [found[0].tokens for found in best]
     assert scores.tolist() == pytest.approx([found[0].score for found in best], abs=1e-6)
 
@@ -145,9 +161,16 @@ def test_the_internal_language_model_is_the_decoder_without_cross_attention_and_
                 if not (hypothesis.ended and hypothesis.parts):
                     continue  # at the step limit the last token's shares are counted, and the token given up
                 parts = hypothesis.parts
-                assert parts["internal_lm"] == pytest.approx(silent_log_prob(model, hypothesis.tokens), abs=1e-3)
+                assert parts["internal_lm"] == pytest.approx(
+                    silent_log_prob(model, hypothesis.tokens), abs=1e-3
+                )
                 assert parts["transformerlm"] == pytest.approx(lm_log_prob(lm, hypothesis.tokens), abs=1e-3)
-                total = 0.6 * parts["attention"] + 0.4 * parts["ctc"] + 0.5 * parts["transformerlm"] - 0.25 * parts["internal_lm"]
+                total = (
+                    0.6 * parts["attention"]
+                    + 0.4 * parts["ctc"]
+                    + 0.5 * parts["transformerlm"]
+                    - 0.25 * parts["internal_lm"]
+                )
                 assert hypothesis.score == pytest.approx(total / (len(hypothesis.tokens) + 1), abs=1e-4)
     assert differ >= 3
 
@@ -156,7 +179,8 @@ def test_the_internal_language_model_is_the_decoder_without_cross_attention_and_
 
 
 def test_an_ngram_joins_as_in_speechbrain(recogniser, reference_searcher, tmp_path):
-    """SpeechBrain's own scorer in its search and in ours, with random bigrams; the package kenlm is optional."""
+    """SpeechBrain's own scorer in its search and in ours, with random bigrams; the package kenlm is
+    optional."""
     pytest.importorskip("kenlm")
     draw = random.Random(0)
     words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCAB))]
@@ -173,11 +197,19 @@ def test_an_ngram_joins_as_in_speechbrain(recogniser, reference_searcher, tmp_pa
         for kind, weight in ((JointBeamSearcher, 0.3), (reference_searcher, 0.3), (JointBeamSearcher, 0.0)):
             scorer = KenLMScorer(str(tmp_path / "ngram.arpa"), VOCAB, words)
             ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
-            builder = ScorerBuilder(full_scorers=[ctc], partial_scorers=[scorer], weights={"ctc": 0.4, "kenlm": weight})
+            builder = ScorerBuilder(
+                full_scorers=[ctc], partial_scorers=[scorer], weights={"ctc": 0.4, "kenlm": weight}
+            )
             search = kind(
-                modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, min_decode_ratio=0.0, max_decode_ratio=1.0,
-                beam_size=5, using_eos_threshold=False, scorer=builder,
-            )  # fmt: skip
+                modules=[model, model.output_head],
+                bos_index=BOS,
+                eos_index=EOS,
+                min_decode_ratio=0.0,
+                max_decode_ratio=1.0,
+                beam_size=5,
+                using_eos_threshold=False,
+                scorer=builder,
+            )
             with torch.no_grad():
                 found.append(search(states.clone(), lengths / states.shape[1]))
         same += [a == b for a, b in zip(found[0][0], found[1][0], strict=True)]
@@ -231,7 +263,9 @@ def test_other_weights_are_another_search(recogniser, fusion, ilm, weights):
         for a, b in zip(ours, theirs, strict=True):
             assert [h.tokens for h in a] == [h.tokens for h in b]
             assert [h.score for h in a] == pytest.approx([h.score for h in b], abs=1e-4)
-    assert [h.score for hs in after for h in hs] != pytest.approx([h.score for hs in before for h in hs], abs=1e-3)
+    assert [h.score for hs in after for h in hs] != pytest.approx(
+        [h.score for hs in before for h in hs], abs=1e-3
+    )
 
 
 def test_weights_that_cannot_be_are_refused_and_change_nothing(recogniser):
@@ -255,7 +289,8 @@ def test_weights_that_cannot_be_are_refused_and_change_nothing(recogniser):
 
 
 def test_a_weight_of_no_language_model_is_refused(recogniser):
-    """It would be taken for that of the scorers' own; the YAMLs' stands beside an lm_folder that may be null."""
+    """It would be taken for that of the scorers' own; the YAMLs' stands beside an lm_folder that may be
+    null."""
     model, lm = recogniser(vocab=VOCAB), language_model()
     with pytest.raises(ValueError, match="lm_weight is 0.4 and there is no lm_folder"):
         BeamSearch(searcher=search_of(model, lm=lm).searcher, lm=lm, lm_weight=0.4)
@@ -273,21 +308,29 @@ def test_rescoring_keeps_within_the_positions_of_the_language_model(recogniser):
 def test_no_frames_at_all(recogniser):
     model = recogniser(vocab=VOCAB)
     search = search_of(model, lm=language_model(), fusion="rescore").searcher
-    assert [found[0].tokens for found in search.search(torch.zeros(2, 0, D), torch.zeros(2, dtype=torch.long))] == [[], []]
+    assert [
+        found[0].tokens for found in search.search(torch.zeros(2, 0, D), torch.zeros(2, dtype=torch.long))
+    ] == [[], []]
 
 
 def test_what_cannot_be_is_refused(recogniser):
     model, lm = recogniser(vocab=VOCAB), language_model()
     with pytest.raises(ValueError, match="lm_fusion is 'deep'; choose one of shallow, rescore, ilm"):
         search_of(model, lm=lm, fusion="deep")
-    with pytest.raises(ValueError, match="internal_lm_weight is 0.1 and lm_fusion shallow; set lm_fusion: ilm"):
+    with pytest.raises(
+        ValueError, match="internal_lm_weight is 0.1 and lm_fusion shallow; set lm_fusion: ilm"
+    ):
         search_of(model, lm=lm, ilm=0.1)
     with pytest.raises(ValueError, match="lm_fusion is ilm without an internal_lm_weight; set one"):
         search_of(model, lm=lm, fusion="ilm")
     for fusion, ilm in (("rescore", None), ("ilm", 0.1)):
-        with pytest.raises(ValueError, match=f"lm_fusion is {fusion} and the search has no language model; give --lm_folder"):
+        with pytest.raises(
+            ValueError, match=f"lm_fusion is {fusion} and the search has no language model; give --lm_folder"
+        ):
             search_of(model, fusion=fusion, ilm=ilm)
-        with pytest.raises(ValueError, match="need JointBeamSearcher; the searcher is a S2STransformerBeamSearcher"):
+        with pytest.raises(
+            ValueError, match="need JointBeamSearcher; the searcher is a S2STransformerBeamSearcher"
+        ):
             search_of(model, lm=lm, kind=S2STransformerBeamSearcher, fusion=fusion, ilm=ilm)
     with pytest.raises(ValueError, match="no language model to rescore with"):
         search_of(model).searcher.rescore()

@@ -11,17 +11,25 @@ BLANK, BOS, EOS, N_MELS = 0, 1, 2, 20
 FRAMES = [60, 23, 4, 1, 41]
 
 
-def beam_search(model, searcher=JointBeamSearcher, ctc_weight=0.4, min_decode_ratio=0.0, max_decode_ratio=1.0):
+def beam_search(
+    model, searcher=JointBeamSearcher, ctc_weight=0.4, min_decode_ratio=0.0, max_decode_ratio=1.0
+):
     scorer = None
     if ctc_weight:
         ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
         scorer = ScorerBuilder(full_scorers=[ctc], weights={"ctc": ctc_weight})
     return BeamSearch(
         searcher=searcher(
-            modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, beam_size=4, scorer=scorer,
-            min_decode_ratio=min_decode_ratio, max_decode_ratio=max_decode_ratio, using_eos_threshold=False,
+            modules=[model, model.output_head],
+            bos_index=BOS,
+            eos_index=EOS,
+            beam_size=4,
+            scorer=scorer,
+            min_decode_ratio=min_decode_ratio,
+            max_decode_ratio=max_decode_ratio,
+            using_eos_threshold=False,
         )
-    )  # fmt: skip
+    )
 
 
 def batch_of_features(seed=0):
@@ -32,14 +40,18 @@ def batch_of_features(seed=0):
 def together_and_alone(model, search, features):
     with torch.no_grad():
         together = search(model(features, torch.tensor(FRAMES)))
-        alone = [search(model(x[None, :n], torch.tensor([n])))[0] for x, n in zip(features, FRAMES, strict=True)]
+        alone = [
+            search(model(x[None, :n], torch.tensor([n])))[0] for x, n in zip(features, FRAMES, strict=True)
+        ]
     return together, alone
 
 
 @pytest.mark.parametrize("kind", ["conmamba", "conformer"])
 def test_greedy_hypotheses_do_not_depend_on_the_batch(recogniser, kind):
     for seed in range(5):
-        together, alone = together_and_alone(recogniser(kind, seed), GreedySearch(blank=BLANK), batch_of_features(seed))
+        together, alone = together_and_alone(
+            recogniser(kind, seed), GreedySearch(blank=BLANK), batch_of_features(seed)
+        )
         assert together == alone
         assert any(together)
 
@@ -50,7 +62,9 @@ def test_beam_hypotheses_do_not_depend_on_the_batch(recogniser, ctc_weight, eos_
     found = []
     for seed in range(3):
         model = recogniser(seed=seed, eos_bias=eos_bias)
-        together, alone = together_and_alone(model, beam_search(model, ctc_weight=ctc_weight), batch_of_features(seed))
+        together, alone = together_and_alone(
+            model, beam_search(model, ctc_weight=ctc_weight), batch_of_features(seed)
+        )
         assert together == alone
         found += together
     assert any(found)
@@ -63,7 +77,9 @@ def test_beam_step_limits_are_each_utterances_own(recogniser, ratios, eos_bias):
     search = beam_search(model, ctc_weight=0.0, min_decode_ratio=ratios[0], max_decode_ratio=ratios[1])
     together, alone = together_and_alone(model, search, batch_of_features())
     assert together == alone
-    for hypothesis, frames in zip(together, model.frontend.output_lengths(torch.tensor(FRAMES)).tolist(), strict=True):
+    for hypothesis, frames in zip(
+        together, model.frontend.output_lengths(torch.tensor(FRAMES)).tolist(), strict=True
+    ):
         assert int(frames * ratios[0]) - 1 <= len(hypothesis) <= max(1, int(frames * ratios[1]))
 
 
@@ -73,7 +89,9 @@ def test_beam_is_speechbrains_on_one_utterance(recogniser):
         for x, n in zip(features, FRAMES, strict=True):
             with torch.no_grad():
                 output = model(x[None, :n], torch.tensor([n]))
-            assert beam_search(model)(output) == beam_search(model, searcher=S2STransformerBeamSearcher)(output)
+            assert beam_search(model)(output) == beam_search(model, searcher=S2STransformerBeamSearcher)(
+                output
+            )
 
 
 def test_search_follows_no_gradient_and_leaves_the_recogniser_where_it_is(recogniser):

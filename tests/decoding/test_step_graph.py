@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from hmamba_asr.decoding import beam as beam_module
-from hmamba_asr.decoding import incremental
+from hmamba_asr.decoding import stepper as incremental
 from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.decoding.step_graph import StepGraph, _captures, record_cuda_graph
 
@@ -67,7 +67,8 @@ def captured(run, recording):
 
 
 class Recorder:
-    """Stands in for a CUDA graph: a recording leaves nothing done, a replay works on the tensors of the recording alone."""
+    """Stands in for a CUDA graph: a recording leaves nothing done, a replay works on the tensors of the
+    recording alone."""
 
     def __init__(self, counts):
         self.counts = counts
@@ -87,17 +88,29 @@ class Recorder:
 def make_searcher(model, *, ctc=0.4, with_lm=True, window=0, device="cpu", **options):
     scorers, weights = [], {}
     if ctc:
-        scorers.append(CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS, ctc_window_size=window))
+        scorers.append(
+            CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS, ctc_window_size=window)
+        )
         weights["ctc"] = ctc
     if with_lm:
         torch.manual_seed(3)
-        lm = TransformerLM(VOCAB, d_model=D, nhead=2, num_encoder_layers=2, d_ffn=32, max_length=60).eval().to(device)
+        lm = (
+            TransformerLM(VOCAB, d_model=D, nhead=2, num_encoder_layers=2, d_ffn=32, max_length=60)
+            .eval()
+            .to(device)
+        )
         scorers.append(TransformerLMScorer(language_model=lm, temperature=1.15))
         weights["transformerlm"] = 0.5
     if not options.get("length_normalization", True):
         scorers.append(LengthScorer(vocab_size=VOCAB))
         weights["length"] = 0.3
-    settings = {"beam_size": 4, "min_decode_ratio": 0.0, "max_decode_ratio": 1.0, "using_eos_threshold": False, "topk": 3}
+    settings = {
+        "beam_size": 4,
+        "min_decode_ratio": 0.0,
+        "max_decode_ratio": 1.0,
+        "using_eos_threshold": False,
+        "topk": 3,
+    }
     scorer = ScorerBuilder(full_scorers=scorers, weights=weights) if scorers else None
     return JointBeamSearcher([model, model.output_head], BOS, EOS, scorer=scorer, **(settings | options))
 
@@ -122,12 +135,15 @@ def check_same(found, expected):
         assert [h.tokens for h in ours] == [h.tokens for h in theirs]
         assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
         for a, b in zip(ours, theirs, strict=True):
-            assert a.parts == pytest.approx(b.parts, abs=1e-3) and a.log_probs == pytest.approx(b.log_probs, abs=1e-3)
+            assert a.parts == pytest.approx(b.parts, abs=1e-3) and a.log_probs == pytest.approx(
+                b.log_probs, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_replays_are_the_steps(name, recogniser, monkeypatch):
-    """The recording's tensors are the search's, through reorderings, compactions, growth and utterances that leave."""
+    """The recording's tensors are the search's, through reorderings, compactions, growth and utterances that
+    leave."""
     counts = {"recordings": 0, "replays": 0}
     monkeypatch.setattr(beam_module, "STEPS_BETWEEN_CHECKS", {"cpu": 4})
     for seed in range(3):
@@ -204,9 +220,13 @@ def test_a_capture_that_failed_leaves_its_pool_to_nobody(monkeypatch):
 
     device = torch.device("cuda", 0)
     for name, stand_in in (
-        ("mem_get_info", lambda: (2**30, 2**30)), ("CUDAGraph", Graph), ("Stream", Stream), ("current_stream", Stream),
-        ("device", lambda device: nullcontext()), ("stream", lambda stream: nullcontext()),
-    ):  # fmt: skip
+        ("mem_get_info", lambda: (2**30, 2**30)),
+        ("CUDAGraph", Graph),
+        ("Stream", Stream),
+        ("current_stream", Stream),
+        ("device", lambda device: nullcontext()),
+        ("stream", lambda stream: nullcontext()),
+    ):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(_captures, "graphs", {})
     monkeypatch.setattr(_captures, "streams", {})
@@ -233,7 +253,7 @@ def test_what_works_on_the_host_is_not_recorded(recogniser):
 def test_graphs_on_the_gpu_find_what_steps_find(name, device, recogniser, monkeypatch):
     if int(device[-1]) >= torch.cuda.device_count():
         pytest.skip("needs a second GPU")
-    from hmamba_asr.ops import attention_triton
+    from hmamba_asr.ops.attention import kernels as attention_triton
 
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)  # which SpeechBrain allows on import
     for seed in range(3):
@@ -249,7 +269,8 @@ def test_graphs_on_the_gpu_find_what_steps_find(name, device, recogniser, monkey
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captures_share_their_memory(recogniser):
-    """Of twenty searches, each with other shapes than the one before, as of four. Two at a time do not disturb each other."""
+    """Of twenty searches, each with other shapes than the one before, as of four. Two at a time do not
+    disturb each other."""
     model = recogniser(vocab=VOCAB, eos_bias=1.0).to("cuda")
     graphs, steps = (make_searcher(model, device="cuda", cuda_graph=graph) for graph in (True, False))
     held = []
@@ -261,6 +282,9 @@ def test_captures_share_their_memory(recogniser):
     assert held[-1] == held[3]
     expected = [steps.search(*data(seed, "cuda")) for seed in range(2)]
     with ThreadPoolExecutor(2) as threads:
-        both = [threads.submit(make_searcher(model, device="cuda").search, *data(seed, "cuda")) for seed in range(2)]
+        both = [
+            threads.submit(make_searcher(model, device="cuda").search, *data(seed, "cuda"))
+            for seed in range(2)
+        ]
         for one, other in zip(both, expected, strict=True):
             check_same(one.result(), other)

@@ -20,7 +20,10 @@ def aligned():
 
 def test_speakers_by_hand(aligned):
     parts = by_speaker(aligned)
-    assert [(part.name, part.utterances, part.errors, part.words) for part in parts] == [("1", 2, 2, 5), ("2", 1, 2, 6)]
+    assert [(part.name, part.utterances, part.errors, part.words) for part in parts] == [
+        ("1", 2, 2, 5),
+        ("2", 1, 2, 6),
+    ]
     assert [part.rate for part in parts] == pytest.approx([40, 100 / 3])
     assert parts[1].interval == pytest.approx((100 / 3, 100 / 3))  # one utterance: every resample is itself
 
@@ -40,10 +43,13 @@ def test_confusions_by_hand(aligned):
 
 
 def test_parts_of_real_outputs_add_up_to_the_whole():
-    transcripts = read_trn(Path(__file__).parent / "outputs" / "greedy")
+    transcripts = read_trn(Path(__file__).parents[1] / "outputs" / "greedy")
     whole, aligned = score_split(*transcripts).wer, align(*transcripts)
     for parts in (by_speaker(aligned), by_length(aligned)):
-        assert sum(part.errors for part in parts) == whole.errors and sum(part.words for part in parts) == whole.tokens
+        assert (
+            sum(part.errors for part in parts) == whole.errors
+            and sum(part.words for part in parts) == whole.tokens
+        )
     assert sum(count for *_, count in confusions(aligned, most=10_000)) == whole.errors
     kinds = [(ref is None, hyp is None, count) for ref, hyp, count in confusions(aligned, most=10_000)]
     assert sum(count for inserted, _, count in kinds if inserted) == whole.insertions

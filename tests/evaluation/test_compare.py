@@ -14,7 +14,7 @@ from hmamba_asr.evaluation.results import write_results
 from hmamba_asr.evaluation.significance import matched_pairs
 from hmamba_asr.evaluation.wer import align, read_trn, score_split
 
-OUTPUTS = Path(__file__).parent / "outputs"
+OUTPUTS = Path(__file__).parents[1] / "outputs"
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def make_run(tmp_path, make_results, make_entry):
         shutil.copytree(OUTPUTS / search, folder / "test" / "test-other" / "greedy")
         score = score_split(*read_trn(OUTPUTS / search))
         entry = make_entry(words=score.wer.tokens, sentences=120, errors=score.wer.errors, audio=None)
-        write_results(folder / "results.json", make_results(name, {"test-other": {"greedy": entry}}, hparams=hparams))
+        write_results(
+            folder / "results.json", make_results(name, {"test-other": {"greedy": entry}}, hparams=hparams)
+        )
         return folder
 
     return make
@@ -69,9 +71,13 @@ def test_a_chance_difference_is_not_significant(make_run):
 def test_speeds_compare_on_the_same_hardware_only(make_run, make_entry):
     folders = [make_run(name, "beam") for name in ("one", "two", "three")]
     cpu = {"device": "cpu", "cpu": "EPYC", "cores": 2, "gpu": None}
-    for folder, processing, hardware in zip(folders, (3.0, 2.0, 2.0), (cpu, cpu, {**cpu, "cores": 4}), strict=True):
+    for folder, processing, hardware in zip(
+        folders, (3.0, 2.0, 2.0), (cpu, cpu, {**cpu, "cores": 4}), strict=True
+    ):
         results = json.loads((folder / "results.json").read_text())
-        entry = make_entry(words=709, sentences=120, errors=188, audio=100.0, processing=processing, hardware=hardware)
+        entry = make_entry(
+            words=709, sentences=120, errors=188, audio=100.0, processing=processing, hardware=hardware
+        )
         results["evaluation"]["test-other"]["greedy"] = entry
         (folder / "results.json").write_text(json.dumps(results))
     one, two, three = map(load_run, folders)
@@ -86,7 +92,11 @@ def test_without_transcripts_there_is_no_verdict(make_run):
     whole, kept = make_run("whole", "greedy"), make_run("kept", "beam")
     shutil.rmtree(kept / "test")
     (score,) = compare(load_run(whole), load_run(kept))["scores"]
-    assert score["better"] is None and "cannot be tested: there is no" in score["verdict"] and "difference" not in score
+    assert (
+        score["better"] is None
+        and "cannot be tested: there is no" in score["verdict"]
+        and "difference" not in score
+    )
     results = json.loads((kept / "results.json").read_text())
     results["evaluation"] = {"dev": {}}
     (kept / "results.json").write_text(json.dumps(results))
@@ -144,7 +154,9 @@ def test_the_command_prints_text_and_json(make_run, capsys):
     assert cli.main(["compare", str(worse), str(better)]) == 0
     text = capsys.readouterr().out
     assert "encoder.num_layers: 4 -> 6" in text and "encoder.causal: (none) -> true" in text
-    assert "test-other, greedy: 50.92 -> 26.52  -24.40 (" in text and "p = < 0.001, < 0.001  B is better" in text
+    assert (
+        "test-other, greedy: 50.92 -> 26.52  -24.40 (" in text and "p = < 0.001, < 0.001  B is better" in text
+    )
     assert cli.main(["compare", str(worse), str(better), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == compare(load_run(worse), load_run(better))
     assert cli.main(["compare", str(worse), str(worse.parent)]) == 2

@@ -17,7 +17,9 @@ def run(tmp_path):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (tmp_path / "manifests").mkdir()
-    rows = "".join(f"{key},{seconds},$data_root/{key}.flac,s,WORDS OF {key}\n" for key, seconds in DURATIONS.items())
+    rows = "".join(
+        f"{key},{seconds},$data_root/{key}.flac,s,WORDS OF {key}\n" for key, seconds in DURATIONS.items()
+    )
     (tmp_path / "manifests" / "dev.csv").write_text(f"ID,duration,wav,spk_id,wrd\n{rows}")
     for key in DURATIONS:
         soundfile.write(corpus / f"{key}.flac", np.zeros(10), 16000)
@@ -39,12 +41,15 @@ def test_missing_recordings_are_one_sentence(run):
     with pytest.raises(FileNotFoundError, match=r"no .*test\.csv; give one of the run's splits: dev\."):
         split_recordings(folder, "test", hparams=hparams)
     (folder / "corpus" / "u2.flac").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of the 5 recordings of dev are not where .*u2\.flac\); bring the corpus"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of the 5 recordings of dev are not where .*u2\.flac\); bring the corpus"
+    ):
         split_recordings(folder, "dev", hparams=hparams)
 
 
 @pytest.mark.parametrize(
-    ("count", "chosen"), [(1, ["u1"]), (2, ["u1", "u9"]), (3, ["u1", "u3", "u9"]), (99, ["u1", "u2", "u3", "u4", "u9"])]
+    ("count", "chosen"),
+    [(1, ["u1"]), (2, ["u1", "u9"]), (3, ["u1", "u3", "u9"]), (99, ["u1", "u2", "u3", "u4", "u9"])],
 )
 def test_a_few_are_spread_over_the_durations(run, count, chosen):
     found = split_recordings(run[0], "dev", hparams=run[1])

@@ -12,16 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from hmamba_asr.evaluation import results as module
-from hmamba_asr.evaluation.efficiency import Efficiency, hardware
-from hmamba_asr.evaluation.results import _git_state, write_atomically
-from hmamba_asr.evaluation.summary import collect_environment, load_results, write_results
+from hmamba_asr.system import environment as module
+from hmamba_asr.system.environment import _git_state
+from hmamba_asr.evaluation.timing import Efficiency
 from hmamba_asr.evaluation.wer import score_split
+from hmamba_asr.report.summary import load_results, write_results
+from hmamba_asr.system.environment import collect_environment
+from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.hardware import hardware
 
 
 def test_what_the_package_produces_fits_the_schema(tmp_path, make_results):
     score = score_split({"u": "A B"}, {"u": "A"})
-    speed = Efficiency(audio_seconds=2.0, stage_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu"))
+    speed = Efficiency(
+        audio_seconds=2.0, stage_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu")
+    )
     entry = {"wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": speed.to_dict()}
     written = make_results("x", {"dev": {"greedy": entry}}, environment=collect_environment("cpu"))
     write_results(tmp_path / "run" / "results.json", written)
@@ -107,7 +112,9 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
 def test_a_broken_file_is_named(tmp_path, content):
     path = tmp_path / "broken.results.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.results\.json: not readable as JSON \(.*Evaluate again, or remove"):
+    with pytest.raises(
+        ValueError, match=r"broken\.results\.json: not readable as JSON \(.*Evaluate again, or remove"
+    ):
         load_results([tmp_path])
 
 

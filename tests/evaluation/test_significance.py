@@ -16,7 +16,7 @@ import scipy.stats
 from hmamba_asr.evaluation.significance import bootstrap_interval, matched_pairs, paired_bootstrap
 from hmamba_asr.evaluation.wer import AlignedUtterance, align, read_trn, score_split
 
-OUTPUTS = Path(__file__).parent / "outputs"  # of a conmamba_demo run on test-other
+OUTPUTS = Path(__file__).parents[1] / "outputs"  # of a conmamba_demo run on test-other
 # What sctk 2.4.10 says of them: sclite -o sgml of each, then sc_stats -t mapsswe -v
 NIST = {"segments": 131, "mean": -1.321, "deviation": 1.291, "z": -11.712}
 
@@ -39,18 +39,27 @@ def counts(utterances) -> tuple[np.ndarray, np.ndarray]:
 def test_the_interval_is_scipys(aligned, search):
     errors, words = counts(aligned[search])
     expected = scipy.stats.bootstrap(
-        (errors, words), lambda e, w, axis: 100 * e.sum(axis) / w.sum(axis), paired=True, vectorized=True, method="percentile",
-        n_resamples=20_000, batch=1000, rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
+        (errors, words),
+        lambda e, w, axis: 100 * e.sum(axis) / w.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        batch=1000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
     found = bootstrap_interval(errors, words)
-    assert found == pytest.approx(tuple(expected), abs=0.25)  # both are drawn: about three standard errors of the ends
+    assert found == pytest.approx(
+        tuple(expected), abs=0.25
+    )  # both are drawn: about three standard errors of the ends
     assert found == bootstrap_interval(errors, words) != bootstrap_interval(errors, words, seed=1)
 
 
 def test_the_interval_of_three_utterances_is_that_of_all_27_resamples():
     errors, words = [0, 3, 1], [10, 10, 5]
     rates = [
-        100 * sum(errors[i] for i in drawn) / sum(words[i] for i in drawn) for drawn in itertools.product(range(3), repeat=3)
+        100 * sum(errors[i] for i in drawn) / sum(words[i] for i in drawn)
+        for drawn in itertools.product(range(3), repeat=3)
     ]
     low, high = np.percentile(rates, [2.5, 97.5], method="inverted_cdf")
     assert bootstrap_interval(errors, words) == pytest.approx((low, high), abs=0.01)
@@ -68,20 +77,29 @@ def test_a_larger_corpus_has_an_interval_smaller_by_the_square_root():
 def test_score_split_has_the_interval(outputs, aligned):
     score = score_split(*outputs["beam"])
     interval = score.wer_interval()
-    assert interval == bootstrap_interval(*counts(aligned["beam"])) and interval.low < score.wer.rate < interval.high
+    assert (
+        interval == bootstrap_interval(*counts(aligned["beam"]))
+        and interval.low < score.wer.rate < interval.high
+    )
 
 
 def test_paired_bootstrap_of_real_outputs(aligned):
     (greedy, words), (beam, _) = counts(aligned["greedy"]), counts(aligned["beam"])
     found = paired_bootstrap(greedy, beam, words)
     assert found.difference == pytest.approx(100 * (beam.sum() - greedy.sum()) / words.sum())
-    assert found.p == pytest.approx(2 / 10_001)  # no resample in 10 000 turns it round, and none is added on either side
+    assert found.p == pytest.approx(
+        2 / 10_001
+    )  # no resample in 10 000 turns it round, and none is added on either side
     # Linearised, the difference of two ratios with one denominator is a mean of (d - difference * words)
     residual = (beam - greedy) - found.difference / 100 * words
     error = 100 * residual.std(ddof=1) * math.sqrt(len(words)) / words.sum()
-    assert found.interval == pytest.approx((found.difference - 1.96 * error, found.difference + 1.96 * error), abs=0.5)
+    assert found.interval == pytest.approx(
+        (found.difference - 1.96 * error, found.difference + 1.96 * error), abs=0.5
+    )
     turned = paired_bootstrap(beam, greedy, words)
-    assert turned.difference == -found.difference and turned.interval == pytest.approx([-x for x in reversed(found.interval)])
+    assert turned.difference == -found.difference and turned.interval == pytest.approx(
+        [-x for x in reversed(found.interval)]
+    )
 
 
 def test_p_values_of_equal_systems_are_spread_evenly():
@@ -92,7 +110,9 @@ def test_p_values_of_equal_systems_are_spread_evenly():
     for _ in range(400):
         a, b = random.binomial(10, 0.2, (2, 200))
         ps.append(paired_bootstrap(a, b, words, resamples=400).p)
-    assert np.mean(np.array(ps) < 0.1) == pytest.approx(0.1, abs=0.05)  # three standard deviations of 400 draws
+    assert np.mean(np.array(ps) < 0.1) == pytest.approx(
+        0.1, abs=0.05
+    )  # three standard deviations of 400 draws
     assert paired_bootstrap(words, words, words).p == 1.0
 
 
@@ -107,7 +127,9 @@ def test_matched_pairs_of_real_outputs_are_nists(aligned):
     found = matched_pairs(aligned["greedy"], aligned["beam"])
     assert found.segments == NIST["segments"]
     assert found.z == pytest.approx(NIST["z"], abs=5e-4)
-    assert found.z == pytest.approx(NIST["mean"] / (NIST["deviation"] / math.sqrt(NIST["segments"])), rel=1e-3)
+    assert found.z == pytest.approx(
+        NIST["mean"] / (NIST["deviation"] / math.sqrt(NIST["segments"])), rel=1e-3
+    )
     assert found.p == pytest.approx(2 * scipy.stats.norm.sf(abs(found.z)))
     assert matched_pairs(aligned["beam"], aligned["greedy"]).z == -found.z
 
@@ -117,8 +139,19 @@ def test_errors_and_matched_pairs_are_those_of_sctk(aligned, tmp_path):
     """On NIST's own alignments, which weigh substitutions otherwise and place some errors elsewhere."""
     theirs = {}
     for search in aligned:
-        files = ["-r", OUTPUTS / search / "ref.trn", "trn", "-h", OUTPUTS / search / "hyp.trn", "trn", "-i", "spu_id"]
-        done = subprocess.run(["sctk", "sclite", *files, "-o", "sgml", "stdout"], capture_output=True, text=True, check=True)
+        files = [
+            "-r",
+            OUTPUTS / search / "ref.trn",
+            "trn",
+            "-h",
+            OUTPUTS / search / "hyp.trn",
+            "trn",
+            "-i",
+            "spu_id",
+        ]
+        done = subprocess.run(
+            ["sctk", "sclite", *files, "-o", "sgml", "stdout"], capture_output=True, text=True, check=True
+        )
         theirs[search] = done.stdout
     command = ["sctk", "sc_stats", "-p", "-t", "mapsswe", "-v", "-n", "x", "-O", str(tmp_path)]
     subprocess.run(command, input="".join(theirs.values()), capture_output=True, text=True, check=True)
@@ -135,7 +168,11 @@ def _parse_sgml(text: str) -> list[AlignedUtterance]:
     found = []
     for key, path in re.findall(r'<PATH id="\((.*?)\)".*?>\n(.*?)\n</PATH>', text, flags=re.DOTALL):
         pairs = re.findall(r'[CSDI],("[^"]*")?,("[^"]*")?', path)
-        found.append(AlignedUtterance(key, tuple((ref.strip('"') or None, hyp.strip('"') or None) for ref, hyp in pairs)))
+        found.append(
+            AlignedUtterance(
+                key, tuple((ref.strip('"') or None, hyp.strip('"') or None) for ref, hyp in pairs)
+            )
+        )
     return sorted(found, key=lambda item: item.id)
 
 

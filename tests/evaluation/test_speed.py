@@ -1,4 +1,5 @@
-"""The protocol of speed: what is timed and how often, figures on a clock that the subject turns, and the hypotheses' check."""
+"""The protocol of speed: what is timed and how often, figures on a clock that the subject turns, and the
+hypotheses' check."""
 
 from __future__ import annotations
 
@@ -7,15 +8,15 @@ import json
 import pytest
 import torch
 
-from hmamba_asr.evaluation import efficiency
+from hmamba_asr.evaluation import timing as efficiency
 from hmamba_asr.evaluation.speed import Subject, measure, render_speed
 
 RATE = 100
 
 
 class Recogniser:
-    """Takes seconds of a clock: a second for each batch of features, two for each of the encoder, three for each utterance of
-    the search; a step takes half a second. Remembers the batches it was given."""
+    """Takes seconds of a clock: a second for each batch of features, two for each of the encoder, three for
+    each utterance of the search; a step takes half a second. Remembers the batches it was given."""
 
     def __init__(self, clock: list[float], batch_mates_matter: bool = False):
         self.clock, self.batch_mates_matter = clock, batch_mates_matter
@@ -60,15 +61,24 @@ def test_figures_are_those_of_the_clock(clock):
     assert figures["batch_1"]["rtf"] == dict.fromkeys(("min", "median", "max"), 3 * 6.0 / 40)
     assert figures["batch_1"]["audio_hours_per_hour"] == pytest.approx(40 / 18)
     assert figures["batched"]["passes"] == pytest.approx([(2 * 3.0 + 9.0) / 40] * 2)
-    assert figures["batched"]["stage_rtf"] == pytest.approx({"features": 2 / 40, "encoder": 4 / 40, "decoding": 9 / 40})
+    assert figures["batched"]["stage_rtf"] == pytest.approx(
+        {"features": 2 / 40, "encoder": 4 / 40, "decoding": 9 / 40}
+    )
     assert figures["first_token_seconds"] == {"min": 3.5, "median": 3.5, "max": 3.5}
     assert figures["same_hypotheses"] == 3
     assert found["protocol"] == {
-        "utterances": 3, "audio_seconds": 40.0, "shortest_seconds": 5.0, "median_seconds": 10.0, "longest_seconds": 25.0,
-        "batch": 2, "warmup": 1, "passes": 2,
-    }  # fmt: skip
+        "utterances": 3,
+        "audio_seconds": 40.0,
+        "shortest_seconds": 5.0,
+        "median_seconds": 10.0,
+        "longest_seconds": 25.0,
+        "batch": 2,
+        "warmup": 1,
+        "passes": 2,
+    }
     assert json.loads(json.dumps(found)) == found
-    # Longest first: one by one and batched, a pass to warm up, two timed ones and, for the memory, the longest batch.
+    # Longest first: one by one and batched, a pass to warm up, two timed ones and, for the memory, the
+    # longest batch.
     alone, together = [[2500], [1000], [500]], [[2500, 1000], [500]]
     assert recogniser.batches[:17] == [*alone * 3, [2500], *together * 3, [2500, 1000]]
     assert recogniser.batches[17:] == [[n] for n in (2500, 1000, 500) for _ in range(3)]
@@ -90,7 +100,11 @@ def test_subjects_take_turns_and_those_whose_batch_mates_matter_are_told(clock):
     assert "0 of 2 hypotheses alike alone and batched" in render_speed(found, what="model")
 
 
-@pytest.mark.parametrize(("utterances", "batch", "passes"), [([], 1, 1), (UTTERANCES, 0, 1), (UTTERANCES, 1, 0)])
+@pytest.mark.parametrize(
+    ("utterances", "batch", "passes"), [([], 1, 1), (UTTERANCES, 0, 1), (UTTERANCES, 1, 0)]
+)
 def test_nothing_to_measure_is_refused(clock, utterances, batch, passes):
     with pytest.raises(ValueError, match="at least one utterance"):
-        measure({"a": Recogniser(clock).subject()}, utterances, sample_rate=RATE, batch_size=batch, passes=passes)
+        measure(
+            {"a": Recogniser(clock).subject()}, utterances, sample_rate=RATE, batch_size=batch, passes=passes
+        )

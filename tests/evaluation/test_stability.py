@@ -1,11 +1,12 @@
-"""Noise of a stated strength, speed by resampling, and boundaries that are compared in the clean recording's time."""
+"""Noise of a stated strength, speed by resampling, and boundaries that are compared in the clean recording's
+time."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from hmamba_asr.evaluation.boundaries import Chunks
+from hmamba_asr.evaluation.segmentation import Chunks
 from hmamba_asr.evaluation.stability import Noise, Speed, compare_boundaries
 
 RATE = 16000
@@ -21,7 +22,9 @@ def test_noise_has_the_stated_strength(snr):
     added = Noise(snr).apply(clean, id="u", seed=0) - clean
     assert 10 * np.log10(np.mean(clean**2) / np.mean(added**2)) == pytest.approx(snr, abs=0.2)
     spectrum = np.abs(np.fft.rfft(added)) ** 2
-    assert spectrum[: len(spectrum) // 2].mean() == pytest.approx(spectrum[len(spectrum) // 2 :].mean(), rel=0.1)  # white
+    assert spectrum[: len(spectrum) // 2].mean() == pytest.approx(
+        spectrum[len(spectrum) // 2 :].mean(), rel=0.1
+    )  # white
 
 
 def test_noise_depends_on_seed_and_utterance_alone():
@@ -52,7 +55,9 @@ def test_boundaries_of_a_faster_recording_are_found_at_their_clean_times():
     clean = Chunks("u", 220, 0.0, 0.01, ((0, *np.round(1.1 * places).astype(int).tolist()),))
     found = compare_boundaries([clean], [changed], stretch=1.1)
     assert found["20"]["chunks"]["f1"] == 1.0 and found["20"]["chunks"]["true"] == 5
-    assert compare_boundaries([clean], [changed], stretch=1.0)["20"]["chunks"]["hits"] == 2  # 11 and 22 are near
+    assert (
+        compare_boundaries([clean], [changed], stretch=1.0)["20"]["chunks"]["hits"] == 2
+    )  # 11 and 22 are near
     assert found["20"]["random"]["f1"] < 0.5 > found["20"]["uniform"]["f1"]
     with pytest.raises(ValueError, match="the same utterances"):
         compare_boundaries([clean], [], stretch=1.0)

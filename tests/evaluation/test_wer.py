@@ -26,7 +26,9 @@ HYPOTHESES = {
 
 def test_known_word_errors():
     wer = score_split(REFERENCES, HYPOTHESES).wer
-    assert wer == ErrorCounts(tokens=11, insertions=1, deletions=3, substitutions=1, sentences=4, sentence_errors=3)
+    assert wer == ErrorCounts(
+        tokens=11, insertions=1, deletions=3, substitutions=1, sentences=4, sentence_errors=3
+    )
     assert wer.errors == 5
     assert wer.rate == pytest.approx(100 * 5 / 11)
     assert wer.sentence_error_rate == 75.0
@@ -46,7 +48,9 @@ def test_known_word_errors():
 def test_character_errors_count_the_space():
     # "A B" against "AB": the space is deleted. "AC" against "AB": one substitution.
     cer = score_split({"u1": "A B", "u2": "AC"}, {"u1": "AB", "u2": "AB"}).cer
-    assert cer == ErrorCounts(tokens=5, insertions=0, deletions=1, substitutions=1, sentences=2, sentence_errors=2)
+    assert cer == ErrorCounts(
+        tokens=5, insertions=0, deletions=1, substitutions=1, sentences=2, sentence_errors=2
+    )
 
 
 def test_whitespace_between_words_is_no_error():
@@ -68,7 +72,9 @@ _TEXT = st.lists(st.sampled_from(["A", "B", "AB", "BA", "_"]), max_size=8).map("
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5).filter(lambda pairs: any(r for r, _ in pairs)))
+@given(
+    st.lists(st.tuples(_TEXT, _TEXT), min_size=1, max_size=5).filter(lambda pairs: any(r for r, _ in pairs))
+)
 def test_totals_agree_with_a_plain_dynamic_programme(pairs):
     references = {f"u{i}": ref for i, (ref, _) in enumerate(pairs)}
     hypotheses = {f"u{i}": hyp for i, (_, hyp) in enumerate(pairs)}
@@ -87,7 +93,9 @@ def test_totals_agree_with_a_plain_dynamic_programme(pairs):
 def test_differing_ids_are_refused_by_name(tmp_path):
     hypotheses = {key: text for key, text in HYPOTHESES.items() if key != "1-2-0001"} | {"9-9-0000": "EXTRA"}
     for call in (score_split, lambda *maps: write_alignments(tmp_path / "w", *maps), _trn_in(tmp_path)):
-        with pytest.raises(ValueError, match=r"1 references have no hypothesis: 1-2-0001.*no reference: 9-9-0000"):
+        with pytest.raises(
+            ValueError, match=r"1 references have no hypothesis: 1-2-0001.*no reference: 9-9-0000"
+        ):
             call(REFERENCES, hypotheses)
     assert not list(tmp_path.iterdir())
 
@@ -183,12 +191,14 @@ def test_alignments_by_hand():
 @pytest.mark.parametrize("search", ["greedy", "beam"])
 def test_rates_of_real_outputs_are_jiwers(search):
     jiwer = pytest.importorskip("jiwer")
-    references, hypotheses = read_trn(Path(__file__).parent / "outputs" / search)
+    references, hypotheses = read_trn(Path(__file__).parents[1] / "outputs" / search)
     score = score_split(references, hypotheses)
     ids = sorted(references)
     texts = [references[key] for key in ids], [hypotheses[key] for key in ids]
     words, characters = jiwer.process_words(*texts), jiwer.process_characters(*texts)
-    assert score.wer.rate == pytest.approx(100 * words.wer) and score.cer.rate == pytest.approx(100 * characters.cer)
+    assert score.wer.rate == pytest.approx(100 * words.wer) and score.cer.rate == pytest.approx(
+        100 * characters.cer
+    )
     assert score.wer.errors == words.insertions + words.deletions + words.substitutions
     by_utterance = [jiwer.process_words(ref, hyp) for ref, hyp in zip(*texts, strict=True)]
     errors = [item.insertions + item.deletions + item.substitutions for item in by_utterance]

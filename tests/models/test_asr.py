@@ -6,14 +6,22 @@ from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder, HierarchicalEncoder
-from hmamba_asr.modules.chunking import DynamicChunker
+from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conmamba import ConMambaEncoder
+from hmamba_asr.models.hmamba import HierarchicalEncoder
+from hmamba_asr.modules.chunkers import DynamicChunker
 from hmamba_asr.modules.frontend import ConvSubsampling, LogMelFeatures
 from hmamba_asr.training.losses import RatioLoss, hybrid_loss
 
 VOCAB, BOS, EOS, D_MODEL, N_MELS = 12, 1, 2, 16, 20
 SAMPLES = [9600, 4000, 1700, 6011, 1]
-TARGETS = [[5, 6, 7, 7, 8], [3, 3], [], [11], [4]]  # 3, 3 needs its blank; the one-frame utterance has one label
+TARGETS = [
+    [5, 6, 7, 7, 8],
+    [3, 3],
+    [],
+    [11],
+    [4],
+]  # 3, 3 needs its blank; the one-frame utterance has one label
 
 
 def recogniser(kind="conmamba", causal=False, max_target_length=50):
@@ -27,15 +35,24 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
         encoder = ConMambaEncoder(**sizes, d_state=4, causal=causal, intermediate_layer=layer)
     if kind.startswith("hmamba"):
         encoder = HierarchicalEncoder(
-            outer=encoder, chunker=DynamicChunker(d_model=D_MODEL, target_ratio=1.5), inner=ConMambaEncoder(**sizes, d_state=4),
-            d_model=D_MODEL, output=kind.split()[1],
-        )  # fmt: skip
+            outer=encoder,
+            chunker=DynamicChunker(d_model=D_MODEL, target_ratio=1.5),
+            inner=ConMambaEncoder(**sizes, d_state=4),
+            d_model=D_MODEL,
+            output=kind.split()[1],
+        )
     model = ASRModel(
         frontend=ConvSubsampling(n_mels=N_MELS, channels=[6, 4], d_model=D_MODEL, dropout=0.1, causal=causal),
-        encoder=encoder, ctc_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
-        output_head=Linear(input_size=D_MODEL, n_neurons=VOCAB), d_model=D_MODEL,
-        num_decoder_layers=2, nhead=2, d_ffn=32, dropout=0.1, max_target_length=max_target_length,
-    ).eval()  # fmt: skip
+        encoder=encoder,
+        ctc_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
+        output_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
+        d_model=D_MODEL,
+        num_decoder_layers=2,
+        nhead=2,
+        d_ffn=32,
+        dropout=0.1,
+        max_target_length=max_target_length,
+    ).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, 0.2)
@@ -43,7 +60,8 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
 
 
 def run(model, wavs, samples, targets):
-    """Output and loss of a padded batch of waveforms and label lists, with an intermediate CTC where the encoder offers one."""
+    """Output and loss of a padded batch of waveforms and label lists, with an intermediate CTC where the
+    encoder offers one."""
     features, lengths = LogMelFeatures(n_mels=N_MELS)(wavs, torch.tensor(samples))
     labels, label_lengths = labels_of(targets)
     bos = torch.nn.functional.pad(labels, (1, 0), value=BOS)
@@ -71,12 +89,18 @@ def batch_wavs(fill):
 @pytest.mark.parametrize("fill", ["noise", "nan"])
 @pytest.mark.parametrize(
     ("kind", "causal"),
-    [("conmamba", False), ("conmamba", True), ("conformer", False), ("hmamba chunks", False), ("hmamba frames", False)],
+    [
+        ("conmamba", False),
+        ("conmamba", True),
+        ("conformer", False),
+        ("hmamba chunks", False),
+        ("hmamba frames", False),
+    ],
 )
 def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill):
     model, wavs = recogniser(kind, causal), batch_wavs(fill)
-    # A router divides small differences of neighbours by their spread: float32's rounding shows sooner. In float64 it does not
-    # (test_hierarchical.py).
+    # A router divides small differences of neighbours by their spread: float32's rounding shows sooner. In
+    # float64 it does not (test_hierarchical.py).
     atol = 1e-4 if kind.startswith("hmamba") else 1e-5
     output, loss = run(model, wavs, SAMPLES, TARGETS)
     for i, (samples, target) in enumerate(zip(SAMPLES, TARGETS, strict=True)):
@@ -101,7 +125,10 @@ def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill)
         assert loss.infeasible[i] == alone_loss.infeasible[0]
         for stage, own in zip(output.encoded.stages, alone.encoded.stages, strict=True):
             chunks = int(own.chunk_lengths)
-            assert torch.equal(stage.chunk_starts[i, :chunks], own.chunk_starts[0]) and int(stage.chunk_lengths[i]) == chunks
+            assert (
+                torch.equal(stage.chunk_starts[i, :chunks], own.chunk_starts[0])
+                and int(stage.chunk_lengths[i]) == chunks
+            )
 
 
 @pytest.mark.parametrize("kind", ["conmamba", "conformer"])
@@ -112,14 +139,20 @@ def test_loss_gradients_of_a_batch_are_the_sum_over_utterances(kind):
     def gradients(*batch):
         model.zero_grad()
         run(model, *batch)[1].total.sum().backward()
-        return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
 
     batch = gradients(wavs, SAMPLES, TARGETS)
     alone = [gradients(wavs[i : i + 1, :n], [n], TARGETS[i : i + 1]) for i, n in enumerate(SAMPLES)]
     assert len(batch) == sum(1 for _ in model.parameters())
     for name, grad in batch.items():
         together = sum(each[name] for each in alone)
-        torch.testing.assert_close(grad, together, rtol=1e-5, atol=1e-5 * max(1.0, float(together.abs().max())), msg=name)
+        torch.testing.assert_close(
+            grad, together, rtol=1e-5, atol=1e-5 * max(1.0, float(together.abs().max())), msg=name
+        )
 
 
 def test_nan_in_the_padding_reaches_no_gradient():
@@ -142,7 +175,11 @@ def test_decoder_sees_no_later_token():
 def test_decode_gives_what_training_sees():
     """The searchers' step and the teacher-forced pass are one computation."""
     model = recogniser()
-    features, lengths, tokens = torch.randn(2, 40, N_MELS), torch.tensor([40, 23]), torch.tensor([[BOS, 5, 6], [BOS, 4, 4]])
+    features, lengths, tokens = (
+        torch.randn(2, 40, N_MELS),
+        torch.tensor([40, 23]),
+        torch.tensor([[BOS, 5, 6], [BOS, 4, 4]]),
+    )
     output = model(features, lengths, tokens, torch.tensor([3, 3]))
     hidden, _ = model.decode(tokens, output.encoded.states, output.encoded.lengths)
     torch.testing.assert_close(model.output_head(hidden), output.attention_logits, rtol=0, atol=1e-6)
@@ -180,11 +217,14 @@ def test_silence_and_one_frame_train_end_to_end(value, kind):
     if kind != "hmamba chunks":
         assert output.encoded.lengths.tolist() == [7, 1]
     loss.total.sum().backward()
-    assert loss.total.isfinite().all() and all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert loss.total.isfinite().all() and all(
+        parameter.grad.isfinite().all() for parameter in model.parameters()
+    )
 
 
 def test_bf16_autocast_stays_near_float32():
-    """2^-8 = 0.4% for each rounding; the losses within 2%, the logits within 0.15 after front-end, encoder and decoder."""
+    """2^-8 = 0.4% for each rounding; the losses within 2%, the logits within 0.15 after front-end, encoder
+    and decoder."""
     model, wavs = recogniser(), batch_wavs("nan")
     exact, exact_loss = run(model, wavs, SAMPLES, TARGETS)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hmamba_asr.models.encoder import ConformerControl, ConMambaEncoder
+from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conmamba import ConMambaEncoder
 
 LENGTHS = torch.tensor([31, 1, 2, 12])
 D_MODEL = 16
@@ -11,7 +12,14 @@ D_MODEL = 16
 
 def conmamba(causal=False, **options):
     return ConMambaEncoder(
-        num_layers=2, d_model=D_MODEL, d_ffn=32, kernel_size=7, dropout=0.1, causal=causal, d_state=4, **options
+        num_layers=2,
+        d_model=D_MODEL,
+        d_ffn=32,
+        kernel_size=7,
+        dropout=0.1,
+        causal=causal,
+        d_state=4,
+        **options,
     )
 
 
@@ -45,7 +53,9 @@ def test_the_intermediate_output_is_that_of_the_first_blocks():
     first.load_state_dict(deep.state_dict())
     first.blocks = first.blocks[:1]
     output, expected = deep(x, LENGTHS), first(x, LENGTHS)
-    assert torch.equal(output.intermediate.states, expected.states) and torch.equal(output.intermediate.lengths, LENGTHS)
+    assert torch.equal(output.intermediate.states, expected.states) and torch.equal(
+        output.intermediate.lengths, LENGTHS
+    )
     assert expected.intermediate is None and not torch.equal(output.states, expected.states)
 
 
@@ -70,24 +80,38 @@ def test_batch_equals_utterances_alone(encoder, dtype):
 
 def test_gradients_of_a_batch_are_the_sum_over_utterances(encoder):
     # The decay rates are float32 even in a float64 model, and so is the sum of their gradients.
-    dtype, tolerance = (torch.float32, 1e-5) if isinstance(encoder, ConformerControl) else (torch.float64, 1e-7)
+    dtype, tolerance = (
+        (torch.float32, 1e-5) if isinstance(encoder, ConformerControl) else (torch.float64, 1e-7)
+    )
     encoder, x = encoder.to(dtype), padded(dtype)
 
     def gradients(inputs, lengths):
         encoder.zero_grad()
-        encoder(inputs, lengths).states.mul(torch.linspace(-1, 1, D_MODEL, dtype=dtype)).pow(2).sum().backward()
-        return {name: parameter.grad.clone() for name, parameter in encoder.named_parameters() if parameter.grad is not None}
+        encoder(inputs, lengths).states.mul(torch.linspace(-1, 1, D_MODEL, dtype=dtype)).pow(
+            2
+        ).sum().backward()
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in encoder.named_parameters()
+            if parameter.grad is not None
+        }
 
     batch = gradients(x, LENGTHS)
     alone = [gradients(x[i : i + 1, :n], LENGTHS[i : i + 1]) for i, n in enumerate(LENGTHS.tolist())]
     for name, grad in batch.items():
         together = sum(each[name] for each in alone)
-        torch.testing.assert_close(grad, together, rtol=0, atol=tolerance * max(1.0, float(together.abs().max())), msg=name)
+        torch.testing.assert_close(
+            grad, together, rtol=0, atol=tolerance * max(1.0, float(together.abs().max())), msg=name
+        )
 
 
 def test_every_parameter_gets_a_gradient(encoder):
     encoder(padded(), LENGTHS).states.pow(3).sum().backward()
-    without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name
+        for name, parameter in encoder.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
     # Keys' biases move all of a query's scores alike, so a softmax hides them.
     assert not [name for name in without if "bias" not in name]
 

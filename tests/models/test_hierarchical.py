@@ -1,24 +1,30 @@
-"""H-Mamba's encoder: independence of padding and batch mates, the flat encoder as its special case, nesting."""
+"""H-Mamba's encoder: independence of padding and batch mates, the flat encoder as its special case,
+nesting."""
 
 import pytest
 import torch
 from speechbrain.nnet.linear import Linear
 
-from hmamba_asr.models.encoder import ConMambaEncoder, HierarchicalEncoder
-from hmamba_asr.modules.chunking import CTCChunker, DynamicChunker, FixedStrideChunker, HNetChunker
+from hmamba_asr.models.conmamba import ConMambaEncoder
+from hmamba_asr.models.hmamba import HierarchicalEncoder
+from hmamba_asr.modules.chunkers import CTCChunker, DynamicChunker, FixedStrideChunker, HNetChunker
 
 LENGTHS = torch.tensor([31, 1, 2, 12])
 D_MODEL = 16
 
 
 def stack(num_layers=1, d_model=D_MODEL):
-    return ConMambaEncoder(num_layers=num_layers, d_model=d_model, d_ffn=32, kernel_size=7, dropout=0.1, d_state=4)
+    return ConMambaEncoder(
+        num_layers=num_layers, d_model=d_model, d_ffn=32, kernel_size=7, dropout=0.1, d_state=4
+    )
 
 
 def hierarchical(chunker, output, **options):
     outer = options.pop("outer", None) or stack(2)
     inner = options.pop("inner", None) or stack(d_model=options.get("inner_d_model") or D_MODEL)
-    return HierarchicalEncoder(outer=outer, chunker=chunker, inner=inner, d_model=D_MODEL, output=output, **options)
+    return HierarchicalEncoder(
+        outer=outer, chunker=chunker, inner=inner, d_model=D_MODEL, output=output, **options
+    )
 
 
 def dynamic(kind=DynamicChunker):
@@ -48,9 +54,15 @@ def cases():
         "stride, chunks": hierarchical(FixedStrideChunker(stride=2.5), "chunks"),
         "wider inside": hierarchical(dynamic(), "frames", inner_d_model=24),
         "wider inside, chunks": hierarchical(FixedStrideChunker(stride=2), "chunks", inner_d_model=24),
-        "nested, frames": hierarchical(dynamic(), "frames", inner=hierarchical(FixedStrideChunker(stride=2), "frames")),
-        "nested, H-Net": hierarchical(dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
-        "nested, chunks": hierarchical(dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")),
+        "nested, frames": hierarchical(
+            dynamic(), "frames", inner=hierarchical(FixedStrideChunker(stride=2), "frames")
+        ),
+        "nested, H-Net": hierarchical(
+            dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")
+        ),
+        "nested, chunks": hierarchical(
+            dynamic(), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")
+        ),
     }
 
 
@@ -98,7 +110,11 @@ def test_every_parameter_gets_a_gradient(encoder):
     out = encoder(padded(torch.float32), LENGTHS)
     assert all(stage.chunk_lengths.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn
     (out.states.pow(3).sum() + sum(stage.mean_prob.sum() for stage in out.stages)).backward()
-    without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name
+        for name, parameter in encoder.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
     assert without == []
 
 
@@ -130,19 +146,27 @@ def test_nested_stages_come_outside_in():
         FixedStrideChunker(stride=2), "chunks", inner=hierarchical(FixedStrideChunker(stride=3), "chunks")
     ).eval()
     out = model(padded(torch.float32)[:1, : LENGTHS[0]], LENGTHS[:1])
-    assert [stage.chunk_lengths.tolist() for stage in out.stages] == [[16], [6]] and out.lengths.tolist() == [6]
-    # 31 frames; every second one, and of those every third: the frames of the input, not of the chunks in between.
+    assert [stage.chunk_lengths.tolist() for stage in out.stages] == [[16], [6]] and out.lengths.tolist() == [
+        6
+    ]
+    # 31 frames; every second one, and of those every third: the frames of the input, not of the chunks in
+    # between.
     assert out.stages[0].chunk_starts[0].tolist() == list(range(0, 31, 2))
     assert out.stages[1].chunk_starts[0].tolist() == [0, 6, 12, 18, 24, 30]
 
 
 def test_smoothing_does_not_depend_on_batch_mates():
-    """An inner encoder that happens to keep every chunk of one utterance, and not of another, in one batch."""
-    model = hierarchical(dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks"))
+    """An inner encoder that happens to keep every chunk of one utterance, and not of another, in one
+    batch."""
+    model = hierarchical(
+        dynamic(HNetChunker), "chunks", inner=hierarchical(FixedStrideChunker(stride=2), "chunks")
+    )
     model = model.double().eval()
     x, lengths, floor = padded()[:2], torch.tensor([5, 31]), torch.tensor([5, 1])
     together, alone = model(x, lengths, floor), model(x[:1, :5], lengths[:1], floor[:1])
-    assert alone.lengths.tolist() == [5] and int(together.lengths[1]) < int(together.stages[0].chunk_lengths[1])
+    assert alone.lengths.tolist() == [5] and int(together.lengths[1]) < int(
+        together.stages[0].chunk_lengths[1]
+    )
     assert (alone.stages[0].boundary_prob[0, 1:] < 1).all()  # so that smoothing would show
     torch.testing.assert_close(together.states[0, :5], alone.states[0], rtol=0, atol=1e-10)
 
@@ -171,6 +195,8 @@ def test_unknown_output():
 def test_an_outer_encoder_that_cannot_be_one():
     with pytest.raises(ValueError, match="the outer encoder's output is chunks"):
         hierarchical(dynamic(), "chunks", outer=hierarchical(dynamic(), "chunks"))
-    outer = ConMambaEncoder(num_layers=2, d_model=D_MODEL, d_ffn=32, kernel_size=7, dropout=0.1, intermediate_layer=1)
+    outer = ConMambaEncoder(
+        num_layers=2, d_model=D_MODEL, d_ffn=32, kernel_size=7, dropout=0.1, intermediate_layer=1
+    )
     with pytest.raises(ValueError, match="intermediate_layer of outer does nothing"):
         hierarchical(dynamic(), "chunks", outer=outer)

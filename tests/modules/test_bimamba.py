@@ -1,4 +1,5 @@
-"""Bi-Mamba: independence of padding and batch mates, directions, scan backends, initialisation, reduced precision."""
+"""Bi-Mamba: independence of padding and batch mates, directions, scan backends, initialisation, reduced
+precision."""
 
 import pytest
 import torch
@@ -58,7 +59,9 @@ def gradients(model, x, lengths):
 @pytest.mark.parametrize("causal", [False, True])
 def test_backends_agree_on_output_and_every_gradient(causal):
     x = padded(torch.float64)
-    reference, chunked = (mixer(causal, torch.float64, scan_backend=name) for name in ("reference", "chunked"))
+    reference, chunked = (
+        mixer(causal, torch.float64, scan_backend=name) for name in ("reference", "chunked")
+    )
     torch.testing.assert_close(chunked(x, LENGTHS), reference(x, LENGTHS), rtol=1e-9, atol=1e-10)
     expected = gradients(reference, x, LENGTHS)
     for name, grad in gradients(chunked, x, LENGTHS).items():
@@ -95,12 +98,18 @@ def test_directions_have_parameters_of_their_own():
     d_inner, d_state, d_conv, rank = 2 * D_MODEL, 4, 4, 1
     shared = D_MODEL * 2 * d_inner + d_inner * D_MODEL
     per_direction = (
-        d_inner * (d_conv + 1) + d_inner * (rank + 2 * d_state) + rank * d_inner + d_inner + d_inner * d_state + d_inner
+        d_inner * (d_conv + 1)
+        + d_inner * (rank + 2 * d_state)
+        + rank * d_inner
+        + d_inner
+        + d_inner * d_state
+        + d_inner
     )
     assert count(mixer(causal=True)) == shared + per_direction
     assert count(mixer(causal=False)) == shared + 2 * per_direction
 
-    # Each direction's parameters act on their own: turning the backward ones off leaves half the forward mixer.
+    # Each direction's parameters act on their own: turning the backward ones off leaves half the forward
+    # mixer.
     both, forward = mixer(dtype=torch.float64), mixer(causal=True, dtype=torch.float64)
     with torch.no_grad():
         for name in ("conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D"):
@@ -113,7 +122,9 @@ def test_directions_have_parameters_of_their_own():
 
 
 def test_weight_decay_flags():
-    flagged = {name for name, parameter in mixer().named_parameters() if getattr(parameter, "no_weight_decay", False)}
+    flagged = {
+        name for name, parameter in mixer().named_parameters() if getattr(parameter, "no_weight_decay", False)
+    }
     assert flagged == {"conv_bias", "dt_bias", "A_log", "D"}
 
 
@@ -125,7 +136,8 @@ def test_initial_step_sizes_and_decays():
 
 
 def test_bf16_autocast_stays_near_float32():
-    """bf16 keeps 8 bits: 2^-8 = 0.4% for each rounding; 3% of the output's scale after the layer's few products."""
+    """bf16 keeps 8 bits: 2^-8 = 0.4% for each rounding; 3% of the output's scale after the layer's few
+    products."""
     model, x = mixer(), padded()
     exact = model(x, LENGTHS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,5 +148,7 @@ def test_bf16_autocast_stays_near_float32():
 
 
 def test_unknown_scan_backend():
-    with pytest.raises(ValueError, match="scan_backend 'triton9' is unknown; choose one of auto, reference, chunked"):
+    with pytest.raises(
+        ValueError, match="scan_backend 'triton9' is unknown; choose one of auto, reference, chunked"
+    ):
         mixer(scan_backend="triton9")

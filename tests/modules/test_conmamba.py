@@ -12,7 +12,9 @@ D_MODEL = 16
 def block(causal=False, kernel_size=7):
     """A block whose biases are not zero, as after training: it is through them that padding leaks."""
     torch.manual_seed(0)
-    model = ConMambaBlock(d_model=D_MODEL, d_ffn=32, kernel_size=kernel_size, dropout=0.1, causal=causal, d_state=4).eval()
+    model = ConMambaBlock(
+        d_model=D_MODEL, d_ffn=32, kernel_size=kernel_size, dropout=0.1, causal=causal, d_state=4
+    ).eval()
     for parameter in model.parameters():
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, 0.5)
@@ -42,7 +44,9 @@ def test_convolution_branch_sees_zeros_past_the_end(causal):
     x = padded(torch.float64)
     batch = branch(x, LENGTHS)
     for row, inputs, n in zip(batch, x, LENGTHS.tolist(), strict=True):
-        torch.testing.assert_close(row[:n], branch(inputs[None, :n], torch.tensor([n]))[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            row[:n], branch(inputs[None, :n], torch.tensor([n]))[0], rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("frame", [1, 8, 18])

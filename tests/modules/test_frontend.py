@@ -22,7 +22,9 @@ def features():
 
 def subsampling(causal=False, **options):
     torch.manual_seed(0)
-    return ConvSubsampling(n_mels=N_MELS, channels=[6, 4], d_model=16, dropout=0.1, causal=causal, **options).eval()
+    return ConvSubsampling(
+        n_mels=N_MELS, channels=[6, 4], d_model=16, dropout=0.1, causal=causal, **options
+    ).eval()
 
 
 def padded_wavs(lengths, fill):
@@ -30,7 +32,9 @@ def padded_wavs(lengths, fill):
     torch.manual_seed(1)
     wavs = torch.randn(len(lengths), max(lengths) + 777) * torch.logspace(-3, 0, len(lengths)).unsqueeze(1)
     padding = ~valid_mask(torch.tensor(lengths), wavs.shape[1])
-    wavs[padding] = float("nan") if fill == "nan" else 0.0 if fill == "zeros" else 10 * torch.randn(int(padding.sum()))
+    wavs[padding] = (
+        float("nan") if fill == "nan" else 0.0 if fill == "zeros" else 10 * torch.randn(int(padding.sum()))
+    )
     return wavs
 
 
@@ -62,7 +66,9 @@ def test_empty_stays_empty(features):
     assert subsampling().output_lengths(0) == 0
     out, frames = features(torch.randn(2, 800), torch.tensor([0, 800]))
     states, lengths = subsampling()(out, frames)
-    assert frames[0] == 0 == lengths[0] and not out[0].any() and not states[0].any() and states.isfinite().all()
+    assert (
+        frames[0] == 0 == lengths[0] and not out[0].any() and not states[0].any() and states.isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("fill", ["zeros", "noise", "nan"])
@@ -72,13 +78,15 @@ def test_features_do_not_depend_on_the_batch(features, fill):
     for row, wav, samples, n in zip(batch, wavs, SAMPLES, frames.tolist(), strict=True):
         alone, _ = features(wav[None, :samples], torch.tensor([samples]))
         assert alone.shape[1] == n
-        # With two or three frames a band's deviation can be tiny, and dividing by it magnifies the rounding of the dB values.
+        # With two or three frames a band's deviation can be tiny, and dividing by it magnifies the rounding
+        # of the dB values.
         torch.testing.assert_close(row[:n], alone[0], rtol=0, atol=1e-5 if n > 3 else 1e-4)
         assert not row[n:].any()
 
 
 def test_a_click_at_the_end_clips_nothing(features):
-    """The frame past the end sees the last samples best: a limit below its level would raise the floor in a batch only."""
+    """The frame past the end sees the last samples best: a limit below its level would raise the floor in a
+    batch only."""
     torch.manual_seed(0)
     samples = 4159
     wavs = 3e-6 * torch.randn(2, 6000)
@@ -107,7 +115,9 @@ def plain_subsampling(frontend, x, lengths):
     half, x = frontend.kernel_size // 2, x.unsqueeze(2)
     for conv, norm in zip(frontend.convs, frontend.norms, strict=True):
         padding = ~valid_mask(lengths, x.shape[1])
-        image = F.pad(x.masked_fill(padding[..., None, None], 0.0).transpose(1, 2), (half, half, *frontend.time_padding))
+        image = F.pad(
+            x.masked_fill(padding[..., None, None], 0.0).transpose(1, 2), (half, half, *frontend.time_padding)
+        )
         x = F.leaky_relu(norm(conv(image).transpose(1, 2)))
         lengths = torch.stack([torch.tensor(math.ceil(n / 2)) for n in lengths.tolist()])
     return frontend.project(x.flatten(2)).masked_fill(~valid_mask(lengths, x.shape[1]).unsqueeze(-1), 0.0)
@@ -133,7 +143,10 @@ def test_subsampling_is_the_plain_one(causal, kernel_size):
         (y.to(dtype) * weight.to(dtype)).sum().backward()
         return [t.detach().double() for t in (y, given.grad, *(p.grad for p in frontend.parameters()))]
 
-    runs = [lambda given: frontend(given, lengths)[0], lambda given: plain_subsampling(frontend, given, lengths)]
+    runs = [
+        lambda given: frontend(given, lengths)[0],
+        lambda given: plain_subsampling(frontend, given, lengths),
+    ]
     ours, exact = (results(run, torch.float64) for run in runs)
     for a, b in zip(ours, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
@@ -215,6 +228,8 @@ def test_the_time_of_an_encoder_frame_is_when_a_click_moves_it_most():
     click = noise.clone()
     click[0, 9600] += 3.0
     with torch.no_grad():
-        without, with_click = (frontend(*features(wav, torch.tensor([19200])))[0][0] for wav in (noise, click))
+        without, with_click = (
+            frontend(*features(wav, torch.tensor([19200])))[0][0] for wav in (noise, click)
+        )
     frame = int((with_click - without).norm(dim=1).argmax())
     assert frontend.centres(frame) * features.hop_seconds == pytest.approx(0.6)

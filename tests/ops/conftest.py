@@ -23,7 +23,8 @@ def assert_same_compiled():
 
 @pytest.fixture
 def poisoned():
-    """Deterministic algorithms, under which PyTorch fills new memory with NaN: an element that nobody writes shows."""
+    """Deterministic algorithms, under which PyTorch fills new memory with NaN: an element that nobody writes
+    shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

@@ -12,9 +12,10 @@ from hmamba_asr.ops.ema import ema
 def run(backend, dtype, device, batch=2, length=37, channels=5, lengths=None, with_initial=True):
     g = torch.Generator().manual_seed(0)
     x, weights, initial = (
-        torch.randn(batch, length, channels, generator=g), torch.rand(batch, length, generator=g),
+        torch.randn(batch, length, channels, generator=g),
+        torch.rand(batch, length, generator=g),
         torch.randn(batch, channels, generator=g),
-    )  # fmt: skip
+    )
     weights[:, 0] = 1.0  # as H-Net has it
     xs = [t.to(device, dtype).requires_grad_() for t in (x, weights, initial)]
     y = ema(*xs[:2], lengths=lengths, initial=xs[2] if with_initial else None, backend=backend)
@@ -33,11 +34,17 @@ def test_known_answer():
 @pytest.mark.parametrize("with_initial", [True, False])
 def test_backends_are_the_plain_loop(backend, length, with_initial, device, poisoned):
     lengths = torch.tensor([length, max(1, length // 2)])
-    expected = run("reference", torch.float64, "cpu", length=length, lengths=lengths, with_initial=with_initial)
+    expected = run(
+        "reference", torch.float64, "cpu", length=length, lengths=lengths, with_initial=with_initial
+    )
     actual = run(
-        backend, torch.float32, device if backend == "triton" else "cpu", length=length,
-        lengths=lengths.to(device if backend == "triton" else "cpu"), with_initial=with_initial,
-    )  # fmt: skip
+        backend,
+        torch.float32,
+        device if backend == "triton" else "cpu",
+        length=length,
+        lengths=lengths.to(device if backend == "triton" else "cpu"),
+        with_initial=with_initial,
+    )
     for a, e in zip(actual, expected, strict=True):
         assert relative_error(a, e) < 2e-6
 
@@ -54,7 +61,9 @@ def test_reference_gradients_by_finite_differences():
     x, weights = torch.randn(2, 4, 3, dtype=torch.float64), torch.rand(2, 4, dtype=torch.float64)
     inputs = (x.requires_grad_(), weights.requires_grad_())
     for backend in ("reference", "loop"):
-        assert torch.autograd.gradcheck(lambda a, b, n=backend: ema(a, b, lengths=torch.tensor([4, 2]), backend=n), inputs)
+        assert torch.autograd.gradcheck(
+            lambda a, b, n=backend: ema(a, b, lengths=torch.tensor([4, 2]), backend=n), inputs
+        )
 
 
 @pytest.mark.parametrize("backend", ["reference", "loop", "triton"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from benchmarking import relative_error
 
-from hmamba_asr.ops import mixer_triton
+from hmamba_asr.ops.mixer import fused as mixer_triton
 from hmamba_asr.ops.mixer import mamba_mixer
 
 NAMES = ("x", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", "A_log", "D", "out_proj")
@@ -17,15 +17,24 @@ def weights_for(channels=6, n=4, rank=3, taps=4, d_model=5, groups=2, batch=2, l
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     return [
-        randn(batch, length, d_model), randn(2 * channels, d_model) / 2, randn(groups, channels, taps), randn(groups, channels),
-        randn(groups, channels, 2 * n + rank) / 3, randn(groups, rank, channels), randn(groups, channels) - 1,
-        randn(groups, channels, n) / 2, randn(groups, channels), randn(d_out, channels),
-    ]  # fmt: skip
+        randn(batch, length, d_model),
+        randn(2 * channels, d_model) / 2,
+        randn(groups, channels, taps),
+        randn(groups, channels),
+        randn(groups, channels, 2 * n + rank) / 3,
+        randn(groups, rank, channels),
+        randn(groups, channels) - 1,
+        randn(groups, channels, n) / 2,
+        randn(groups, channels),
+        randn(d_out, channels),
+    ]
 
 
 def run(inputs, backend, dtype, lengths, directions, device="cpu"):
     xs = [x.to(device, dtype).requires_grad_() for x in inputs]
-    y = mamba_mixer(*xs, lengths=None if lengths is None else lengths.to(device), directions=directions, backend=backend)
+    y = mamba_mixer(
+        *xs, lengths=None if lengths is None else lengths.to(device), directions=directions, backend=backend
+    )
     w = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return [y, *torch.autograd.grad((y * w).sum(), xs)]
 
@@ -48,7 +57,13 @@ def test_fused_is_the_plain_mixer(directions, device, poisoned):
 
 @pytest.mark.parametrize(
     "shape",
-    [{"length": 1}, {"channels": 16, "rank": 8, "n": 4}, {"taps": 2, "batch": 1}, {"length": 35}, {"d_model": 7, "d_out": 3}],
+    [
+        {"length": 1},
+        {"channels": 16, "rank": 8, "n": 4},
+        {"taps": 2, "batch": 1},
+        {"length": 35},
+        {"d_model": 7, "d_out": 3},
+    ],
 )
 def test_other_shapes(shape, device, poisoned):
     inputs = weights_for(**shape)
@@ -61,14 +76,18 @@ def test_other_shapes(shape, device, poisoned):
 def test_bfloat16_error(device):
     """Weights stay float32, everything between is bfloat16: no worse than the plain steps under autocast.
 
-    Triton's interpreter cuts bits off where a GPU rounds, which biases every rounding: there only the size is held.
+    Triton's interpreter cuts bits off where a GPU rounds, which biases every rounding: there only the size is
+    held.
     """
     on_gpu = device.type == "cuda"
     inputs, lengths, both = weights_for(length=30), torch.tensor([30, 11]), ("forward", "reverse")
     expected = run(inputs, "reference", torch.float64, lengths, both)
 
     def errors(backend, device):
-        xs = [x.to(device, torch.bfloat16 if i == 0 else torch.float32).requires_grad_() for i, x in enumerate(inputs)]
+        xs = [
+            x.to(device, torch.bfloat16 if i == 0 else torch.float32).requires_grad_()
+            for i, x in enumerate(inputs)
+        ]
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             y = mamba_mixer(*xs, lengths=lengths.to(device), backend=backend)
         assert y.dtype == torch.bfloat16
@@ -77,7 +96,9 @@ def test_bfloat16_error(device):
         assert [x.dtype for x in outputs] == [torch.bfloat16] * 2 + [torch.float32] * 9
         return [relative_error(a, e) for a, e in zip(outputs, expected, strict=True)]
 
-    for name, fused, plain in zip(["output", *NAMES], errors("triton", device), errors("chunked", "cpu"), strict=True):
+    for name, fused, plain in zip(
+        ["output", *NAMES], errors("triton", device), errors("chunked", "cpu"), strict=True
+    ):
         assert fused < (1.25 * plain + 2e-3 if on_gpu else 0.1), name
 
 
@@ -133,7 +154,9 @@ def test_backward_inside_autocast(device):
 def test_no_second_derivatives(device):
     """Better an error than a part of them."""
     inputs = [x.float().to(device).requires_grad_() for x in weights_for(length=3)]
-    (grad,) = torch.autograd.grad(mamba_mixer(*inputs, backend="triton").pow(2).sum(), inputs[0], create_graph=True)
+    (grad,) = torch.autograd.grad(
+        mamba_mixer(*inputs, backend="triton").pow(2).sum(), inputs[0], create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -144,7 +167,9 @@ def test_the_graph_may_be_kept_and_weights_frozen(device):
     first = torch.autograd.grad(loss, inputs, retain_graph=True)
     for a, e in zip(torch.autograd.grad(loss, inputs), first, strict=True):
         torch.testing.assert_close(a, e)
-    frozen = [x.detach() if name in ("x", "in_proj", "A_log") else x for name, x in zip(NAMES, inputs, strict=True)]
+    frozen = [
+        x.detach() if name in ("x", "in_proj", "A_log") else x for name, x in zip(NAMES, inputs, strict=True)
+    ]
     trained = [x for x in frozen if x.requires_grad]
     found = torch.autograd.grad(mamba_mixer(*frozen, backend="triton").pow(2).sum(), trained)
     expected = [e for e, x in zip(first, frozen, strict=True) if x.requires_grad]
@@ -158,7 +183,9 @@ def test_the_graph_may_be_kept_and_weights_frozen(device):
 def test_products_over_any_number_of_frames_are_cut_to_what_is_asked_for(frames, given, wanted, device):
     a, b = (torch.randn(2, frames, columns, device=device).to(given) for columns in (8, 16))
     expected = a.double().transpose(1, 2) @ b.double()
-    tolerance = {"rtol": 1e-5, "atol": 1e-4} if given == wanted == torch.float32 else {"rtol": 0.02, "atol": 0.2}
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-4} if given == wanted == torch.float32 else {"rtol": 0.02, "atol": 0.2}
+    )
     for rows, columns in ((8, 16), (5, 9)):
         out = torch.full((2, rows, columns), float("nan"), device=device, dtype=wanted)
         mixer_triton._product(a, b, out)

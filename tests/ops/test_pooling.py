@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from hmamba_asr.ops.backends import unavailable_reason
-from hmamba_asr.ops.boundaries import positions
-from hmamba_asr.ops.pooling import pool_chunks
+from hmamba_asr.ops.dispatch import unavailable_reason
+from hmamba_asr.ops.segment import positions
+from hmamba_asr.ops.segment.pooling import pool_chunks
 
 LENGTHS = torch.tensor([23, 1, 8, 0])
 
 
 def inputs(width=6, dtype=torch.float32, spread=1.0):
-    """x, scores, chunks of random lengths, and one utterance that is a single chunk; NaN behind utterances' ends."""
+    """x, scores, chunks of random lengths, and one utterance that is a single chunk; NaN behind utterances'
+    ends."""
     torch.manual_seed(width)
     inside = torch.arange(23) < LENGTHS.unsqueeze(1)
     mask = torch.rand(4, 23) < 0.4
@@ -27,9 +28,14 @@ def run(x, scores, mask, backend, device="cpu", lengths=LENGTHS):
     x, scores = (y.to(device).detach().requires_grad_() for y in (x, scores))
     most = int(counts.max())
     out = pool_chunks(
-        x, scores, chunk_frames=chunk_frames[:, :most], frame_to_chunk=frame_to_chunk, counts=counts,
-        lengths=lengths.to(device), backend=backend,
-    )  # fmt: skip
+        x,
+        scores,
+        chunk_frames=chunk_frames[:, :most],
+        frame_to_chunk=frame_to_chunk,
+        counts=counts,
+        lengths=lengths.to(device),
+        backend=backend,
+    )
     weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(out)
     return [y.cpu() for y in (out.detach(), *torch.autograd.grad((out * weights).sum(), (x, scores)))]
 
@@ -39,19 +45,31 @@ def test_by_hand():
     scores = torch.tensor([[1.0, 3.0, 1e-30, 2.0, 1.0]]).log()
     frame_to_chunk, chunk_frames, counts = positions(torch.tensor([[True, False, True, False, False]]))
     out = pool_chunks(
-        x, scores, chunk_frames=chunk_frames[:, :3], frame_to_chunk=frame_to_chunk, counts=counts, lengths=torch.tensor([4]),
+        x,
+        scores,
+        chunk_frames=chunk_frames[:, :3],
+        frame_to_chunk=frame_to_chunk,
+        counts=counts,
+        lengths=torch.tensor([4]),
         backend="reference",
-    )  # fmt: skip
+    )
     torch.testing.assert_close(out, torch.tensor([[[2.5], [9.0], [0.0]]]))
 
 
 def test_gradients_by_finite_differences():
     x, scores = torch.randn(1, 8, 2, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
-    frame_to_chunk, chunk_frames, counts = positions(torch.tensor([[True, False, True, False, False, True, False, False]]))
+    frame_to_chunk, chunk_frames, counts = positions(
+        torch.tensor([[True, False, True, False, False, True, False, False]])
+    )
 
     def pooled(x, scores):
         return pool_chunks(
-            x, scores, chunk_frames=chunk_frames[:, :3], frame_to_chunk=frame_to_chunk, counts=counts, lengths=torch.tensor([7])
+            x,
+            scores,
+            chunk_frames=chunk_frames[:, :3],
+            frame_to_chunk=frame_to_chunk,
+            counts=counts,
+            lengths=torch.tensor([7]),
         )
 
     assert torch.autograd.gradcheck(pooled, (x.requires_grad_(), scores.requires_grad_()))
@@ -96,12 +114,18 @@ def test_gradients_of_either_alone(wanted, device):
     grads = [
         torch.autograd.grad(
             pool_chunks(
-                x, scores, chunk_frames=chunk_frames, frame_to_chunk=frame_to_chunk, counts=counts, lengths=LENGTHS.to(device),
+                x,
+                scores,
+                chunk_frames=chunk_frames,
+                frame_to_chunk=frame_to_chunk,
+                counts=counts,
+                lengths=LENGTHS.to(device),
                 backend=backend,
-            ).sum(), leaf,
+            ).sum(),
+            leaf,
         )[0]
         for backend in ("reference", "triton")
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-5)
 
 
@@ -120,7 +144,15 @@ def test_what_the_kernel_gives_an_utterance_does_not_depend_on_its_batch(device)
     for row, n in enumerate(LENGTHS.tolist()[:3]):
         frame_to_chunk, chunk_frames, counts = (y.to(device) for y in positions(mask[row : row + 1, :n]))
         alone = pool_chunks(
-            x[row : row + 1, :n].to(device), scores[row : row + 1, :n].to(device), chunk_frames=chunk_frames[:, : int(counts)],
-            frame_to_chunk=frame_to_chunk, counts=counts, lengths=LENGTHS[row : row + 1].to(device), backend="triton",
-        )  # fmt: skip
-        assert torch.equal(together[row, : int(counts)], alone[0].cpu()) and not together[row, int(counts) :].any()
+            x[row : row + 1, :n].to(device),
+            scores[row : row + 1, :n].to(device),
+            chunk_frames=chunk_frames[:, : int(counts)],
+            frame_to_chunk=frame_to_chunk,
+            counts=counts,
+            lengths=LENGTHS[row : row + 1].to(device),
+            backend="triton",
+        )
+        assert (
+            torch.equal(together[row, : int(counts)], alone[0].cpu())
+            and not together[row, int(counts) :].any()
+        )

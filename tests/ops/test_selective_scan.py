@@ -1,4 +1,5 @@
-"""Every backend against the time loop, outputs and every gradient; the time loop against finite differences."""
+"""Every backend against the time loop, outputs and every gradient; the time loop against finite
+differences."""
 
 import pytest
 import torch
@@ -17,9 +18,14 @@ def random_inputs(batch, length, channels, n, *, groups=2, dtype=torch.float64, 
         return torch.randn(*shape, generator=g, dtype=dtype)
 
     tensors = [
-        randn(groups, batch, length, channels), randn(groups, batch, length, channels), -randn(groups, channels, n).exp(),
-        randn(groups, batch, length, n), randn(groups, batch, length, n), randn(groups, channels), randn(groups, channels),
-    ]  # fmt: skip
+        randn(groups, batch, length, channels),
+        randn(groups, batch, length, channels),
+        -randn(groups, channels, n).exp(),
+        randn(groups, batch, length, n),
+        randn(groups, batch, length, n),
+        randn(groups, channels),
+        randn(groups, channels),
+    ]
     return [t.requires_grad_(requires_grad) for t in tensors]
 
 
@@ -34,7 +40,9 @@ def assert_same(inputs, lengths, *, tolerance, directions=("forward", "reverse")
     actual, actual_grads = outputs_and_gradients(inputs, lengths, backend, directions)
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     for name, a, e in zip(NAMES, actual_grads, expected_grads, strict=True):
-        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance * e.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a, e, rtol=tolerance, atol=tolerance * e.abs().max().item(), msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.fixture
@@ -54,10 +62,18 @@ def test_chunked_at_real_widths(n):
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=st.integers(1, 3), length=st.integers(1, 30), channels=st.integers(1, 6), n=st.integers(1, 5), data=st.data())
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(1, 30),
+    channels=st.integers(1, 6),
+    n=st.integers(1, 5),
+    data=st.data(),
+)
 def test_chunked_random_shapes(batch, length, channels, n, data):
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=batch, max_size=batch)))
-    directions = data.draw(st.sampled_from([("forward",), ("reverse",), ("forward", "reverse"), ("reverse", "forward")]))
+    directions = data.draw(
+        st.sampled_from([("forward",), ("reverse",), ("forward", "reverse"), ("reverse", "forward")])
+    )
     inputs = random_inputs(batch, length, channels, n, groups=len(directions), seed=length)
     assert_same(inputs, lengths, tolerance=1e-10, directions=directions)
 
@@ -123,7 +139,9 @@ def test_known_answer():
     """One channel, one state, A = -ln 2, dt = 1: the state halves every frame."""
     one = torch.ones(1, 3, 1, dtype=torch.float64)
     u = torch.tensor([[[1.0], [0.0], [4.0]]], dtype=torch.float64)
-    delta = torch.full_like(one, torch.tensor(1.0, dtype=torch.float64).expm1().log())  # softplus inverse of 1
+    delta = torch.full_like(
+        one, torch.tensor(1.0, dtype=torch.float64).expm1().log()
+    )  # softplus inverse of 1
     A = torch.full((1, 1), -torch.tensor(2.0).log().item(), dtype=torch.float64)
     forward = selective_scan(u, delta, A, one, one)
     backward = selective_scan(u, delta, A, one, one, direction="reverse")
@@ -156,7 +174,9 @@ def test_absent_mamba_ssm_is_an_error_and_not_another_backend():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(mamba_ssm.unavailable_reason() is not None, reason="mamba-ssm is not installed with its kernel")
+@pytest.mark.skipif(
+    mamba_ssm.unavailable_reason() is not None, reason="mamba-ssm is not installed with its kernel"
+)
 def test_mamba_ssm_is_the_time_loop():
     inputs = [x.detach().float().cuda().requires_grad_() for x in random_inputs(3, 65, 32, 16)]
     assert_same(inputs, torch.tensor([65, 40, 1], device="cuda"), tolerance=2e-3, backend="mamba_ssm")

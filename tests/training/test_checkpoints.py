@@ -14,7 +14,9 @@ from hmamba_asr.training.checkpoints import PARTIAL_PREFIX, AtomicCheckpointer
 
 
 def new_checkpointer(folder, *, units: int = 3) -> AtomicCheckpointer:
-    return AtomicCheckpointer(folder, {"first": torch.nn.Linear(units, 2), "second": torch.nn.Linear(units, 2)})
+    return AtomicCheckpointer(
+        folder, {"first": torch.nn.Linear(units, 2), "second": torch.nn.Linear(units, 2)}
+    )
 
 
 def weight(checkpointer: AtomicCheckpointer) -> float:
@@ -48,7 +50,10 @@ def test_saved_and_loaded(tmp_path):
     fill(checkpointer, 4.0)
     saved = checkpointer.save_checkpoint(meta={"epoch": 1})
     assert folders(checkpointer) == [saved.path.name] and saved.path.name.startswith("CKPT+")
-    assert all(path.is_file() for path in saved.paramfiles.values()) and set(saved.paramfiles) == {"first", "second"}
+    assert all(path.is_file() for path in saved.paramfiles.values()) and set(saved.paramfiles) == {
+        "first",
+        "second",
+    }
     fill(checkpointer, 0.0)
     assert checkpointer.recover_if_possible().meta["epoch"] == 1
     assert weight(checkpointer) == 4.0
@@ -66,7 +71,9 @@ def test_killed_between_two_files(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Killed):
         fail_on_second_file(patched, Killed())
         checkpointer.save_checkpoint()
-    assert any(name.startswith(PARTIAL_PREFIX) for name in folders(checkpointer)), "the kill left nothing behind"
+    assert any(name.startswith(PARTIAL_PREFIX) for name in folders(checkpointer)), (
+        "the kill left nothing behind"
+    )
     assert [c.path for c in checkpointer.list_checkpoints()] == [good.path]
 
     restarted = new_checkpointer(tmp_path)
@@ -93,7 +100,11 @@ def test_killed_while_deleting(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed\nwriting file data/0")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed\nwriting file data/0"),
+    ],
 )
 def test_disk_full(tmp_path, monkeypatch, error):
     checkpointer = new_checkpointer(tmp_path)
@@ -122,7 +133,9 @@ def test_disk_full_at_the_flush(tmp_path, monkeypatch):
 def test_changed_model(tmp_path):
     new_checkpointer(tmp_path).save_checkpoint()
     changed = new_checkpointer(tmp_path, units=5)
-    with pytest.raises(ValueError, match="does not fit the model that the YAML describes.*output_folder") as raised:
+    with pytest.raises(
+        ValueError, match="does not fit the model that the YAML describes.*output_folder"
+    ) as raised:
         changed.recover_if_possible()
     assert "\n" not in str(raised.value)
 

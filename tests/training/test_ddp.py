@@ -16,7 +16,9 @@ def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_pat
     assert double.code == 0, double.errors
 
     steps, expected = double.records(), single.records()
-    assert [s["optimizer_step"] for s in steps] == [s["optimizer_step"] for s in expected] == list(range(1, 13))
+    assert (
+        [s["optimizer_step"] for s in steps] == [s["optimizer_step"] for s in expected] == list(range(1, 13))
+    )
     for key in ("loss", "loss_ctc", "loss_attention", "grad_norm", "learning_rate"):
         assert [s[key] for s in steps] == pytest.approx([s[key] for s in expected], rel=1e-4), key
     for key in ("loss", "valid_loss", "valid_wer"):

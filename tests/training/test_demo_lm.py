@@ -1,4 +1,5 @@
-"""The demo's language model, trained on the demo's sentences by its own YAML, mends what the sound leaves open."""
+"""The demo's language model, trained on the demo's sentences by its own YAML, mends what the sound leaves
+open."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from hmamba_asr.data.tokenizer import load_tokenizer, train_tokenizer
 from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.models.encoder import ConMambaEncoder
+from hmamba_asr.models.conmamba import ConMambaEncoder
 from hmamba_asr.modules.frontend import ConvSubsampling
 
 VOCAB, BLANK, BOS, EOS = 90, 0, 1, 2  # of the demo's YAMLs
@@ -40,16 +41,26 @@ def demo_lm(sentences, train_lm_script, repo, tmp_path):
     manifest = tmp_path / "train.csv"
     model = train_tokenizer(manifest=manifest, output_folder=tmp_path, vocab_size=VOCAB, model_type="bpe")
     options = {
-        "tokenizer_file": model, "train_text": f"[{manifest}]", "valid_text": f"[{tmp_path / 'dev-clean.csv'}]",
-        "output_folder": tmp_path / "lm", "number_of_epochs": 8, "avg_checkpoints": 1,
-    }  # fmt: skip
+        "tokenizer_file": model,
+        "train_text": f"[{manifest}]",
+        "valid_text": f"[{tmp_path / 'dev-clean.csv'}]",
+        "output_folder": tmp_path / "lm",
+        "number_of_epochs": 8,
+        "avg_checkpoints": 1,
+    }
     argv = [str(repo / "hparams" / "lm" / "transformer_lm_demo.yaml"), "--noprogressbar"]
-    assert train_lm_script.main(argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]) == 0
+    assert (
+        train_lm_script.main(
+            argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        )
+        == 0
+    )
     return tmp_path / "lm" / "export", load_tokenizer(model)
 
 
 def mumbled(tokens, generator):
-    """CTC posteriors (2 U + 1, vocab): a token is clear, or, one in three, a little less likely than another one."""
+    """CTC posteriors (2 U + 1, vocab): a token is clear, or, one in three, a little less likely than another
+    one."""
     logits = torch.full((2 * len(tokens) + 1, VOCAB), -8.0)
     logits[0::2, BLANK] = 0.0
     for place, token in enumerate(tokens):
@@ -66,19 +77,31 @@ def search_of(fusion, lm_folder, lm_weight):
     model = ASRModel(
         frontend=ConvSubsampling(n_mels=20, channels=[4, 4], d_model=16, dropout=0.0),
         encoder=ConMambaEncoder(**sizes, d_state=4),
-        ctc_head=Linear(input_size=16, n_neurons=VOCAB), output_head=Linear(input_size=16, n_neurons=VOCAB), d_model=16,
-        num_decoder_layers=1, nhead=2, d_ffn=32, dropout=0.0,
-    ).eval()  # fmt: skip
+        ctc_head=Linear(input_size=16, n_neurons=VOCAB),
+        output_head=Linear(input_size=16, n_neurons=VOCAB),
+        d_model=16,
+        num_decoder_layers=1,
+        nhead=2,
+        d_ffn=32,
+        dropout=0.0,
+    ).eval()
     ctc = CTCScorer(ctc_fc=nn.Identity(), blank_index=BLANK, eos_index=EOS)
     searcher = JointBeamSearcher(
-        modules=[model, model.output_head], bos_index=BOS, eos_index=EOS, min_decode_ratio=0.0, max_decode_ratio=1.0,
-        beam_size=16, using_eos_threshold=False, scorer=ScorerBuilder(full_scorers=[ctc], weights={"ctc": 1.0}),
-    )  # fmt: skip
+        modules=[model, model.output_head],
+        bos_index=BOS,
+        eos_index=EOS,
+        min_decode_ratio=0.0,
+        max_decode_ratio=1.0,
+        beam_size=16,
+        using_eos_threshold=False,
+        scorer=ScorerBuilder(full_scorers=[ctc], weights={"ctc": 1.0}),
+    )
     return BeamSearch(searcher=searcher, lm_folder=lm_folder, lm_weight=lm_weight, lm_fusion=fusion).searcher
 
 
 def test_the_demos_language_model_lowers_the_wer(demo_lm, sentences):
-    """Sentences that it has not seen. Fusion resolves most of what is open, rescoring what the n-best lists still hold."""
+    """Sentences that it has not seen. Fusion resolves most of what is open, rescoring what the n-best lists
+    still hold."""
     export, tokenizer = demo_lm
     generator = torch.Generator().manual_seed(0)
     references = {str(i): text for i, text in enumerate(sentences["dev-clean"])}
@@ -88,7 +111,9 @@ def test_the_demos_language_model_lowers_the_wer(demo_lm, sentences):
 
     def wer(fusion, lm_folder=None, lm_weight=0.0):
         found = search_of(fusion, lm_folder, lm_weight).search(states, lengths)
-        texts = {i: tokenizer.decode(hypotheses[0].tokens) for i, hypotheses in zip(references, found, strict=True)}
+        texts = {
+            i: tokenizer.decode(hypotheses[0].tokens) for i, hypotheses in zip(references, found, strict=True)
+        }
         return score_split(references, texts).wer.rate
 
     without, fused, rescored = wer("shallow"), wer("shallow", export, 0.3), wer("rescore", export, 0.3)

@@ -10,7 +10,7 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
 from hmamba_asr.evaluation.results import load_results
-from hmamba_asr.training.testing import load_best
+from hmamba_asr.evaluation.run import load_best
 
 # ---- errors a user can make -------------------------------------------------------------------------------------------
 
@@ -27,11 +27,20 @@ from hmamba_asr.training.testing import load_best
         ({"encoder": "{num_layer: 1}"}, "cannot be built: .*num_layer"),
         ({"data_folder": "not_there"}, "data_folder 'not_there' is not a folder; give --data_folder DIR"),
         ({"data_folder": ""}, "data_folder '' is not a folder"),
-        ({"train_splits": "[train, train-other]"}, "Missing in data_folder .*: train-other .*Folders there: dev-clean,"),
-        ({"vocab_size": 5000}, r"cannot be made from these 24 transcripts: the largest vocab_size that works is \d+"),
+        (
+            {"train_splits": "[train, train-other]"},
+            "Missing in data_folder .*: train-other .*Folders there: dev-clean,",
+        ),
+        (
+            {"vocab_size": 5000},
+            r"cannot be made from these 24 transcripts: the largest vocab_size that works is \d+",
+        ),
         ({"test_only": True}, "there is no checkpoint in .*; train first"),
         ({"nonfinite": "explode"}, "nonfinite is 'explode'; choose one of stop, skip"),
-        ({"train_loader": "{max_batch_seconds: 1}"}, "the longest training utterance lasts 1.2 s and max_batch_seconds is 1"),
+        (
+            {"train_loader": "{max_batch_seconds: 1}"},
+            "the longest training utterance lasts 1.2 s and max_batch_seconds is 1",
+        ),
     ],
 )
 def test_one_sentence(train_script, recipe, tmp_path, overrides, sentence):
@@ -41,19 +50,31 @@ def test_one_sentence(train_script, recipe, tmp_path, overrides, sentence):
 
 
 def test_an_option_given_twice(train_script, recipe, tmp_path):
-    argv = [*recipe.arguments(tmp_path / "run"), "--train_loader", "{max_batch_seconds: 9}", "--train_loader", "{shuffle: false}"]
-    with pytest.raises(ValueError, match="^--train_loader is given more than once; write it once, with all its parts.$"):
+    argv = [
+        *recipe.arguments(tmp_path / "run"),
+        "--train_loader",
+        "{max_batch_seconds: 9}",
+        "--train_loader",
+        "{shuffle: false}",
+    ]
+    with pytest.raises(
+        ValueError, match="^--train_loader is given more than once; write it once, with all its parts.$"
+    ):
         train_script.main(argv)
 
 
 def test_missing_yaml(train_script):
-    with pytest.raises(FileNotFoundError, match="there is no YAML no/such.yaml; the repository's own stand in hparams/"):
+    with pytest.raises(
+        FileNotFoundError, match="there is no YAML no/such.yaml; the repository's own stand in hparams/"
+    ):
         train_script.main(["no/such.yaml"])
 
 
 def test_data_folder_not_given(train_script, repo, tmp_path):
     with pytest.raises(ValueError, match="data_folder") as raised:
-        train_script.main([str(repo / "hparams" / "conmamba_demo.yaml"), "--output_folder", str(tmp_path / "run")])
+        train_script.main(
+            [str(repo / "hparams" / "conmamba_demo.yaml"), "--output_folder", str(tmp_path / "run")]
+        )
     assert "\n" not in str(raised.value)
 
 
@@ -61,12 +82,20 @@ def test_word_that_is_no_option(train_script, recipe, tmp_path):
     yaml, *options = recipe.arguments(tmp_path)
     for words, sentence in (
         ([yaml, "seven"], "'seven' is one word too many: options have the form --key value"),
-        ([yaml, "--noprogressbar", "true", *options], "'true' is one word too many: --noprogressbar is a switch"),
-        ([yaml, *options, "--train_splits", "[a,", "b]"], "'b]' is one word too many: .*quote a value that holds spaces"),
+        (
+            [yaml, "--noprogressbar", "true", *options],
+            "'true' is one word too many: --noprogressbar is a switch",
+        ),
+        (
+            [yaml, *options, "--train_splits", "[a,", "b]"],
+            "'b]' is one word too many: .*quote a value that holds spaces",
+        ),
     ):
         with pytest.raises(ValueError, match=sentence):
             train_script.main(words)
-    with pytest.raises(ValueError, match="did you mean --seed"):  # SpeechBrain's run options may come before the YAML
+    with pytest.raises(
+        ValueError, match="did you mean --seed"
+    ):  # SpeechBrain's run options may come before the YAML
         train_script.main(["--noprogressbar", "--device", "cpu", yaml, "--sed", "7"])
 
 
@@ -90,7 +119,12 @@ def test_resolved_yaml_says_what_is_run(train_script, recipe, tmp_path):
     argv = recipe.arguments(tmp_path, precision="bf16", grad_accumulation_factor=3, nonfinite="skip")
     experiment = train_script.Experiment(argv)
     for text in (experiment.hparams_text, (tmp_path / "hyperparams.yaml").read_text()):
-        for line in ("precision: bf16", "grad_accumulation_factor: 3", "nonfinite: skip", "max_batch_seconds: 4 "):
+        for line in (
+            "precision: bf16",
+            "grad_accumulation_factor: 3",
+            "nonfinite: skip",
+            "max_batch_seconds: 4 ",
+        ):
             assert line in text
     assert experiment.run_opts.precision == experiment.hparams["precision"] == "bf16"
 
@@ -118,14 +152,18 @@ def test_initial_weights_are_a_function_of_the_seed(train_script, recipe, tmp_pa
 
 def test_accumulated_unequal_batches_equal_one_large(new_brain, tmp_path):
     def step(name, sizes):
-        brain, train_set, _, _ = new_brain(tmp_path / name, randomness=False, grad_accumulation_factor=len(sizes))
+        brain, train_set, _, _ = new_brain(
+            tmp_path / name, randomness=False, grad_accumulation_factor=len(sizes)
+        )
         brain.make_dataloader(train_set, Stage.TRAIN)
         brain.on_fit_start()
         brain.on_stage_start(Stage.TRAIN, 1)
         brain.modules.train()
         gradients = []
         model = brain.raw_model
-        brain.optimizer.step = lambda: gradients.extend(p.grad.clone() for p in model.parameters() if p.grad is not None)
+        brain.optimizer.step = lambda: gradients.extend(
+            p.grad.clone() for p in model.parameters() if p.grad is not None
+        )
         utterances = iter(range(0, 24, 3))
         for brain.step, size in enumerate(sizes, start=1):
             brain.fit_batch(PaddedBatch([train_set[next(utterances)] for _ in range(size)]))
@@ -149,7 +187,9 @@ def test_optimizer_step_limit(new_brain, tmp_path):
         brain.fit(brain.hparams.epoch_counter, train_set, valid_set)
         assert brain.optimizer_step == 4
         assert brain.hparams.epoch_counter.current == 1
-        records = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()
+        ]
         assert [r["kind"] for r in records] == ["step"] * 4 + ["epoch"]
 
 

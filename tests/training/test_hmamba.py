@@ -1,4 +1,5 @@
-"""Training an H-Mamba: the router's learning rate, schedules that survive a kill, and the same numbers on several processes."""
+"""Training an H-Mamba: the router's learning rate, schedules that survive a kill, and the same numbers on
+several processes."""
 
 from __future__ import annotations
 
@@ -13,30 +14,55 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.nnet.linear import Linear
 
 from hmamba_asr import cli
-from hmamba_asr.evaluation.boundaries import read_chunks
+from hmamba_asr.evaluation.probing import ctc_alignments, measure_stability
+from hmamba_asr.evaluation.segmentation import read_chunks
 from hmamba_asr.evaluation.wer import read_trn
-from hmamba_asr.probing import ctc_alignments, measure_stability
-from hmamba_asr.training import stages
+from hmamba_asr.training import chunk_statistics as stages
 from hmamba_asr.training.losses import RatioLoss
 
 ROUTER = {
-    "yaml": "router_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
-}  # fmt: skip
+    "yaml": "router_mini",
+    "encoder": None,
+    "outer": "{num_layers: 1, d_state: 4}",
+    "inner": "{num_layers: 1, d_state: 4}",
+}
 H_MAMBA = {**ROUTER, "yaml": "hmamba_mini"}
 H_NET = {**ROUTER, "yaml": "hnet_an4", "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}"}
 STEP_FIGURES = (
-    "loss", "loss_intermediate_ctc", "loss_ratio", "learning_rate", "grad_norm", "stage0_kept", "stage0_kept_std",
-    "stage0_kept_min", "stage0_kept_max", "stage0_prob", "stage0_chunk_ms", "stage0_ratio_loss", "stage0_floored",
-)  # fmt: skip
-EPOCH_FIGURES = ("loss", "valid_loss", "valid_infeasible", "stage0_kept_min", "valid_stage0_kept", "valid_stage0_chunk_ms_max")
+    "loss",
+    "loss_intermediate_ctc",
+    "loss_ratio",
+    "learning_rate",
+    "grad_norm",
+    "stage0_kept",
+    "stage0_kept_std",
+    "stage0_kept_min",
+    "stage0_kept_max",
+    "stage0_prob",
+    "stage0_chunk_ms",
+    "stage0_ratio_loss",
+    "stage0_floored",
+)
+EPOCH_FIGURES = (
+    "loss",
+    "valid_loss",
+    "valid_infeasible",
+    "stage0_kept_min",
+    "valid_stage0_kept",
+    "valid_stage0_chunk_ms_max",
+)
 
 
 def same_figures(run, reference, rel: float, *, ratio_loss: bool) -> None:
     for kind, keys in (("step", STEP_FIGURES), ("epoch", EPOCH_FIGURES)):
         records, expected = run.records(kind), reference.records(kind)
         assert [r["optimizer_step"] for r in records] == [r["optimizer_step"] for r in expected]
-        for key in keys if ratio_loss else [key for key in keys if not key.endswith(("loss_ratio", "ratio_loss"))]:
-            assert [r[key] for r in records] == pytest.approx([r[key] for r in expected], rel=rel, abs=1e-6), key
+        for key in (
+            keys if ratio_loss else [key for key in keys if not key.endswith(("loss_ratio", "ratio_loss"))]
+        ):
+            assert [r[key] for r in records] == pytest.approx(
+                [r[key] for r in expected], rel=rel, abs=1e-6
+            ), key
 
 
 def three_steps(brain, train_set) -> None:
@@ -80,16 +106,21 @@ def test_the_log_of_a_step(new_brain, tmp_path):
 @pytest.mark.parametrize(
     "variant",
     [
-        {"chunker": "{target_ratio: 1}"}, {"chunker": "{target_ratio: 3}"}, {"encoder": "{output: frames}"},
-        {"yaml": "router_mini"}, {"yaml": "router_mini", "chunker": "{target_ratio: 1}"},
+        {"chunker": "{target_ratio: 1}"},
+        {"chunker": "{target_ratio: 3}"},
+        {"encoder": "{output: frames}"},
+        {"yaml": "router_mini"},
+        {"yaml": "router_mini", "chunker": "{target_ratio: 1}"},
         {"yaml": "router_mini", "encoder": "{output: frames}"},
     ],
-)  # fmt: skip
+)
 def test_variants_take_steps(new_brain, tmp_path, variant):
     brain, train_set, *_ = new_brain(**H_MAMBA | variant)
     before = {name: parameter.detach().clone() for name, parameter in brain.raw_model.named_parameters()}
     three_steps(brain, train_set)
-    assert [name for name, parameter in brain.raw_model.named_parameters() if torch.equal(parameter, before[name])] == []
+    assert [
+        name for name, parameter in brain.raw_model.named_parameters() if torch.equal(parameter, before[name])
+    ] == []
     last = json.loads((tmp_path / "run" / "train_log.jsonl").read_text().splitlines()[-1])
     if "target_ratio: 1" in variant.get("chunker", ""):  # the flat encoder, in two parts
         assert last["stage0_kept"] == last["stage0_prob"] == 1
@@ -99,16 +130,20 @@ def test_variants_take_steps(new_brain, tmp_path, variant):
 
 
 def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
-    """Whose head is the recogniser's own, saved once; before it has learned anything an utterance has half as many again as its
-    share."""
+    """Whose head is the recogniser's own, saved once; before it has learned anything an utterance has half as
+    many again as its share."""
     brain, train_set, *_ = new_brain(**H_MAMBA | {"chunker": "{target_ratio: 4, window: null}"})
     model = brain.raw_model
     assert model.encoder.chunker.ctc_head is model.ctc_head
     assert [name for name in model.state_dict() if "chunker" in name] == []
     three_steps(brain, train_set)
-    first, *_, last = [json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()]
+    first, *_, last = [
+        json.loads(line) for line in (tmp_path / "run" / "train_log.jsonl").read_text().splitlines()
+    ]
     said = -(-(1 + len(train_set[1]["sig"]) // 160) // 4)
-    shares = [(math.ceil(n / 4) + math.ceil(n / 8 - 0.02)) / n for n in (said - 1, said, said + 1)]  # the speed is perturbed
+    shares = [
+        (math.ceil(n / 4) + math.ceil(n / 8 - 0.02)) / n for n in (said - 1, said, said + 1)
+    ]  # the speed is perturbed
     assert any(first["stage0_kept"] == pytest.approx(share) for share in shares)
     assert last["loss_intermediate_ctc"] > 0
 
@@ -140,7 +175,9 @@ def test_a_ratio_loss_needs_a_router(new_brain):
         stages.check_chunkers(brain.raw_model, brain.hparams)
 
 
-@pytest.mark.parametrize(("unlike", "word"), [([0.01, 0.02], "no frame"), ([0.99, 0.98], "each frame"), ([0.01, 0.99], None)])
+@pytest.mark.parametrize(
+    ("unlike", "word"), [([0.01, 0.02], "no frame"), ([0.99, 0.98], "each frame"), ([0.01, 0.99], None)]
+)
 def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, unlike, word):
     """In spite of a floor, which keeps chunks for the CTC."""
     found: list[str] = []
@@ -148,7 +185,9 @@ def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, 
     brain, train_set, *_ = new_brain(**H_NET | {"encoder": "{output: chunks}"})
     brain.collapse_detector.patience = 3
     said = torch.tensor(unlike).repeat(500)  # of every other frame
-    monkeypatch.setattr(brain.raw_model.encoder.chunker, "dissimilarity", lambda x: x[:, 1:, 0] * 0.0 + said[: x.shape[1] - 1])
+    monkeypatch.setattr(
+        brain.raw_model.encoder.chunker, "dissimilarity", lambda x: x[:, 1:, 0] * 0.0 + said[: x.shape[1] - 1]
+    )
     three_steps(brain, train_set)
     assert [word in message and "up to step 3" in message for message in found] == ([True] if word else [])
 
@@ -176,9 +215,9 @@ def test_what_a_run_leaves(uninterrupted):
         (stage,) = uninterrupted.results["evaluation"][split]["greedy"]["stages"]
         assert sum(kept) / len(kept) == pytest.approx(stage["kept"])
         durations = [1000 * float(x) for item in chunks for x in item.durations()]
-        assert sum(durations) / len(durations) == pytest.approx(stage["chunk_ms"]) and max(durations) == pytest.approx(
-            stage["chunk_ms_max"]
-        )
+        assert sum(durations) / len(durations) == pytest.approx(stage["chunk_ms"]) and max(
+            durations
+        ) == pytest.approx(stage["chunk_ms_max"])
 
 
 @pytest.mark.slow
@@ -188,9 +227,16 @@ def test_pictures_of_boundaries(uninterrupted, recipe, tmp_path, monkeypatch, ca
 
     drawn = {}
     draw = plot_boundaries.draw_boundaries
-    monkeypatch.setattr(plot_boundaries, "draw_boundaries", lambda path, **what: (drawn.update({path: what}), draw(path, **what)))
+    monkeypatch.setattr(
+        plot_boundaries,
+        "draw_boundaries",
+        lambda path, **what: (drawn.update({path: what}), draw(path, **what)),
+    )
     audio = sorted((recipe.corpus / "test-clean").rglob("*.flac"))[-2:]
-    assert plot_boundaries.main([str(uninterrupted.folder), *map(str, audio), "--output", str(tmp_path / "p")]) == 0
+    assert (
+        plot_boundaries.main([str(uninterrupted.folder), *map(str, audio), "--output", str(tmp_path / "p")])
+        == 0
+    )
     assert capsys.readouterr().out.split() == [str(tmp_path / "p" / f"{path.stem}.png") for path in audio]
     for path, what in drawn.items():
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -211,11 +257,16 @@ def test_a_flat_encoder_has_no_boundaries_to_draw(full_run, recipe, capsys):
 
     audio = next((recipe.corpus / "test-clean").rglob("*.flac"))
     assert plot_boundaries.main([str(full_run.folder), str(audio)]) == 2
-    assert f"nothing to draw for {audio.stem}: the encoder of this run has no chunking stage" in capsys.readouterr().err
+    assert (
+        f"nothing to draw for {audio.stem}: the encoder of this run has no chunking stage"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "whole"), [(H_NET, "uninterrupted"), (H_MAMBA, "chunk_rate_run")], ids=["hnet", "hmamba"])
+@pytest.mark.parametrize(
+    ("settings", "whole"), [(H_NET, "uninterrupted"), (H_MAMBA, "chunk_rate_run")], ids=["hnet", "hmamba"]
+)
 def test_kill_9_in_the_middle_of_the_schedules(recipe, request, tmp_path, settings, whole):
     folder, uninterrupted = tmp_path / "killed", request.getfixturevalue(whole)
     argv = recipe.arguments(folder, **settings, ckpt_interval_minutes=0, ckpt_interval_steps=2)
@@ -259,7 +310,10 @@ def chunk_rate_run(recipe, tmp_path_factory):
 def test_boundaries_are_compared_with_the_tokens_of_a_ctc(chunk_rate_run, full_run, capsys):
     """Its own, whose steps are those of its chunks, or another run's."""
     command = ["boundaries", str(chunk_rate_run.folder), "--split", "test-clean", "--utterances", "4"]
-    for more, aligner, chunk_rate in (([], chunk_rate_run, True), (["--aligner", str(full_run.folder)], full_run, False)):
+    for more, aligner, chunk_rate in (
+        ([], chunk_rate_run, True),
+        (["--aligner", str(full_run.folder)], full_run, False),
+    ):
         assert cli.main([*command, *more, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["source"] == {"kind": "CTC", "folder": str(aligner.folder), "chunk_rate": chunk_rate}
@@ -267,7 +321,10 @@ def test_boundaries_are_compared_with_the_tokens_of_a_ctc(chunk_rate_run, full_r
         assert 0 < found["utterances"] <= 4 and found["utterances"] + found["without_alignment"] == 6
         assert cli.main([*command, *more]) == 0
         text = capsys.readouterr().out
-        assert "No forced alignment" in text and ("agreement with its own chunks means nothing" in text) is chunk_rate
+        assert (
+            "No forced alignment" in text
+            and ("agreement with its own chunks means nothing" in text) is chunk_rate
+        )
         assert "In silence" not in text and "Stability" not in text
 
 
@@ -275,7 +332,9 @@ def test_boundaries_are_compared_with_the_tokens_of_a_ctc(chunk_rate_run, full_r
 def test_ctc_alignments_hold_the_reference(chunk_rate_run, full_run):
     references, _ = read_trn(full_run.folder / "test" / "test-clean" / "greedy")
     found = ctc_alignments(full_run.folder, chunk_rate_run.folder, split="test-clean", utterances=6)
-    chunks = {item.id: item for item in read_chunks(chunk_rate_run.folder / "test" / "test-clean" / "chunks.jsonl")}
+    chunks = {
+        item.id: item for item in read_chunks(chunk_rate_run.folder / "test" / "test-clean" / "chunks.jsonl")
+    }
     assert found.alignments and not found.chunk_rate
     for key, alignment in found.alignments.items():
         words = [label for *_, label in alignment.tiers["words"] if label]
@@ -293,7 +352,9 @@ def test_ctc_alignments_hold_the_reference(chunk_rate_run, full_run):
 @pytest.mark.slow
 def test_boundaries_stay_where_the_recording_stays(chunk_rate_run, full_run, capsys):
     folder = chunk_rate_run.folder
-    found = measure_stability(folder, split="test-clean", noise=[200.0, -20.0], speed=[1.0, 1.1], utterances=5)
+    found = measure_stability(
+        folder, split="test-clean", noise=[200.0, -20.0], speed=[1.0, 1.1], utterances=5
+    )
     assert list(found["conditions"]) == ["noise 200 dB", "noise -20 dB", "speed 1", "speed 1.1"]
     for unchanged in ("noise 200 dB", "speed 1"):
         for kinds in found["conditions"][unchanged].values():
@@ -304,9 +365,15 @@ def test_boundaries_stay_where_the_recording_stays(chunk_rate_run, full_run, cap
     command = ["boundaries", str(folder), "--split", "test-clean", "--utterances", "5"]
     assert cli.main([*command, "--noise", "20", "--speed", "1.1", "--json"]) == 0
     stability = json.loads(capsys.readouterr().out)["stability"]
-    assert stability["conditions"]["speed 1.1"] == found["conditions"]["speed 1.1"] and stability["utterances"] == 5
+    assert (
+        stability["conditions"]["speed 1.1"] == found["conditions"]["speed 1.1"]
+        and stability["utterances"] == 5
+    )
     assert cli.main([*command, "--noise", "20"]) == 0
-    assert "Stability: 5 utterances" in (text := capsys.readouterr().out) and "noise 20 dB   20 ms  chunks" in text
+    assert (
+        "Stability: 5 utterances" in (text := capsys.readouterr().out)
+        and "noise 20 dB   20 ms  chunks" in text
+    )
     for wrong, message in (
         (["--speed", "3"], "a speed of 3 is no speech"),
         (["--noise", "20", "--stage", "1"], "no chunking stage 1"),

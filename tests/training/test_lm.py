@@ -1,4 +1,5 @@
-"""A language model is trained, resumed, spread over processes and exported by the loop that trains recognisers."""
+"""A language model is trained, resumed, spread over processes and exported by the loop that trains
+recognisers."""
 
 from __future__ import annotations
 
@@ -32,9 +33,15 @@ def test_perplexity_falls_and_is_that_of_the_exported_model(lm_recipe, full_run)
     # Sentence by sentence, without padding, with the files as a recogniser would load them.
     tokenizer = load_tokenizer(full_run.folder / "export" / "tokenizer.ckpt")
     lm = TransformerLM(
-        20, d_model=16, nhead=2, num_encoder_layers=2, num_decoder_layers=0, d_ffn=32, activation=torch.nn.GELU,
+        20,
+        d_model=16,
+        nhead=2,
+        num_encoder_layers=2,
+        num_decoder_layers=0,
+        d_ffn=32,
+        activation=torch.nn.GELU,
         normalize_before=False,
-    ).eval()  # fmt: skip
+    ).eval()
     lm.load_state_dict(torch.load(full_run.folder / "export" / "lm.ckpt"))
     total = count = 0
     for line in filter(None, lm_recipe.text.read_text().splitlines()):
@@ -43,7 +50,9 @@ def test_perplexity_falls_and_is_that_of_the_exported_model(lm_recipe, full_run)
             log_probs = lm(torch.tensor([[1, *tokens]])).log_softmax(-1)[0]
         total -= float(log_probs.gather(1, torch.tensor([*tokens, 2]).unsqueeze(1)).sum())
         count += len(tokens) + 1
-    assert result["tokens"] == count and result["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert result["tokens"] == count and result["perplexity"] == pytest.approx(
+        math.exp(total / count), rel=1e-4
+    )
 
 
 @pytest.mark.slow
@@ -67,7 +76,9 @@ def test_two_processes_equal_one_with_accumulation(lm_recipe, train_lm_script, t
     single, double = lm_recipe.look(one), lm_recipe.train(lm_recipe.arguments(two, **quiet), two, processes=2)
     assert double.code == 0, double.errors
     for kind, key in (("step", "loss"), ("step", "grad_norm"), ("epoch", "valid_loss")):
-        assert [r[key] for r in double.records(kind)] == pytest.approx([r[key] for r in single.records(kind)], rel=1e-4)
+        assert [r[key] for r in double.records(kind)] == pytest.approx(
+            [r[key] for r in single.records(kind)], rel=1e-4
+        )
     results = [json.loads((folder / "perplexity.json").read_text()) for folder in (one, two)]
     assert results[0]["tokens"] == results[1]["tokens"]
     assert results[0]["perplexity"] == pytest.approx(results[1]["perplexity"], rel=1e-4)

@@ -1,4 +1,5 @@
-"""The hybrid loss against known answers: CTC by enumeration of alignments, smoothed cross-entropy by its formula."""
+"""The hybrid loss against known answers: CTC by enumeration of alignments, smoothed cross-entropy by its
+formula."""
 
 import itertools
 import math
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
-from hmamba_asr.models.encoder import EncoderOutput
+from hmamba_asr.models.outputs import EncoderOutput
 from hmamba_asr.training.losses import hybrid_loss
 
 BLANK, EOS, VOCAB = 0, 2, 5
@@ -22,7 +23,9 @@ def output(ctc_logits, lengths, attention_logits=None):
 
 
 def loss_of(*args, ctc_weight=0.3, label_smoothing=0.1, **options):
-    return hybrid_loss(*args, ctc_weight=ctc_weight, label_smoothing=label_smoothing, blank=BLANK, eos=EOS, **options)
+    return hybrid_loss(
+        *args, ctc_weight=ctc_weight, label_smoothing=label_smoothing, blank=BLANK, eos=EOS, **options
+    )
 
 
 def with_intermediate(out, logits, lengths):
@@ -36,7 +39,8 @@ def collapse(path):
 
 
 def ctc_by_enumeration(log_probs, labels):
-    """-log of the summed probability of all frame-wise paths that collapse to ``labels``; log_probs (T, vocab)."""
+    """-log of the summed probability of all frame-wise paths that collapse to ``labels``; log_probs (T,
+    vocab)."""
     frames, vocab = log_probs.shape
     total = sum(
         math.exp(sum(float(log_probs[t, token]) for t, token in enumerate(path)))
@@ -64,8 +68,12 @@ def test_ctc_by_enumeration_of_alignments(labels):
     # The first utterance has its 4 frames, the second only 3: its last frame is padding.
     loss = loss_of(output(logits, [4, 3]), targets, torch.tensor([len(labels), 3]), ctc_weight=1.0)
     assert set(loss.parts) == {"ctc"} and not loss.infeasible.any()
-    assert loss.total[0].item() == pytest.approx(ctc_by_enumeration(logits[0].log_softmax(-1), labels), rel=1e-4)
-    assert loss.total[1].item() == pytest.approx(ctc_by_enumeration(logits[1, :3].log_softmax(-1), [3, 1, 4]), rel=1e-4)
+    assert loss.total[0].item() == pytest.approx(
+        ctc_by_enumeration(logits[0].log_softmax(-1), labels), rel=1e-4
+    )
+    assert loss.total[1].item() == pytest.approx(
+        ctc_by_enumeration(logits[1, :3].log_softmax(-1), [3, 1, 4]), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -75,7 +83,11 @@ def test_label_smoothed_cross_entropy_by_hand(smoothing):
     targets = torch.tensor([[3, 4, 1], [4, 0, 0], [0, 0, 0]])
     lengths = torch.tensor([3, 1, 0])
     loss = loss_of(
-        output(torch.randn(3, 9, VOCAB), [9, 9, 9], logits), targets, lengths, ctc_weight=0.0, label_smoothing=smoothing
+        output(torch.randn(3, 9, VOCAB), [9, 9, 9], logits),
+        targets,
+        lengths,
+        ctc_weight=0.0,
+        label_smoothing=smoothing,
     )
     expected = [
         smoothed_by_hand(logits[0], [3, 4, 1, EOS], smoothing),
@@ -110,7 +122,9 @@ def test_intermediate_ctc_by_enumeration_of_alignments():
         ctc_by_enumeration(frames[0].log_softmax(-1), [3, 4]),
         ctc_by_enumeration(frames[1, :4].log_softmax(-1), [4]),
     ]
-    assert loss.parts["intermediate_ctc"].tolist() == pytest.approx([0.25 * 0.3 * value for value in expected], rel=1e-4)
+    assert loss.parts["intermediate_ctc"].tolist() == pytest.approx(
+        [0.25 * 0.3 * value for value in expected], rel=1e-4
+    )
     torch.testing.assert_close(loss.parts["ctc"], 0.75 * without.parts["ctc"])
     torch.testing.assert_close(loss.parts["attention"], without.parts["attention"])
     torch.testing.assert_close(loss.total, sum(loss.parts.values()))
@@ -129,9 +143,14 @@ def test_without_intermediate_logits_its_weight_is_nothing():
 def test_the_intermediate_weight_divides_the_gradient(weight):
     """Too few chunks for the labels: still no gradient from them, and the one of the frames."""
     torch.manual_seed(0)
-    chunks, frames = torch.randn(2, 2, VOCAB, requires_grad=True), torch.randn(2, 6, VOCAB, requires_grad=True)
+    chunks, frames = (
+        torch.randn(2, 2, VOCAB, requires_grad=True),
+        torch.randn(2, 6, VOCAB, requires_grad=True),
+    )
     out = with_intermediate(output(chunks, [2, 2], torch.randn(2, 4, VOCAB)), frames, [6, 6])
-    loss = loss_of(out, torch.tensor([[3, 4, 3], [4, 3, 0]]), torch.tensor([3, 2]), intermediate_ctc_weight=weight)
+    loss = loss_of(
+        out, torch.tensor([[3, 4, 3], [4, 3, 0]]), torch.tensor([3, 2]), intermediate_ctc_weight=weight
+    )
     assert loss.infeasible.tolist() == [True, False]
     loss.total.sum().backward()
     of_frames = [False, False] if frames.grad is None else [bool(g.any()) for g in frames.grad]
@@ -142,13 +161,20 @@ def test_the_intermediate_weight_divides_the_gradient(weight):
 @pytest.mark.parametrize("weight", [-0.1, 1.5])
 def test_an_intermediate_weight_out_of_range(weight):
     with pytest.raises(ValueError, match=r"intermediate_ctc_weight must lie in \[0, 1\]"):
-        loss_of(output(torch.randn(1, 3, VOCAB), [3]), torch.tensor([[3]]), torch.tensor([1]), intermediate_ctc_weight=weight)
+        loss_of(
+            output(torch.randn(1, 3, VOCAB), [3]),
+            torch.tensor([[3]]),
+            torch.tensor([1]),
+            intermediate_ctc_weight=weight,
+        )
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 3), max_size=6), min_size=1, max_size=4))
 def test_frames_needed_is_the_shortest_path(batch):
-    targets = torch.ones(len(batch), max(len(t) for t in batch), dtype=torch.long)  # padded with a real token, 1
+    targets = torch.ones(
+        len(batch), max(len(t) for t in batch), dtype=torch.long
+    )  # padded with a real token, 1
     for row, target in zip(targets, batch, strict=True):
         row[: len(target)] = torch.tensor(target)
     expected = [len(t) + sum(a == b for a, b in itertools.pairwise(t)) for t in batch]
@@ -159,7 +185,9 @@ def test_frames_needed_is_what_ctc_can_emit():
     for target in itertools.chain.from_iterable(itertools.product((3, 4), repeat=n) for n in range(4)):
         needed = int(ctc_frames_needed(torch.tensor([target], dtype=torch.long), torch.tensor([len(target)])))
         reachable = [
-            frames for frames in range(7) if any(collapse(p) == list(target) for p in itertools.product((0, 3, 4), repeat=frames))
+            frames
+            for frames in range(7)
+            if any(collapse(p) == list(target) for p in itertools.product((0, 3, 4), repeat=frames))
         ]
         assert needed == reachable[0]
 
@@ -196,9 +224,10 @@ def test_padding_of_the_targets_and_logits_does_not_matter():
     ctc_logits, attention_logits = torch.randn(1, 9, VOCAB), torch.randn(1, 3, VOCAB)
     short = loss_of(output(ctc_logits, [9], attention_logits), torch.tensor([[3, 4]]), torch.tensor([2]))
     wide = output(
-        torch.cat([ctc_logits, torch.full((1, 4, VOCAB), 7.0)], 1), [9],
+        torch.cat([ctc_logits, torch.full((1, 4, VOCAB), 7.0)], 1),
+        [9],
         torch.cat([attention_logits, torch.full((1, 3, VOCAB), -3.0)], 1),
-    )  # fmt: skip
+    )
     padded = loss_of(wide, torch.tensor([[3, 4, 4, 1, 0]]), torch.tensor([2]))
     torch.testing.assert_close(padded.total, short.total)
     assert padded.infeasible.tolist() == short.infeasible.tolist()
@@ -208,14 +237,20 @@ def test_half_precision_logits_are_scored_in_float32():
     torch.manual_seed(0)
     out = output(torch.randn(1, 9, VOCAB).bfloat16(), [9], torch.randn(1, 3, VOCAB).bfloat16())
     loss = loss_of(out, torch.tensor([[3, 4]]), torch.tensor([2]))
-    wide = loss_of(output(out.ctc_logits.float(), [9], out.attention_logits.float()), torch.tensor([[3, 4]]), torch.tensor([2]))
+    wide = loss_of(
+        output(out.ctc_logits.float(), [9], out.attention_logits.float()),
+        torch.tensor([[3, 4]]),
+        torch.tensor([2]),
+    )
     assert loss.total.dtype == torch.float32 and torch.equal(loss.total, wide.total)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
 def test_bad_ctc_weight(weight):
     with pytest.raises(ValueError, match=r"ctc_weight must lie in \[0, 1\]"):
-        loss_of(output(torch.randn(1, 9, VOCAB), [9]), torch.tensor([[3]]), torch.tensor([1]), ctc_weight=weight)
+        loss_of(
+            output(torch.randn(1, 9, VOCAB), [9]), torch.tensor([[3]]), torch.tensor([1]), ctc_weight=weight
+        )
 
 
 def test_attention_loss_without_targets_in_the_model():

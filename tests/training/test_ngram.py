@@ -1,4 +1,5 @@
-"""train_ngram.py with a stand-in for lmplz, and n-gram models in the beam search, read by KenLM itself where it is installed."""
+"""train_ngram.py with a stand-in for lmplz, and n-gram models in the beam search, read by KenLM itself where
+it is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from speechbrain.decoders.scorer import KenLMScorer
 from hmamba_asr.data.tokenizer import load_tokenizer
 from hmamba_asr.decoding.scorers import Ngram, load_language_model
 
-needs_kenlm = pytest.mark.skipif(importlib.util.find_spec("kenlm") is None, reason="the package kenlm is not installed")
+needs_kenlm = pytest.mark.skipif(
+    importlib.util.find_spec("kenlm") is None, reason="the package kenlm is not installed"
+)
 
 # Counts bigrams without smoothing. Its command line is kept beside it.
 LMPLZ = """
@@ -73,7 +76,16 @@ def program(path: Path, body: str) -> Path:
 def arguments(lm_recipe, tmp_path):
     def make(output=tmp_path / "out", lmplz=None, text=(lm_recipe.text,), **options):
         lmplz = lmplz or program(tmp_path / "kenlm" / "lmplz", LMPLZ)
-        words = ["--tokenizer_file", lm_recipe.tokenizer, "--text", *text, "--output_folder", output, "--lmplz", lmplz]
+        words = [
+            "--tokenizer_file",
+            lm_recipe.tokenizer,
+            "--text",
+            *text,
+            "--output_folder",
+            output,
+            "--lmplz",
+            lmplz,
+        ]
         for name, value in options.items():
             words += [f"--{name}", *(value if isinstance(value, list) else [value])]
         return list(map(str, words))
@@ -85,7 +97,8 @@ def arguments(lm_recipe, tmp_path):
 
 
 def test_sentences_go_to_lmplz_as_pieces(lm_recipe, train_ngram_script, arguments, tmp_path, capsys):
-    """The stand-in's bigrams are those of the tokenizer's pieces, of a text and of a manifest with the same sentences."""
+    """The stand-in's bigrams are those of the tokenizer's pieces, of a text and of a manifest with the same
+    sentences."""
     assert train_ngram_script.main(arguments(order=2, prune=[0, 1], memory="1G")) == 0
     given = json.loads((tmp_path / "kenlm" / "lmplz.json").read_text())
     assert given[:2] == ["--order", "2"] and given[given.index("--memory") + 1] == "1G"
@@ -106,7 +119,9 @@ def test_sentences_go_to_lmplz_as_pieces(lm_recipe, train_ngram_script, argument
     found = arpa.split("\\2-grams:\n")[1].split("\n\n")[0].splitlines()
     assert {tuple(line.split("\t")[1].split(" ")) for line in found} == pairs
 
-    assert train_ngram_script.main(arguments(output=tmp_path / "again", text=[lm_recipe.manifest], order=2)) == 0
+    assert (
+        train_ngram_script.main(arguments(output=tmp_path / "again", text=[lm_recipe.manifest], order=2)) == 0
+    )
     assert (tmp_path / "again" / "export" / "ngram.arpa").read_text() == arpa
 
 
@@ -116,13 +131,20 @@ def test_build_binary_beside_lmplz_is_used(train_ngram_script, arguments, tmp_pa
     program(tmp_path / "kenlm" / "build_binary", copies)
     train_ngram_script.main(arguments())
     export = tmp_path / "out" / "export"
-    assert sorted(path.name for path in export.iterdir()) == ["ngram.bin", "tokens.txt"]  # the older ARPA is gone
+    assert sorted(path.name for path in export.iterdir()) == [
+        "ngram.bin",
+        "tokens.txt",
+    ]  # the older ARPA is gone
     assert (export / "ngram.bin").read_bytes() == b"binary of \\data\\"
 
 
 def test_wrong_input_is_one_sentence(train_ngram_script, arguments, tmp_path):
     for given, error, sentence in (
-        ({"lmplz": "no-such-lmplz"}, FileNotFoundError, "there is no no-such-lmplz; build KenLM .* and give --lmplz FILE"),
+        (
+            {"lmplz": "no-such-lmplz"},
+            FileNotFoundError,
+            "there is no no-such-lmplz; build KenLM .* and give --lmplz FILE",
+        ),
         ({"text": ["nowhere.txt"]}, FileNotFoundError, "there is no text nowhere.txt"),
         ({"order": 1}, ValueError, "--order is 1; lmplz takes 2 or more"),
     ):
@@ -139,7 +161,9 @@ def test_wrong_input_is_one_sentence(train_ngram_script, arguments, tmp_path):
     }
     for body, sentence in failures.items():
         with pytest.raises(ValueError, match=f"lmplz ended with {sentence}"):
-            train_ngram_script.main(arguments(lmplz=program(tmp_path / "broken" / "lmplz", body), text=[long]))
+            train_ngram_script.main(
+                arguments(lmplz=program(tmp_path / "broken" / "lmplz", body), text=[long])
+            )
     assert not list((tmp_path / "out" / "export").iterdir())
 
 
@@ -182,8 +206,9 @@ def test_scores_are_those_of_the_arpa_file(by_hand):
 @needs_kenlm
 def test_an_export_joins_the_beam_search_of_a_recogniser(
     lm_recipe, train_ngram_script, arguments, new_brain, tmp_path
-):  # fmt: skip
-    """By --lm_folder alone, in the search and on its results, beside SpeechBrain's scorer of the same file."""
+):
+    """By --lm_folder alone, in the search and on its results, beside SpeechBrain's scorer of the same
+    file."""
     train_ngram_script.main(arguments())
     export = tmp_path / "out" / "export"
     tokens = (export / "tokens.txt").read_text().splitlines()
@@ -205,11 +230,15 @@ def test_an_export_joins_the_beam_search_of_a_recogniser(
 
 
 def test_what_is_missing_is_named(by_hand, monkeypatch):
-    with pytest.raises(ValueError, match="has 6 tokens and the recogniser 7; train it with the recogniser's tokenizer"):
+    with pytest.raises(
+        ValueError, match="has 6 tokens and the recogniser 7; train it with the recogniser's tokenizer"
+    ):
         load_language_model(by_hand, weight=0.5, vocab_size=7)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "kenlm", None)
-        with pytest.raises(ValueError, match=r"ngram.arpa needs the package kenlm; install it: pip install kenlm"):
+        with pytest.raises(
+            ValueError, match=r"ngram.arpa needs the package kenlm; install it: pip install kenlm"
+        ):
             load_language_model(by_hand, weight=0.5, vocab_size=6)
     (by_hand / "tokens.txt").unlink()
     with pytest.raises(FileNotFoundError, match="tokens.txt; lm_folder must be the export folder"):
@@ -219,6 +248,8 @@ def test_what_is_missing_is_named(by_hand, monkeypatch):
 @needs_kenlm
 def test_a_damaged_model_is_one_sentence(by_hand):
     (by_hand / "ngram.arpa").write_text(ARPA[:60])
-    with pytest.raises(ValueError, match="KenLM cannot read .*ngram.arpa .*run train_ngram.py again") as raised:
+    with pytest.raises(
+        ValueError, match="KenLM cannot read .*ngram.arpa .*run train_ngram.py again"
+    ) as raised:
         load_language_model(by_hand, weight=0.5, vocab_size=6)
     assert "\n" not in str(raised.value)

@@ -1,4 +1,5 @@
-"""A recording whose loss is not a number: training stops and names it, or leaves its batch out on every rank alike."""
+"""A recording whose loss is not a number: training stops and names it, or leaves its batch out on every rank
+alike."""
 
 from __future__ import annotations
 
@@ -13,13 +14,17 @@ from speechbrain import Stage
 
 BAD = "10-1-0099"
 H_MAMBA = {
-    "yaml": "hmamba_mini", "encoder": None, "outer": "{num_layers: 1, d_state: 4}", "inner": "{num_layers: 1, d_state: 4}",
-}  # fmt: skip
+    "yaml": "hmamba_mini",
+    "encoder": None,
+    "outer": "{num_layers: 1, d_state: 4}",
+    "inner": "{num_layers: 1, d_state: 4}",
+}
 
 
 @pytest.fixture(scope="session")
 def poisoned_corpus(corpus, tmp_path_factory):
-    """The tones and one more training utterance: float samples, some of them NaN. Nothing is wrong with it as a file."""
+    """The tones and one more training utterance: float samples, some of them NaN. Nothing is wrong with it as
+    a file."""
     root = tmp_path_factory.mktemp("poisoned") / "corpus"
     shutil.copytree(corpus, root)
     samples = np.full(9600, 0.1, dtype=np.float32)
@@ -33,13 +38,17 @@ def poisoned_corpus(corpus, tmp_path_factory):
 @pytest.mark.parametrize("variant", [{}, H_MAMBA], ids=["ConMamba", "H-Mamba"])
 def test_stop_names_the_utterance(train_script, recipe, poisoned_corpus, tmp_path, variant):
     argv = recipe.arguments(tmp_path / "run", data_folder=poisoned_corpus, number_of_epochs=1, **variant)
-    with pytest.raises(ValueError, match=f"the loss is not finite at optimizer step .*; utterances: {BAD}\\.") as raised:
+    with pytest.raises(
+        ValueError, match=f"the loss is not finite at optimizer step .*; utterances: {BAD}\\."
+    ) as raised:
         train_script.main(argv)
     assert "\n" not in str(raised.value)
 
 
 def test_skip_goes_on(new_brain, poisoned_corpus):
-    brain, train_set, valid_set, _ = new_brain(data_folder=poisoned_corpus, nonfinite="skip", number_of_epochs=1)
+    brain, train_set, valid_set, _ = new_brain(
+        data_folder=poisoned_corpus, nonfinite="skip", number_of_epochs=1
+    )
     brain.fit(brain.hparams.epoch_counter, train_set, valid_set)
     run = brain.totals.run
     batches = list(brain.hparams.train_loader(train_set, brain.ranks).batch_sampler)

@@ -12,7 +12,10 @@ SAVE_OFTEN = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 2}
 
 def same_training(run, reference) -> None:
     """Every step once, in order, with the reference's numbers; the epochs too; and the same results."""
-    for kind, keys in (("step", ("loss", "learning_rate", "grad_norm")), ("epoch", ("loss", "valid_loss", "valid_wer"))):
+    for kind, keys in (
+        ("step", ("loss", "learning_rate", "grad_norm")),
+        ("epoch", ("loss", "valid_loss", "valid_wer")),
+    ):
         steps, expected = run.records(kind), reference.records(kind)
         assert [s["optimizer_step"] for s in steps] == [s["optimizer_step"] for s in expected]
         for key in keys:
@@ -27,7 +30,9 @@ def same_training(run, reference) -> None:
 def test_the_reference_is_random(full_run):
     """Otherwise equal losses would not show that random states are restored."""
     resolved = (full_run.folder / "hyperparams.yaml").read_text()
-    assert "dropout: 0.1" in resolved and "speed_perturb: !new" in resolved and "spec_augment: !new" in resolved
+    assert (
+        "dropout: 0.1" in resolved and "speed_perturb: !new" in resolved and "spec_augment: !new" in resolved
+    )
     assert len(full_run.records()) == 2 * 12
 
 

@@ -1,9 +1,10 @@
 """The selective scan in plain PyTorch, fast enough to train with on CPU and usable on any device.
 
-The time axis is cut into chunks. Within a chunk everything that does not depend on the previous step (decays, inputs,
-outputs, gradients) is one vectorised operation; the recurrence itself is one fused multiply-add per step. The backward pass
-keeps only the state at each chunk's start and recomputes the rest, so memory grows with L / chunk, not with L x D x N.
-All arithmetic is float32 (float64 for float64 inputs), whatever the inputs' precision.
+The time axis is cut into chunks. Within a chunk everything that does not depend on the previous step (decays,
+inputs, outputs, gradients) is one vectorised operation; the recurrence itself is one fused multiply-add per
+step. The backward pass keeps only the state at each chunk's start and recomputes the rest, so memory grows
+with L / chunk, not with L x D x N. All arithmetic is float32 (float64 for float64 inputs), whatever the
+inputs' precision.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Elements of one (chunk, rows, N, D) buffer. On CPU the few live buffers should stay in the cache; on a GPU a chunk
-# should be long, because each step is a kernel launch anyway and everything else is then one launch per chunk.
+# Elements of one (chunk, rows, N, D) buffer. On CPU the few live buffers should stay in the cache; on a GPU a
+# chunk should be long, because each step is a kernel launch anyway and everything else is then one launch per
+# chunk.
 CPU_CHUNK_ELEMENTS = 1 << 20
 GPU_CHUNK_ELEMENTS = 1 << 26
 
@@ -87,8 +89,9 @@ class _ChunkedScan(torch.autograd.Function):
 
 def _chunk_states(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, buffers: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Decays and states (steps, G, batch, N, D) of one chunk, from the state before it, in the first two buffers."""
+) -> tuple[Tensor, Tensor]:
+    """Decays and states (steps, G, batch, N, D) of one chunk, from the state before it, in the first two
+    buffers."""
     decay, states = buffers[0, : u.shape[0]], buffers[1, : u.shape[0]]
     torch.mul(delta.unsqueeze(-2), A.unsqueeze(1), out=decay).exp_()
     torch.mul(B.unsqueeze(-1), (delta * u).unsqueeze(-2), out=states)
@@ -97,12 +100,20 @@ def _chunk_states(
 
 
 def scan_groups(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None, *, chunk: int | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None = None,
+    *,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
     """Forward scan of G independent parameter sets (directions) at once, time first.
 
-    Shapes: u, delta (L, G, batch, D); A (G, D, N); B, C (L, G, batch, N); initial (G, batch, D, N) or None for zeros. Returns
-    y (L, G, batch, D) and the state after the last frame (G, batch, D, N), in float32 or float64.
+    Shapes: u, delta (L, G, batch, D); A (G, D, N); B, C (L, G, batch, N); initial (G, batch, D, N) or None
+    for zeros. Returns y (L, G, batch, D) and the state after the last frame (G, batch, D, N), in float32 or
+    float64.
     """
     length, groups, batch, channels = u.shape
     n = A.shape[-1]

@@ -1,19 +1,21 @@
 """Triton kernels of the selective scan. Tensors in, tensors out; :mod:`.triton` allocates and launches.
 
-Work is cut three ways: G x batch rows, blocks of BLOCK_D channels, and *segments* of time. A program is one warp, a channel to a
-thread. It walks through its segment in tiles of 16 frames, and through a tile once for every state dimension n: the frames
-are unrolled, so the recurrence is 16 fused multiply-adds in registers, with no exchange between threads and no layout left
-to the compiler. Between tiles the state rests in memory (one load and one store for every 16 frames, from the cache).
+Work is cut three ways: G x batch rows, blocks of BLOCK_D channels, and *segments* of time. A program is one
+warp, a channel to a thread. It walks through its segment in tiles of 16 frames, and through a tile once for
+every state dimension n: the frames are unrolled, so the recurrence is 16 fused multiply-adds in registers,
+with no exchange between threads and no layout left to the compiler. Between tiles the state rests in memory
+(one load and one store for every 16 frames, from the cache).
 
-Time is *scan time*: t = 0 is the first frame the recurrence meets, which for a reverse direction is the utterance's last
-valid one. Frames past the end have dt = 0 and no input, which leaves the state as it is.
+Time is *scan time*: t = 0 is the first frame the recurrence meets, which for a reverse direction is the
+utterance's last valid one. Frames past the end have dt = 0 and no input, which leaves the state as it is.
 
-Cost for every (frame, channel, n) and direction: one exp2 in the forward pass, two in the backward pass (states before each
-tile, for which the last one need not be run, and the pass itself), and up to one more in the forward and two in the backward
-pass where time is cut into segments.
-On compute capability 9.0 the inner loops have 7 instructions for each of them forwards, 6 and 20 backwards; a processor issues
-eight in the time of one exp2. Measured there (NVIDIA H100, 64 x 400 x 288), both passes issue in 40 to 50% of their cycles, and
-the whole mixer reaches 8% of the measured exp2 throughput: latency of few warps, not a unit's throughput, is the limit.
+Cost for every (frame, channel, n) and direction: one exp2 in the forward pass, two in the backward pass
+(states before each tile, for which the last one need not be run, and the pass itself), and up to one more in
+the forward and two in the backward pass where time is cut into segments. On compute capability 9.0 the inner
+loops have 7 instructions for each of them forwards, 6 and 20 backwards; a processor issues eight in the time
+of one exp2. Measured there (NVIDIA H100, 64 x 400 x 288), both passes issue in 40 to 50% of their cycles, and
+the whole mixer reaches 8% of the measured exp2 throughput: latency of few warps, not a unit's throughput, is
+the limit.
 """
 
 import triton.language as tl
@@ -41,10 +43,27 @@ from hmamba_asr.ops.selective_scan.tiles import (
 
 @kernel
 def tile_kernel(
-    B, C, tiles, lengths, sb_g, sb_b, sb_l, sc_g, sc_b, sc_l, L, batch, n_tiles, reverse_bits,
-    N: tl.constexpr, N_PAD: tl.constexpr, HAS_LENGTHS: tl.constexpr, FROM_TILES: tl.constexpr,
-):  # fmt: skip
-    """Copies B and C (G, batch, L, N) to tiles (G, batch, tile, 2, N, 16) float32 in scan time, zero past the end, or back.
+    B,
+    C,
+    tiles,
+    lengths,
+    sb_g,
+    sb_b,
+    sb_l,
+    sc_g,
+    sc_b,
+    sc_l,
+    L,
+    batch,
+    n_tiles,
+    reverse_bits,
+    N: tl.constexpr,
+    N_PAD: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    FROM_TILES: tl.constexpr,
+):
+    """Copies B and C (G, batch, L, N) to tiles (G, batch, tile, 2, N, 16) float32 in scan time, zero past the
+    end, or back.
 
     The scan then reads the 16 values of one n, the same for all threads, from neighbouring addresses.
     """
@@ -69,16 +88,42 @@ def tile_kernel(
 
 @kernel
 def scan_kernel(
-    u, delta, bias, A2, BC, D, y, carry, spans, lengths,
-    su_g, su_b, sd_g, sd_b, L, batch, n_tiles, tiles_each, n_segments, first_segment, reverse_bits,
-    channels: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, ADJOINT: tl.constexpr, WRITE_Y: tl.constexpr,
-    WRITE_SPANS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-):  # fmt: skip
-    """Runs the recurrence from the state in ``carry`` (G, batch, segment, N, D), where it leaves the segment's last state. With
-    WRITE_Y, y (G, batch, L, D) may be the storage of u.
+    u,
+    delta,
+    bias,
+    A2,
+    BC,
+    D,
+    y,
+    carry,
+    spans,
+    lengths,
+    su_g,
+    su_b,
+    sd_g,
+    sd_b,
+    L,
+    batch,
+    n_tiles,
+    tiles_each,
+    n_segments,
+    first_segment,
+    reverse_bits,
+    channels: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    WRITE_Y: tl.constexpr,
+    WRITE_SPANS: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+):
+    """Runs the recurrence from the state in ``carry`` (G, batch, segment, N, D), where it leaves the
+    segment's last state. With WRITE_Y, y (G, batch, L, D) may be the storage of u.
 
-    With ADJOINT the recurrence of the gradient runs from the segment's end instead, u being the gradient of y:
-    p_t = a_t (C_t gy_t + p_{t+1}), which is the gradient of the state before t.
+    With ADJOINT the recurrence of the gradient runs from the segment's end instead, u being the gradient of
+    y: p_t = a_t (C_t gy_t + p_{t+1}), which is the gradient of the state before t.
     """
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     gb = tl.program_id(1)
@@ -103,7 +148,9 @@ def scan_kernel(
     count = tl.minimum(tiles_each, n_tiles - begin)
     for k in range(0, count):
         tile = begin + (count - 1 - k if ADJOINT else k)
-        Bn = BC + (gb * n_tiles + tile).to(tl.int64) * (2 * N * T) + (N * T if ADJOINT else 0)  # C stands in for B
+        Bn = (
+            BC + (gb * n_tiles + tile).to(tl.int64) * (2 * N * T) + (N * T if ADJOINT else 0)
+        )  # C stands in for B
         fetched = fetch(Bn, 2 * N * T if WRITE_Y else N * T)
         raw, vs = load_frames((delta, u), tile, length, reverse, in_d, channels)
         dts, vs = step_sizes(raw, shift + fetched), widen(vs)
@@ -113,7 +160,8 @@ def scan_kernel(
             outs += (skip * vs[j] if HAS_D else tl.zeros([BLOCK_D], tl.float32),)
             if WRITE_SPANS:
                 span += dts[j]
-        # What a round needs first is loaded one round ahead: a program is a single warp, and few of them share a processor.
+        # What a round needs first is loaded one round ahead: a program is a single warp, and few of them
+        # share a processor.
         next_rate, next_h, next_B = (
             load_vector(A2, in_d),
             load_vector(carry, in_d),
@@ -124,7 +172,10 @@ def scan_kernel(
         for n in range(0, tl.where(tile * T < length, N, 0)):
             rate, h, four_B = next_rate, next_h, next_B
             after = tl.minimum(n + 1, N - 1)
-            next_rate, next_h = load_vector(A2 + after * channels, in_d), load_vector(carry + after * channels, in_d)
+            next_rate, next_h = (
+                load_vector(A2 + after * channels, in_d),
+                load_vector(carry + after * channels, in_d),
+            )
             next_B = load_four(Bn + after * T + (12 if ADJOINT else 0), BLOCK_D)
             if WRITE_Y:
                 four_C = next_C
@@ -152,15 +203,29 @@ def scan_kernel(
 
 @kernel
 def pass_kernel(
-    carry, spans, A2, initial, batch, channels, n_segments,
-    N: tl.constexpr, BLOCK: tl.constexpr, FROM_END: tl.constexpr, HAS_INITIAL: tl.constexpr,
-):  # fmt: skip
-    """Turns each segment's last state, reached from zero, into the state each segment starts from, in place."""
+    carry,
+    spans,
+    A2,
+    initial,
+    batch,
+    channels,
+    n_segments,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FROM_END: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+):
+    """Turns each segment's last state, reached from zero, into the state each segment starts from, in
+    place."""
     d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     gb, n = tl.program_id(1), tl.program_id(2)
     in_d = d < channels
     rate = load_vector(A2 + (gb // batch * N + n) * channels + d, in_d)
-    state = load_vector(initial + (gb * N + n) * channels + d, in_d) if HAS_INITIAL else tl.zeros([BLOCK], tl.float32)
+    state = (
+        load_vector(initial + (gb * N + n) * channels + d, in_d)
+        if HAS_INITIAL
+        else tl.zeros([BLOCK], tl.float32)
+    )
     for first in range(0, n_segments, 8):
         places, owns, decays = (), (), ()
         for k in tl.static_range(8):  # eight at a time, so that the loads do not wait for each other
@@ -176,20 +241,57 @@ def pass_kernel(
 
 @kernel
 def backward_kernel(
-    u, delta, bias, A2, BC, D, gy, carry, adjoint, states, lengths, gu, gdelta, gBC, vectors,
-    su_g, su_b, sd_g, sd_b, sy_g, sy_b, L, batch, n_tiles, tiles_each, n_segments, items, blocks, reverse_bits, copy_stride,
-    channels: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, ATOMIC: tl.constexpr, EXACT: tl.constexpr,
-):  # fmt: skip
-    """Gradients. A program takes every so many-th of ``items`` (a block of channels, a batch row, a segment): it runs the
-    recurrence from ``carry``, keeps the state before each tile in its own part of ``states`` (programs, tiles, N, BLOCK_D),
-    and returns through the tiles with the adjoint in ``adjoint``. ``carry`` then holds the segment's sums for A.
+    u,
+    delta,
+    bias,
+    A2,
+    BC,
+    D,
+    gy,
+    carry,
+    adjoint,
+    states,
+    lengths,
+    gu,
+    gdelta,
+    gBC,
+    vectors,
+    su_g,
+    su_b,
+    sd_g,
+    sd_b,
+    sy_g,
+    sy_b,
+    L,
+    batch,
+    n_tiles,
+    tiles_each,
+    n_segments,
+    items,
+    blocks,
+    reverse_bits,
+    copy_stride,
+    channels: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    ATOMIC: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """Gradients. A program takes every so many-th of ``items`` (a block of channels, a batch row, a segment):
+    it runs the recurrence from ``carry``, keeps the state before each tile in its own part of ``states``
+    (programs, tiles, N, BLOCK_D), and returns through the tiles with the adjoint in ``adjoint``. ``carry``
+    then holds the segment's sums for A.
 
-    gu, gdelta (G, batch, L, D) contiguous, possibly the storage of u and delta; gBC (G, batch, tile, 2, N, 16), added to
-    atomically or one copy for every block of channels; vectors (G, batch, segment, 2, D) for D and bias.
+    gu, gdelta (G, batch, L, D) contiguous, possibly the storage of u and delta; gBC (G, batch, tile, 2, N,
+    16), added to atomically or one copy for every block of channels; vectors (G, batch, segment, 2, D) for D
+    and bias.
 
-    The sums over channels in gBC are products with a matrix of ones, which the tensor cores do beside everything else: in
-    tf32, which keeps more bits than 16-bit inputs have, or for float32 inputs (EXACT) in two of them.
+    The sums over channels in gBC are products with a matrix of ones, which the tensor cores do beside
+    everything else: in tf32, which keeps more bits than 16-bit inputs have, or for float32 inputs (EXACT) in
+    two of them.
     """
     lane = tl.arange(0, BLOCK_D)
     own_sum = lane // 16 * N * T + lane_frame()
@@ -231,11 +333,18 @@ def backward_kernel(
             drives = ()
             for j in tl.static_range(16):
                 drives += (dts[j] * vs[j],)
-            next_rate, next_h, next_B = load_vector(rates, in_d), load_vector(carry_here, in_d), load_four(Bn, BLOCK_D)
+            next_rate, next_h, next_B = (
+                load_vector(rates, in_d),
+                load_vector(carry_here, in_d),
+                load_four(Bn, BLOCK_D),
+            )
             for n in range(0, N):
                 rate, h, four_B = next_rate, next_h, next_B
                 after = tl.minimum(n + 1, N - 1)
-                next_rate, next_h = load_vector(rates + after * channels, in_d), load_vector(carry_here + after * channels, in_d)
+                next_rate, next_h = (
+                    load_vector(rates + after * channels, in_d),
+                    load_vector(carry_here + after * channels, in_d),
+                )
                 next_B = load_four(Bn + after * T, BLOCK_D)
                 tl.store(states + (k * N + n) * BLOCK_D, h.to(states.dtype.element_ty))
                 for j in tl.static_range(16):
@@ -269,7 +378,10 @@ def backward_kernel(
             for n in range(0, tl.where(count - 1 - k < used, N, 0)):
                 rate, h, p, gA, four_B = next_rate, next_h.to(tl.float32), next_p, next_gA, next_B
                 after = tl.minimum(n + 1, N - 1)
-                next_rate, next_h = load_vector(rates + after * channels, in_d), tl.load(saved + after * BLOCK_D)
+                next_rate, next_h = (
+                    load_vector(rates + after * channels, in_d),
+                    tl.load(saved + after * BLOCK_D),
+                )
                 next_p, next_gA = (
                     load_vector(adjoint_here + after * channels, in_d),
                     load_vector(carry_here + after * channels, in_d),
@@ -287,14 +399,20 @@ def backward_kernel(
                     h = decayed[j] + drives[j] * four_B[j % 4]
                     into += (h * outs[j],)
                     if j % 4 == 3:
-                        of_C = add_over_channels(of_C, columns, into[0], into[1], into[2], into[3], j // 4, EXACT)
+                        of_C = add_over_channels(
+                            of_C, columns, into[0], into[1], into[2], into[3], j // 4, EXACT
+                        )
                         into = ()
-                # The same place, but not to the compiler: loaded again, the values of B take no registers up to here.
+                # The same place, but not to the compiler: loaded again, the values of B take no registers up
+                # to here.
                 again = Bn + n * T + (reverse_bits >> 24)
                 new_by_decay, new_by_drive, into = (), (), ()
                 for r in tl.static_range(16):  # frame 15 - r, written out because it must stay a constant
                     if r % 4 == 0:
-                        four_B, four_C = load_four(again + (12 - r), BLOCK_D), load_four(again + (N * T + 12 - r), BLOCK_D)
+                        four_B, four_C = (
+                            load_four(again + (12 - r), BLOCK_D),
+                            load_four(again + (N * T + 12 - r), BLOCK_D),
+                        )
                     grad = p + outs[15 - r] * four_C[(15 - r) % 4]
                     through = grad * decayed[15 - r]
                     new_by_decay = (by_decay[15 - r] + through * rate,) + new_by_decay
@@ -303,7 +421,9 @@ def backward_kernel(
                     into = (grad * drives[15 - r],) + into
                     p = decays[15 - r] * grad
                     if r % 4 == 3:
-                        of_B = add_over_channels(of_B, columns, into[0], into[1], into[2], into[3], (15 - r) // 4, EXACT)
+                        of_B = add_over_channels(
+                            of_B, columns, into[0], into[1], into[2], into[3], (15 - r) // 4, EXACT
+                        )
                         into = ()
                 by_decay, by_drive = new_by_decay, new_by_drive
                 tl.store(adjoint_here + n * channels, p, mask=in_d)

@@ -9,11 +9,13 @@ from torch import Tensor
 def unavailable_reason() -> str | None:
     """Why the kernel cannot be used here, as one sentence; None where it can.
 
-    mamba-ssm installs without its Mamba-1 kernel unless it is built with MAMBA_KEEP_CUDA_BUILD=TRUE, so importing the
-    package proves nothing: the compiled extension is what is looked for.
+    mamba-ssm installs without its Mamba-1 kernel unless it is built with MAMBA_KEEP_CUDA_BUILD=TRUE, so
+    importing the package proves nothing: the compiled extension is what is looked for.
     """
     if not torch.cuda.is_available():
-        return "the mamba_ssm backend needs a CUDA GPU and PyTorch sees none; use backend 'auto' or 'chunked'."
+        return (
+            "the mamba_ssm backend needs a CUDA GPU and PyTorch sees none; use backend 'auto' or 'chunked'."
+        )
     try:
         import selective_scan_cuda  # noqa: F401
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # noqa: F401
@@ -28,8 +30,8 @@ def unavailable_reason() -> str | None:
 def scan_groups(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group, but that no
-    gradient goes through the last state.
+    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group,
+    but that no gradient goes through the last state.
 
     Raises
     ------
@@ -44,7 +46,12 @@ def scan_groups(
     for g in range(u.shape[1]):
         channels_first = [x[:, g].float().permute(1, 2, 0).contiguous() for x in (u, delta, B, C)]
         y, state = selective_scan_fn(
-            channels_first[0], channels_first[1], A[g].float(), channels_first[2], channels_first[3], return_last_state=True
+            channels_first[0],
+            channels_first[1],
+            A[g].float(),
+            channels_first[2],
+            channels_first[3],
+            return_last_state=True,
         )
         outputs.append(y.permute(2, 0, 1))
         states.append(state.detach())

@@ -1,7 +1,9 @@
-"""The selective scan as the paper writes it, one time step after the other: the oracle of every other backend.
+"""The selective scan as the paper writes it, one time step after the other: the oracle of every other
+backend.
 
-Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", https://arxiv.org/abs/2312.00752,
-Algorithm 2 with the zero-order hold of A and the Euler step of B that the authors' code uses.
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
+https://arxiv.org/abs/2312.00752, Algorithm 2 with the zero-order hold of A and the Euler step of B that the
+authors' code uses.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from torch import Tensor
 def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One frame: h = exp(delta A) h + delta B u,  y = C h.
 
-    Shapes: u, delta (..., D) with delta > 0; A (D, N); B, C (..., N); state (..., D, N). Returns y (..., D) and the new state.
+    Shapes: u, delta (..., D) with delta > 0; A (D, N); B, C (..., N); state (..., D, N). Returns y (..., D)
+    and the new state.
     """
     decay = torch.exp(delta.unsqueeze(-1) * A)
     state = decay * state + (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
@@ -21,13 +24,21 @@ def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tenso
 
 
 def scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, lengths: Tensor | None, reverse: bool,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
     initial_state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """:func:`step` over each utterance's own frames, forwards or, with ``reverse``, from its last valid frame to its first.
+) -> tuple[Tensor, Tensor]:
+    """:func:`step` over each utterance's own frames, forwards or, with ``reverse``, from its last valid frame
+    to its first.
 
-    Shapes: u, delta (batch, L, D) with delta > 0; A (D, N); B, C (batch, L, N); lengths (batch,) or None; initial_state
-    (batch, D, N) or None for zeros. Returns y (batch, L, D), zero past the end, and the last state (batch, D, N).
+    Shapes: u, delta (batch, L, D) with delta > 0; A (D, N); B, C (batch, L, N); lengths (batch,) or None;
+    initial_state (batch, D, N) or None for zeros. Returns y (batch, L, D), zero past the end, and the last
+    state (batch, D, N).
     """
     batch, length, channels = u.shape
     rows, states = [], []

@@ -1,4 +1,5 @@
-"""What the selective scan's kernels are made of: softplus, tiles of frames in and out of registers, and sums over channels.
+"""What the selective scan's kernels are made of: softplus, tiles of frames in and out of registers, and sums
+over channels.
 
 A program is one warp with a channel to a thread, so a vector here is one value in each of its 32 threads.
 """
@@ -16,8 +17,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # where n
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp(x)) to 2e-7, also where it is small: max(x, 0) + log1p(exp(-|x|)), the latter by a polynomial fitted to
-    log1p(t) / t on [0, 1] for the least relative error."""
+    """log(1 + exp(x)) to 2e-7, also where it is small: max(x, 0) + log1p(exp(-|x|)), the latter by a
+    polynomial fitted to log1p(t) / t on [0, 1] for the least relative error."""
     t = tl.exp2(-LOG2_E * tl.abs(x))
     p = 0.0052326880395412445 * t - 0.029505213722586632
     p = p * t + 0.07822591066360474
@@ -64,11 +65,11 @@ def channels_there(d, channels: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def load_frames(inputs, tile, length, reverse, in_d, channels: tl.constexpr):
-    """For each of ``inputs`` (pointers, the first to delta) a tile's 16 frames as they are stored, in scan time; past the end of
-    the utterance zero, or for delta what softplus makes zero of.
+    """For each of ``inputs`` (pointers, the first to delta) a tile's 16 frames as they are stored, in scan
+    time; past the end of the utterance zero, or for delta what softplus makes zero of.
 
-    They are read in the order of memory, at constant distances, and turned round in registers. Most tiles are full and need no
-    masks.
+    They are read in the order of memory, at constant distances, and turned round in registers. Most tiles are
+    full and need no masks.
     """
     left = length - tile * T
     offset = tl.where(reverse != 0, left - T, tile * T).to(tl.int64) * channels
@@ -118,7 +119,8 @@ def load_four(pointer, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def fetch(pointer, SIZE: tl.constexpr):
-    """Brings SIZE float32 values into the cache: one of each 32 bytes is read, and all of them make a zero (NaN too)."""
+    """Brings SIZE float32 values into the cache: one of each 32 bytes is read, and all of them make a zero
+    (NaN too)."""
     zero = tl.zeros([32], tl.float32)
     for start in tl.static_range(0, SIZE, 256):
         at = start + tl.arange(0, 32) * 8
@@ -128,8 +130,8 @@ def fetch(pointer, SIZE: tl.constexpr):
 
 @triton.jit
 def store_frames(outputs, values, tile, length, reverse, L, in_d, channels: tl.constexpr):
-    """A tile's 16 frames of each output, and zeros past the utterance's end, where frames keep their place in either
-    direction."""
+    """A tile's 16 frames of each output, and zeros past the utterance's end, where frames keep their place in
+    either direction."""
     left = length - tile * T
     offset = tl.where(reverse != 0, left - T, tile * T).to(tl.int64) * channels
     ordered = ()
@@ -163,7 +165,8 @@ def step_sizes(delta, shift):
 
 @triton.jit
 def lane_frame():
-    """The frame whose sum :func:`sums_over_channels` leaves in each thread; in the upper sixteen that of C."""
+    """The frame whose sum :func:`sums_over_channels` leaves in each thread; in the upper sixteen that of
+    C."""
     lane = tl.arange(0, 32)
     return lane % 4 * 4 + lane // 4 % 2 * 2 + lane // 8 % 2
 
@@ -172,15 +175,20 @@ def lane_frame():
 def add_over_channels(sums, columns, x0, x1, x2, x3, four: tl.constexpr, EXACT: tl.constexpr):
     """Adds frames 4 ``four`` to 4 ``four`` + 3, with a channel to a thread, to ``sums``.
 
-    The tensor cores do it where the values are: what four threads of a row hold are, in a product of a 16 x 8 with an 8 x 8
-    matrix, four columns of the first for frames 0 and 2, and the other four for frames 1 and 3. With ones in the right places
-    of the second (``columns``: whether lane // 4 is 0, 1, ... 7), their sums land in columns 2 ``four`` and 2 ``four`` + 1. In
-    tf32, which keeps more bits than 16-bit inputs have, or (EXACT) with a second product for what it cuts off.
+    The tensor cores do it where the values are: what four threads of a row hold are, in a product of a 16 x 8
+    with an 8 x 8 matrix, four columns of the first for frames 0 and 2, and the other four for frames 1 and 3.
+    With ones in the right places of the second (``columns``: whether lane // 4 is 0, 1, ... 7), their sums
+    land in columns 2 ``four`` and 2 ``four`` + 1. In tf32, which keeps more bits than 16-bit inputs have, or
+    (EXACT) with a second product for what it cuts off.
     """
     if INTERPRETED:
         frame, total = lane_frame(), sums[0]
-        total += tl.where(frame == 4 * four, tl.sum(x0, 0), 0.0) + tl.where(frame == 4 * four + 1, tl.sum(x1, 0), 0.0)
-        total += tl.where(frame == 4 * four + 2, tl.sum(x2, 0), 0.0) + tl.where(frame == 4 * four + 3, tl.sum(x3, 0), 0.0)
+        total += tl.where(frame == 4 * four, tl.sum(x0, 0), 0.0) + tl.where(
+            frame == 4 * four + 1, tl.sum(x1, 0), 0.0
+        )
+        total += tl.where(frame == 4 * four + 2, tl.sum(x2, 0), 0.0) + tl.where(
+            frame == 4 * four + 3, tl.sum(x3, 0), 0.0
+        )
         return (total, sums[1], sums[2], sums[3])
     else:
         if EXACT:
@@ -193,7 +201,9 @@ def add_over_channels(sums, columns, x0, x1, x2, x3, four: tl.constexpr, EXACT: 
 
 @triton.jit
 def _tf32(x):
-    return tl.inline_asm_elementwise("cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1)
+    return tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
@@ -202,17 +212,21 @@ def _product(sums, columns, x0, x1, x2, x3, four: tl.constexpr):
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
         [x0, x2, x1, x3, columns[2 * four], columns[2 * four + 1], sums[0], sums[1], sums[2], sums[3]],
-        dtype=(tl.float32, tl.float32, tl.float32, tl.float32), is_pure=True, pack=1,
-    )  # fmt: skip
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
 
 
 @triton.jit
 def sums_over_channels(of_B, of_C):
-    """One value a thread, of the frame :func:`lane_frame` says: what the tensor cores left, summed over groups of threads."""
+    """One value a thread, of the frame :func:`lane_frame` says: what the tensor cores left, summed over
+    groups of threads."""
     if INTERPRETED:
         return tl.where(tl.arange(0, 32) < 16, of_B[0], of_C[0])
     else:
-        # Of rows lane // 4 and lane // 4 + 8 a thread has columns 2 (lane % 4) and the next. Each exchange halves what it has.
+        # Of rows lane // 4 and lane // 4 + 8 a thread has columns 2 (lane % 4) and the next. Each exchange
+        # halves what it has.
         b0, b1 = _exchange(of_B[0], of_B[2], 4), _exchange(of_B[1], of_B[3], 4)
         c0, c1 = _exchange(of_C[0], of_C[2], 4), _exchange(of_C[1], of_C[3], 4)
         return _exchange(_exchange(b0, b1, 8), _exchange(c0, c1, 8), 16)
@@ -220,9 +234,12 @@ def sums_over_channels(of_B, of_C):
 
 @triton.jit
 def _exchange(low, high, bit: tl.constexpr):
-    """Two threads whose numbers differ in ``bit`` share the work: the one without it sums ``low`` of both, the other ``high``."""
+    """Two threads whose numbers differ in ``bit`` share the work: the one without it sums ``low`` of both,
+    the other ``high``."""
     upper = (tl.arange(0, 32) & bit) != 0
     kept, given = tl.where(upper, high, low), tl.where(upper, low, high)
     lane = tl.full([32], bit, tl.int32)
     asm: tl.constexpr = "shfl.sync.bfly.b32 $0, $1, $2, 31, -1;"
-    return kept + tl.inline_asm_elementwise(asm, "=r,r,r", [given, lane], dtype=tl.float32, is_pure=True, pack=1)
+    return kept + tl.inline_asm_elementwise(
+        asm, "=r,r,r", [given, lane], dtype=tl.float32, is_pure=True, pack=1
+    )

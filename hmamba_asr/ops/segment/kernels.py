@@ -1,0 +1,216 @@
+"""Boundaries by Triton: in two launches what :mod:`~hmamba_asr.ops.segment` does in some ninety.
+
+One kernel goes through the logits once, block by block, for two neighbouring frames at a time, with running
+softmaxes of both (Milakov and Gimelshein, https://arxiv.org/abs/1805.02867). The other one takes an
+utterance, window by window; a frame's rank in its window is counted, as all of its frames are compared with
+all. Numbers of chunks are float64, as in the reference: rounding must not decide whether there is one more.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hmamba_asr.ops.launch import kernel, launch
+
+BLOCK_V, BLOCK_T, PAIRS = 512, 1024, 4096  # labels, frames, and pairs of frames to compare at a time
+WARPS = 4  # for an utterance; a frame has one, whose sums need no barrier
+
+
+@kernel
+def label_novelty_kernel(
+    logits, lengths, novelty, start, ahead, T, V, blank, LEAST: tl.constexpr, BLOCK_V: tl.constexpr
+):
+    """Novelty (N,) of the frames from ``start`` on, utterances of T in line; logits (N + ahead, V). A program
+    has a frame and looks at the one before it."""
+    row = tl.program_id(0).to(tl.int64)
+    t = ((start + row) % T).to(tl.int32)
+    logits += ahead * V
+    if t < tl.load(lengths + (start + row) // T):
+        first = t == 0
+        now, before = tl.full([], -1e30, tl.float32), tl.full([], -1e30, tl.float32)  # largest logits
+        all_now, all_before = tl.full([], 0.0, tl.float32), tl.full([], 0.0, tl.float32)
+        labels, both = tl.full([], 0.0, tl.float32), tl.full([], 0.0, tl.float32)
+        for block in range(0, V, BLOCK_V):
+            c = block + tl.arange(0, BLOCK_V)
+            a = tl.load(logits + row * V + c, mask=c < V, other=float("-inf")).to(tl.float32)
+            b = tl.load(logits + (row - 1) * V + c, mask=(c < V) & (first == 0), other=float("-inf")).to(
+                tl.float32
+            )
+            higher_now, higher_before = tl.maximum(now, tl.max(a, 0)), tl.maximum(before, tl.max(b, 0))
+            shrink_now, shrink_before = tl.exp(now - higher_now), tl.exp(before - higher_before)
+            a, b = tl.exp(a - higher_now), tl.exp(b - higher_before)
+            all_now = all_now * shrink_now + tl.sum(a, 0)
+            all_before = all_before * shrink_before + tl.sum(b, 0)
+            a = tl.where(c == blank, 0.0, a)
+            labels = labels * shrink_now + tl.sum(a, 0)
+            both = both * shrink_now * shrink_before + tl.sum(a * b, 0)
+            now, before = higher_now, higher_before
+        stays = tl.where(first, 0.0, both / tl.where(first, 1.0, all_before))
+        value = (labels - stays) / all_now
+        tl.store(
+            novelty + row, tl.where(value == value, tl.minimum(tl.maximum(value, LEAST), 1.0), LEAST)
+        )  # NaN: nothing new
+    else:
+        tl.store(novelty + row, 0.0)
+
+
+@triton.jit
+def _novelty(novelty, i, there):
+    """Of the frames i, 0 where they are not there or it is not a number."""
+    n = tl.load(novelty + i, mask=there, other=0.0)
+    return tl.where(n == n, n, 0.0)
+
+
+@triton.jit
+def _logits(novelty, i, length, MIN_NOVELTY: tl.constexpr):
+    """Of the frames i of an utterance: log(n / (1 - n)), and whether they are there, not the first, and new
+    at all."""
+    n = _novelty(novelty, i, (i > 0) & (i < length))
+    z = tl.minimum(tl.maximum(n, MIN_NOVELTY), 1.0 - MIN_NOVELTY)
+    return tl.log(z / (1.0 - z)), n > MIN_NOVELTY
+
+
+@triton.jit
+def _ranked(
+    novelty,
+    i,
+    end,
+    length,
+    mean,
+    spread,
+    MIN_NOVELTY: tl.constexpr,
+    SHARPNESS: tl.constexpr,
+    FAR: tl.constexpr,
+):
+    """Scores of the frames i, and what they are ranked by: below all others from ``end`` on, where the window
+    has ended."""
+    logits, differs = _logits(novelty, i, length, MIN_NOVELTY)
+    scores = tl.where(i == 0, SHARPNESS, tl.where(differs, SHARPNESS * ((logits - mean) / spread), 0.0))
+    ranked = tl.where(i == 0, FAR, tl.where(differs, scores, -FAR))
+    return scores, tl.where(i < end, ranked, -2.0 * FAR), differs | (i == 0)
+
+
+@kernel
+def on_budget_kernel(
+    novelty,
+    lengths,
+    scores,
+    prob,
+    mask,
+    frame_to_chunk,
+    chunk_frames,
+    counts,
+    T,
+    RATIO: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PER_LABEL: tl.constexpr,
+    MIN_NOVELTY: tl.constexpr,
+    MIN_SPREAD: tl.constexpr,
+    SHARPNESS: tl.constexpr,
+    FAR: tl.constexpr,
+    MOST_FURTHER: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):
+    """novelty (B, T) -> what Boundaries has; chunk_frames is written at its first counts places. A program
+    has an utterance."""
+    b = tl.program_id(0).to(tl.int64)
+    length = tl.load(lengths + b).to(tl.int32)
+    novelty += b * T
+    total, count = tl.full([], 0.0, tl.float32), tl.full([], 0, tl.int32)
+    for start in range(0, length, BLOCK_T):
+        logits, differs = _logits(novelty, start + tl.arange(0, BLOCK_T), length, MIN_NOVELTY)
+        total += tl.sum(tl.where(differs, logits, 0.0), 0)
+        count += tl.sum(differs.to(tl.int32), 0)
+    among = tl.maximum(count, 1).to(tl.float32)
+    mean = total / among
+    total = tl.full([], 0.0, tl.float32)
+    for start in range(0, length, BLOCK_T):
+        logits, differs = _logits(novelty, start + tl.arange(0, BLOCK_T), length, MIN_NOVELTY)
+        total += tl.sum(tl.where(differs, (logits - mean) * (logits - mean), 0.0), 0)
+    spread = tl.sqrt(total / among + MIN_SPREAD * MIN_SPREAD)
+
+    ratio, further = tl.full([], RATIO, tl.float64), tl.full([], 0.0, tl.float64)
+    due_before, taken = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    for first in range(0, T, WINDOW):
+        i = first + tl.arange(0, WIDTH)
+        end = first + WINDOW
+        score, ranked, differs = _ranked(novelty, i, end, length, mean, spread, MIN_NOVELTY, SHARPNESS, FAR)
+        rank = tl.zeros([WIDTH], tl.int32)
+        for start in range(first, end, BLOCK_J):
+            j = start + tl.arange(0, BLOCK_J)
+            _, other, _ = _ranked(novelty, j, end, length, mean, spread, MIN_NOVELTY, SHARPNESS, FAR)
+            earlier = (other[None, :] == ranked[:, None]) & (j[None, :] < i[:, None])
+            rank += tl.sum(((other[None, :] > ranked[:, None]) | earlier).to(tl.int32), 1)
+
+        begins, ends = tl.minimum(first, length), tl.minimum(end, length)
+        due = tl.ceil(ends.to(tl.float64) / ratio).to(tl.int32)
+        if PER_LABEL > 0:
+            own = _novelty(novelty, i, (i < end) & (i < length)).to(tl.float64)
+            share = (ends - begins).to(tl.float64) / ratio
+            wanted = tl.sum(own, 0) * tl.full([], PER_LABEL, tl.float64) - share
+            further += tl.minimum(tl.maximum(wanted, 0.0), share * MOST_FURTHER)
+            due += tl.maximum(tl.ceil(further - tl.full([], ROUNDING, tl.float64)), 0.0).to(tl.int32)
+        last = tl.minimum(due - due_before, WINDOW)
+        due_before = due
+
+        least = tl.where(last == 0, FAR, tl.sum(tl.where(rank == last - 1, ranked, 0.0), 0))
+        most = tl.where(last == WINDOW, -FAR, tl.sum(tl.where(rank == last, ranked, 0.0), 0))
+        p = tl.where(differs, 1.0 / (1.0 + tl.exp((least + most) / 2 - score)), 0.0)
+        there = (i < end) & (i < length)
+        within = (rank < last) & differs & there
+        index = taken + tl.cumsum(within.to(tl.int32), 0) - 1
+        written = (i < end) & (i < T)
+        tl.store(scores + b * T + i, score, mask=written)
+        tl.store(prob + b * T + i, tl.where(there, tl.where(i == 0, 1.0, p), 0.0), mask=written)
+        tl.store(mask + b * T + i, within, mask=written)
+        tl.store(frame_to_chunk + b * T + i, tl.maximum(index, 0).to(tl.int64), mask=written)
+        tl.store(chunk_frames + b * T + index, i.to(tl.int64), mask=within)
+        taken += tl.sum(within.to(tl.int32), 0)
+    tl.store(counts + b, taken.to(tl.int64))
+
+
+@torch.compiler.disable
+def label_novelty(
+    logits: Tensor, lengths: Tensor, *, start: int, ahead: int, frames: int, blank: int, least: float
+) -> Tensor:
+    """What ``_label_novelty`` of :mod:`~hmamba_asr.ops.segment` does."""
+    rows, vocab = logits.shape[0] - ahead, logits.shape[1]
+    novelty = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    launch(
+        label_novelty_kernel,
+        (rows, 1, 1),
+        (logits.contiguous(), lengths.contiguous(), novelty),
+        (start, ahead, frames, vocab, blank),
+        (least, min(BLOCK_V, triton.next_power_of_2(vocab))),
+        num_warps=1,
+    )
+    return novelty
+
+
+@torch.compiler.disable
+def on_budget(novelty: Tensor, lengths: Tensor, settings: tuple) -> tuple[Tensor, ...]:
+    """See :func:`~hmamba_asr.ops.segment.on_budget`; ``settings`` are the kernel's constants from RATIO to
+    ROUNDING."""
+    (batch, frames), width = novelty.shape, triton.next_power_of_2(settings[1])
+    novelty = novelty.detach().float().contiguous()
+    scores, prob = torch.empty_like(novelty), torch.empty_like(novelty)
+    mask = torch.empty_like(novelty, dtype=torch.bool)
+    frame_to_chunk = torch.empty_like(novelty, dtype=torch.long)
+    chunk_frames = torch.zeros_like(frame_to_chunk)
+    counts = torch.empty(batch, dtype=torch.long, device=novelty.device)
+    out = (scores, prob, mask, frame_to_chunk, chunk_frames, counts)
+    launch(
+        on_budget_kernel,
+        (batch, 1, 1),
+        (novelty, lengths.contiguous(), *out),
+        (frames,),
+        (*settings, width, BLOCK_T, max(1, PAIRS // width)),
+        num_warps=WARPS,
+    )
+    return out

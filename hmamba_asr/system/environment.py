@@ -1,0 +1,74 @@
+"""What a figure depends on besides the YAML: versions, commit, hardware, command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hmamba_asr.system.hardware import hardware
+
+_PACKAGES = (
+    "hmamba-asr",
+    "torch",
+    "torchaudio",
+    "speechbrain",
+    "hyperpyyaml",
+    "numpy",
+    "sentencepiece",
+    "triton",
+    "mamba-ssm",
+    "causal-conv1d",
+)
+
+
+def collect_environment(device: Any) -> dict[str, Any]:
+    """What a figure depends on besides the YAML: versions, commit, hardware, command. No host name."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # optional, or run from the source folder
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "git": _git_state(Path(__file__).resolve().parent),
+        "hardware": hardware(device),
+        "command": _command_line(),
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the checkout that tracks `folder`, and whether its files were changed. None outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+    try:
+        # An installed package may lie in somebody else's checkout (.venv), whose commit says nothing of it.
+        git("ls-files", "--error-unmatch", ".")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _command_line() -> str:
+    """The command as the user typed it, the torchrun part rebuilt from what torchrun sets."""
+    script = Path(sys.argv[0])
+    if script.is_absolute():
+        script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else Path(script.name)
+    launcher = ["python"] if script.suffix == ".py" else []
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = ["--nnodes", str(world // local)] if world > local else []
+        launcher = ["torchrun", *nodes, "--nproc-per-node", str(local)]
+    return shlex.join([*launcher, str(script), *sys.argv[1:]])

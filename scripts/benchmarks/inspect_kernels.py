@@ -1,0 +1,251 @@
+#!/usr/bin/env python3
+"""Compile the Triton kernels for a GPU that need not be there, and print what the compiler made of them.
+
+    python scripts/benchmarks/inspect_kernels.py [--capability 86] [--states 16] [--dtype bf16] [--kernels
+    scan backward]
+
+Registers and spilled bytes a thread, shared memory, and the instructions of the innermost loop that holds the
+most exp2: what a kernel is limited by can often be read there. Ends with code 1 if a kernel does not compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.pop("TRITON_INTERPRET", None)  # kernels for the interpreter cannot be compiled
+
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from hmamba_asr.ops import (  # noqa: E402
+    attention_triton,
+    boundaries,
+    boundaries_triton,
+    ctc_triton,
+    ema_triton,
+    mixer_kernels,
+    pooling_triton,
+)
+from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
+from hmamba_asr.ops.selective_scan.fused import BACKWARD, FORWARD  # noqa: E402
+
+ALIKE = {
+    "u",
+    "delta",
+    "y",
+    "gy",
+    "gu",
+    "gdelta",
+    "x",
+    "gx",
+    "z",
+    "mean",
+    "out",
+    "gout",
+    "x_padded",
+    "dt_padded",
+    "in_cast",
+    "out_cast",
+}
+INT64 = (
+    "lengths",
+    "newest",
+    "last_frames",
+    "window",
+    "parents",
+    "labels",
+    "frame_to_chunk",
+    "chunk_frames",
+    "counts",
+)
+FLOAT32 = tuple(
+    module.__name__ for module in (attention_triton, boundaries_triton, ema_triton, pooling_triton)
+)
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def variants(n: int, exact: bool) -> dict[str, tuple]:
+    """What training uses: kernel, constants by name, warps."""
+    scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "channels": 288}
+    n_pad = max(16, 1 << (n - 1).bit_length())
+    tile = {"N": n, "N_PAD": n_pad, "HAS_LENGTHS": True}
+    walk = {"REVERSE_BITS": 2, "G": 2, "K": 4, "BLOCK_D": 32, "HAS_LENGTHS": True}
+    gate = {"G": 2, "ROWS": 32, "COLS": 64, "HAS_LENGTHS": True, "ALIGNED": True}
+    ctc = {"HAS_WINDOW": True, "BLOCK_T": ctc_triton.BLOCK_T}
+    attention = {"D": 36, "SCALE": 1 / 6, "HAS_MASK": True, "BLOCK_Q": attention_triton.BLOCK_Q}
+    attention |= {"BLOCK_T": attention_triton.BLOCK_T, "BLOCK_D": 64}
+    budget = {
+        "RATIO": 2.0,
+        "WINDOW": 100,
+        "PER_LABEL": 1.1,
+        "WIDTH": 128,
+        "BLOCK_T": boundaries_triton.BLOCK_T,
+    }
+    names = ("MIN_NOVELTY", "MIN_SPREAD", "SHARPNESS", "FAR", "MOST_FURTHER", "ROUNDING")
+    budget |= {
+        "BLOCK_J": boundaries_triton.PAIRS // 128,
+        **{name: getattr(boundaries, name) for name in names},
+    }
+    largest = budget | {"WINDOW": boundaries.MAX_WINDOW, "WIDTH": boundaries.MAX_WINDOW}
+    largest["BLOCK_J"] = boundaries_triton.PAIRS // boundaries.MAX_WINDOW
+    pool = {"D": 144, "BLOCK_D": 256}
+    prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
+    return {
+        "scan": (kernels.scan_kernel, scan | {"ADJOINT": False, "WRITE_Y": True, "WRITE_SPANS": False}, 1),
+        "scan before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": False}, 1),
+        "adjoint before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": True}, 1),
+        "pass": (kernels.pass_kernel, {"N": n, "BLOCK": 128, "FROM_END": True, "HAS_INITIAL": True}, 4),
+        "backward": (kernels.backward_kernel, scan | {"ATOMIC": True, "EXACT": exact}, 1),
+        "tile": (kernels.tile_kernel, tile | {"FROM_TILES": False}, 1),
+        "tile back": (kernels.tile_kernel, tile | {"FROM_TILES": True}, 1),
+        "conv_silu": (mixer_kernels.conv_silu_kernel, walk, 1),
+        "conv_silu_backward": (mixer_kernels.conv_silu_backward_kernel, walk, 1),
+        "gate": (mixer_kernels.gate_kernel, gate, 4),
+        "gate_backward": (mixer_kernels.gate_backward_kernel, gate, 4),
+        "prepare": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
+        "prepare, 16-bit weights": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
+        "finish": (mixer_kernels.finish_kernel, {"N": n, "K": 4, "ROWS": 128, "COLS": 32}, 4),
+        "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
+        "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
+        "attend": (attention_triton.attend_kernel, attention, attention_triton.WARPS),
+        "novelty": (
+            boundaries_triton.label_novelty_kernel,
+            {"LEAST": 1e-5, "BLOCK_V": boundaries_triton.BLOCK_V},
+            1,
+        ),
+        "budget": (boundaries_triton.on_budget_kernel, budget, boundaries_triton.WARPS),
+        "budget, large windows": (boundaries_triton.on_budget_kernel, largest, boundaries_triton.WARPS),
+        "pool": (pooling_triton.pool_kernel, pool, 1),
+        "pool backward": (pooling_triton.pool_backward_kernel, pool | {"OF_X": True, "OF_SCORES": True}, 1),
+        "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
+        "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
+        "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),
+    }
+
+
+def signature(function, constants: dict, dtype: str) -> dict[str, str]:
+    """Types of the arguments: constants, then tensors, which come first, then integers."""
+    types, module = {}, function.fn.__module__
+    integers = re.compile(
+        r"s[a-z]?_[a-z]$|L$|batch$|channels$|n_|tiles_each$|first_segment$|reverse_bits$|items$|blocks$|copy_stride$|rank$"
+        r"|columns$|d_model$|d_out$|.*_rows$|[KMQTV]$|K_new$|heads$|eos$|blank$|start$|ahead$"
+    )
+    for name in function.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name in INT64:
+            types[name] = "*i64"
+        elif name == "mask" and module == boundaries_triton.__name__:
+            types[name] = "*i1"
+        elif integers.match(name):
+            types[name] = "i32"
+        elif module == ctc_triton.__name__:
+            types[name] = "*fp32" if name in ("log_probs", "phi", "products") else "*fp64"
+        elif name == "states":
+            types[name] = "*bf16" if dtype == "bf16" else "*fp32"
+        else:
+            alike = name in ALIKE or (name in ("B", "C") and module == kernels.__name__)
+            types[name] = f"*{dtype}" if alike and module not in FLOAT32 else "*fp32"
+    return types
+
+
+def build(
+    function, constants: dict, warps: int, *, capability: int, dtype: str, narrow: tuple[str, ...] = ()
+):
+    limits = {kernels.scan_kernel: FORWARD.registers, kernels.backward_kernel: BACKWARD.registers}
+    types = signature(function, constants, dtype) | {name: "*bf16" for name in narrow}
+    places = {(function.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(function, types, constexprs=places, attrs={})
+    options = {"num_warps": warps, "num_stages": 1, "maxnreg": limits.get(function)}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def report(compiled) -> dict:
+    """Registers, spilled bytes, shared memory and the instruction counts of the innermost loop with the most
+    exp2."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+        listing = subprocess.run(
+            [TOOLS / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {
+        key: int(re.search(rf"{key}:(\d+)", usage.stdout + usage.stderr).group(1))
+        for key in ("REG", "STACK", "SHARED")
+    }
+    lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", listing)
+    at = {int(address, 16): i for i, (address, _) in enumerate(lines)}
+    loops = []
+    for i, (address, text) in enumerate(lines):
+        target = re.search(r"BRA.*?(0x[0-9a-f]+)", text)
+        if target and (start := int(target.group(1), 16)) < int(address, 16) and start in at:
+            names = [re.sub(r"^@!?U?P\w+ ", "", t).split()[0] for _, t in lines[at[start] : i + 1]]
+            loops.append(collections.Counter(n if n.startswith("MUFU") else n.split(".")[0] for n in names))
+    loops.sort(key=lambda loop: -loop["MUFU.EX2"] / sum(loop.values()))
+    return found | {"loop": loops[0] if loops else collections.Counter()}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--capability", type=int, default=86, help="80: A100, 86: A6000, 90: H100 (default 86)"
+    )
+    parser.add_argument("--states", type=int, default=16, help="d_state (default 16)")
+    parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16")
+    parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these (default: all)")
+    options = parser.parse_args(argv)
+    failed = False
+    chosen = variants(options.states, options.dtype == "fp32")
+    if unknown := set(options.kernels or ()) - chosen.keys():
+        parser.error(f"there is no kernel {unknown.pop()}; there are: {', '.join(chosen)}")
+    print(
+        f"compute capability {options.capability / 10}, {options.dtype}, {options.states} states, Triton {triton.__version__}"
+    )
+    for name, (function, constants, warps) in chosen.items():
+        if options.kernels and name not in options.kernels:
+            continue
+        started = time.perf_counter()
+        try:
+            narrow = (
+                ("A_log", "x_proj", "dt_proj", "in_proj", "out_proj")
+                if name.endswith("16-bit weights")
+                else ()
+            )
+            r = report(
+                build(
+                    function,
+                    constants,
+                    warps,
+                    capability=options.capability,
+                    dtype=options.dtype,
+                    narrow=narrow,
+                )
+            )
+        except Exception as error:  # whatever the compiler raises, the other kernels are of interest too
+            failed = True
+            print(f"{name:24} does not compile: {error}")
+            continue
+        loop = ", ".join(f"{count} {what}" for what, count in r["loop"].most_common(6))
+        print(
+            f"{name:24} {r['REG']:3} registers, {r['STACK']:3} bytes spilled, {r['SHARED']:5} shared, "
+            f"{time.perf_counter() - started:4.1f} s; loop of {sum(r['loop'].values())}: {loop}"
+        )
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""Stage times, real-time factor and merging, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmamba_asr.evaluation import timing as efficiency
+from hmamba_asr.evaluation.timing import Efficiency, StageTimer, merge
+from hmamba_asr.system.hardware import hardware
+from hmamba_asr.system.memory import added_memory_mib, available_memory_mib, peak_memory_kind, peak_memory_mib
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(efficiency.time, "perf_counter", clock)
+    return clock
+
+
+def test_stages_add_up(clock):
+    timer = StageTimer("cpu")
+    for seconds in (1.0, 2.0):
+        with timer.stage("features"):
+            clock.now += seconds
+        clock.now += 50.0  # between stages: nobody's time
+        with timer.stage("encoder"):
+            clock.now += 10 * seconds
+    assert timer.seconds == {"features": 3.0, "encoder": 30.0}
+    assert timer.total == 33.0
+    timer.reset()
+    assert timer.seconds == {} and timer.total == 0.0
+
+
+def test_a_stage_that_raises_is_counted_and_closed(clock):
+    timer = StageTimer("cpu")
+    with pytest.raises(KeyError), timer.stage("read"):
+        clock.now += 4.0
+        raise KeyError
+    with timer.stage("read"):
+        clock.now += 1.0
+    assert timer.seconds == {"read": 5.0}
+
+
+def test_nested_stages_are_refused():
+    timer = StageTimer("cpu")
+    with timer.stage("encoder"), pytest.raises(RuntimeError, match="'features' begins inside 'encoder'"):  # noqa: SIM117
+        with timer.stage("features"):
+            pass
+
+
+def test_the_device_is_synchronised_at_both_edges(clock, monkeypatch):
+    """Kernels queued before a stage are not its own; those it queued are."""
+    queued = [7.0]
+
+    def synchronize(device):
+        assert device == torch.device("cuda")
+        clock.now += sum(queued)
+        queued.clear()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    timer = StageTimer("cuda")
+    with timer.stage("encoder"):
+        queued.append(3.0)
+    assert timer.seconds == {"encoder": 3.0}
+
+
+def _measured(**changes) -> Efficiency:
+    values = {
+        "audio_seconds": 100.0,
+        "stage_seconds": {"read": 1.0, "decoding": 4.0},
+        "wall_seconds": 6.0,
+        "batch": 8,
+        "hardware": {"device": "cpu", "cpu": "EPYC", "cores": 2},
+    }
+    return Efficiency(**{**values, **changes})
+
+
+def test_rtf_is_processing_time_per_audio_time():
+    measured = _measured()
+    assert measured.rtf == pytest.approx(0.05)
+    assert json.loads(json.dumps(measured.to_dict())) == {
+        "rtf": 0.05,
+        "processing_seconds": 5.0,
+        "audio_seconds": 100.0,
+        "stage_seconds": {"read": 1.0, "decoding": 4.0},
+        "wall_seconds": 6.0,
+        "batch": 8,
+        "hardware": {"device": "cpu", "cpu": "EPYC", "cores": 2},
+        "processes": 1,
+    }
+    with pytest.raises(ValueError, match="no audio"):
+        _ = _measured(audio_seconds=0.0).rtf
+
+
+def test_merge_adds_audio_and_takes_the_longest_wall_time():
+    other = _measured(audio_seconds=300.0, stage_seconds={"read": 2.0, "lm": 3.0}, wall_seconds=9.0)
+    merged = merge([_measured(), other])
+    assert merged.audio_seconds == 400.0
+    assert merged.wall_seconds == 9.0
+    assert merged.stage_seconds == {"read": 3.0, "decoding": 4.0, "lm": 3.0}
+    assert merged.processes == 2
+    assert merged.rtf == pytest.approx(10.0 / 400.0)
+    assert merged.hardware == _measured().hardware and merged.batch == 8
+
+
+def test_merge_of_equal_processes_keeps_the_rtf_and_names_mixed_hardware():
+    parts = [_measured(), _measured(hardware={"device": "cpu", "cpu": "Xeon", "cores": 4}, batch=4)]
+    merged = merge(parts)
+    assert merged.rtf == parts[0].rtf
+    assert merged.hardware == {"device": "cpu", "cpu": "EPYC + Xeon", "cores": "2 + 4"}
+    assert merged.batch == "4 + 8"
+    with pytest.raises(ValueError, match="Nothing to merge"):
+        merge([])
+
+
+def test_hardware_names_the_machine_but_not_the_host():
+    found = hardware("cpu")
+    assert found["device"] == "cpu" and found["cpu"] and found["gpu"] is None
+    assert found["cores"] >= 1 and found["torch_threads"] == torch.get_num_threads()
+    assert set(found) >= {"gpu_memory_mib", "platform", "cuda"}
+    assert platform.node() not in json.dumps(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is Linux's")
+def test_peak_memory_on_cpu_is_the_kernels_high_water_mark():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    assert peak_memory_mib("cpu") == pytest.approx(kib / 1024, rel=0.01)
+    assert peak_memory_kind("cpu") == "peak resident set"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak anew")
+def test_added_memory_is_that_of_the_call():
+    """Also of a smaller call after a larger one, and without what was held before."""
+    held = torch.ones(2**22)
+    for mib in (64, 16):
+        run = lambda mib=mib: torch.ones(mib * 2**18) * held[0]  # noqa: E731
+        run()  # starts a thread for each core, whose stacks are memory too
+        found = added_memory_mib(run, "cpu")
+        if found is None:
+            pytest.skip("this kernel does not let the peak be reset")
+        assert found == pytest.approx(2 * mib, abs=4)  # the ones and their product
+    available = available_memory_mib("cpu")
+    assert 0 < available < 2**24
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda():
+    held = torch.ones(2**20, device="cuda")
+    assert peak_memory_mib("cuda") >= held.numel() * 4 / 2**20
+    found = hardware("cuda")
+    assert found["gpu"] == torch.cuda.get_device_name() and found["gpu_memory_mib"] > 0
+    assert added_memory_mib(lambda: torch.ones(2**22, device="cuda"), "cuda") == pytest.approx(16)
+    assert 0 < available_memory_mib("cuda") <= found["gpu_memory_mib"]
+    timer = StageTimer("cuda")
+    with timer.stage("sleep"):
+        torch.cuda._sleep(100_000_000)  # cycles: returns at once, runs for tens of milliseconds
+    assert timer.seconds["sleep"] > 0.01

@@ -1,0 +1,167 @@
+"""Claims: each rule on comparisons that hold, fail and are missing; nothing is supported that was not
+measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hmamba_asr.evaluation.compare import RunFolder
+from hmamba_asr.report.claims import NOT_MEASURED, NOT_SUPPORTED, SUPPORTED, check_claims, chunkers
+
+YAMLS = {"flat": "", "learned": "c: !new:x.DynamicChunker\n", "fixed": "c: !new:x.FixedStrideChunker\n"}
+
+
+@pytest.fixture
+def run(make_results, make_entry):
+    def make(name: str, kind: str = "flat", kept: float | None = None) -> RunFolder:
+        entry = make_entry(words=100, sentences=10, errors=10, audio=None)
+        if kept is not None:
+            entry["stages"] = [{"kept": kept}]
+        results = make_results(name, {"dev": {"beam": entry}}, hparams=f"seed: 1\n{YAMLS[kind]}")
+        return RunFolder(Path(name), results, name)
+
+    return make
+
+
+def score(low: float, high: float, *, wer: float = 10.0, better: str | None = None, **more) -> dict:
+    middle = (low + high) / 2
+    tested = {"difference": middle, "interval_95": [low, high], "better": better, "verdict": "some"}
+    return {"split": "dev", "search": "beam", "wer": [wer, wer + middle], **tested, **more}
+
+
+def check(runs, scores=(), agreement=None, speed=None) -> dict[str, tuple[str, str]]:
+    """{claim: (verdict, evidence)}; every pair of runs compares as ``scores``."""
+    found = check_claims(
+        runs, compare=lambda a, b: {"scores": list(scores)}, agreement=agreement or {}, speed=speed or {}
+    )
+    return {item.claim: (item.verdict, "; ".join(item.evidence)) for item in found}
+
+
+WER, FASTER, FIXED, PHONES = (
+    "the same WER or a lower one",
+    "faster",
+    "better than a fixed stride",
+    "boundaries at phones",
+)
+
+
+def test_one_run_supports_nothing(run):
+    assert {claim: verdict for claim, (verdict, _) in check([run("a")]).items()} == dict.fromkeys(
+        (WER, FASTER, FIXED, PHONES), NOT_MEASURED
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict", "shown"),
+    [
+        ([score(-0.4, 0.4)], SUPPORTED, "WER 10.00 -> 10.00, +0.00 (-0.40 to +0.40), at most +0.50"),
+        ([score(-3.0, -1.0)], SUPPORTED, "at most +0.50"),
+        (
+            [score(-3.0, 0.6)],
+            NOT_SUPPORTED,
+            "may be more than +0.50",
+        ),  # no difference was found, because few utterances find none
+        ([score(-0.4, 0.4), score(1.0, 2.0)], NOT_SUPPORTED, "may be more than +0.50"),
+        ([score(-0.4, 0.4, wer=95.0)], NOT_MEASURED, "dev, beam: a has a WER of 95.00"),
+        (
+            [{"split": "dev", "search": "beam", "wer": [1.0, 2.0], "verdict": "cannot be tested: x"}],
+            NOT_MEASURED,
+            "tested: x",
+        ),
+    ],
+)
+def test_the_same_wer_is_within_a_margin(run, scores, verdict, shown):
+    found = check([run("a"), run("b")], scores)[WER]
+    assert found[0] == verdict and shown in found[1]
+
+
+def speeds(*passes: float, hardware: str = "x") -> dict:
+    spread = {"min": min(passes), "median": sorted(passes)[1], "max": max(passes)}
+    ways = {way: {"rtf": spread} for way in ("batch_1", "batched")}
+    same = {
+        "split": "dev",
+        "hardware": hardware,
+        "precision": "fp32",
+        "protocol": {"batch": 8, "utterances": 16},
+    }
+    return {**same, "subjects": {"beam": ways}}
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict", "outcome"),
+    [
+        ((1.0, 1.1, 1.9), SUPPORTED, "faster"),
+        ((1.0, 1.1, 2.1), NOT_SUPPORTED, "told apart"),
+        ((4.0,) * 3, NOT_SUPPORTED, "slower"),
+    ],
+)
+def test_faster_is_every_pass(run, after, verdict, outcome):
+    once = [score(0, 0, rtf=[1.0, 0.1], same_hardware=True)]
+    measured = {"a": speeds(2.0, 2.5, 3.0), "b": speeds(*after)}
+    found = check([run("a"), run("b")], once, speed=measured)[FASTER]
+    assert found[0] == verdict and found[1].count(outcome) == 2 and "batch 8: RTF 2.5 (2 to 3)" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("rtf", "same", "verdict"),
+    [([1.0, 0.89], True, SUPPORTED), ([1.0, 0.91], True, NOT_SUPPORTED), ([1.0, 0.1], False, NOT_MEASURED)],
+)
+def test_an_rtf_that_was_measured_once_has_a_margin(run, rtf, same, verdict):
+    scores = [score(0, 0, rtf=rtf, same_hardware=same)]
+    other_machine = {"a": speeds(2, 2, 2), "b": speeds(1, 1, 1, hardware="y")}
+    for speed in (None, other_machine):
+        assert check([run("a"), run("b")], scores, speed=speed)[FASTER][0] == verdict
+    assert check([run("a"), run("b")], [score(0, 0)])[FASTER][0] == NOT_MEASURED
+
+
+@pytest.mark.parametrize(
+    ("better", "kept", "verdict"),
+    [
+        ("b", 0.5, SUPPORTED),
+        ("b", 0.54, SUPPORTED),
+        (None, 0.5, NOT_SUPPORTED),
+        ("a", 0.5, NOT_SUPPORTED),
+        ("b", 0.6, NOT_MEASURED),
+    ],
+)
+def test_better_than_a_fixed_stride_of_that_rate(run, better, kept, verdict):
+    runs = [run("flat"), run("learned", "learned", kept), run("fixed", "fixed", 0.5)]
+    found = check(runs, [score(-1.0, 1.0, better=better)])[FIXED]
+    assert found[0] == verdict and f"kept {kept:.3f}, fixed stride 0.500" in found[1]
+    assert check(runs[:2], [score(-1.0, 1.0, better="b")])[FIXED][0] == NOT_MEASURED
+
+
+def test_boundaries_at_phones_beat_both_baselines_at_each_tolerance(run):
+    def agreement(*lows: float) -> dict:
+        def kinds(low: float) -> dict:
+            over = {"random": [0.1, 0.2], "uniform": [low, 0.3]}
+            return {"chunks": {"f1": 0.6, "f1_over": over}, "random": {"f1": 0.4}, "uniform": {"f1": 0.5}}
+
+        return {
+            "learned": {
+                "dev": {"agreement": {"phones": dict(zip(("20", "40"), map(kinds, lows), strict=True))}}
+            }
+        }
+
+    runs = [run("learned", "learned", 0.5)]
+    found = check(runs, agreement=agreement(0.01, 0.02))[PHONES]
+    assert (
+        found[0] == SUPPORTED and "dev, 20 ms: F1 0.600, over random (0.400) by +0.100 to +0.200" in found[1]
+    )
+    assert check(runs, agreement=agreement(0.01, -0.02))[PHONES][0] == NOT_SUPPORTED
+    missing = check(runs)[PHONES]
+    assert missing[0] == NOT_MEASURED and "--alignments" in missing[1]
+
+
+def test_the_projects_yamls_are_told_apart(make_results):
+    for name, expected in (
+        ("conmamba_an4", set()),
+        ("hmamba_an4", {"CTCChunker"}),
+        ("router_an4", {"DynamicChunker"}),
+        ("hnet_an4", {"HNetChunker"}),
+        ("fixedstride_an4", {"FixedStrideChunker"}),
+    ):
+        text = (Path(__file__).resolve().parents[2] / "hparams" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert chunkers(RunFolder(Path("x"), make_results(name, {}, hparams=text), name)) == expected
