@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as the two largest units, for people: '2 h 05 min', '3 min 20 s'; empty for None."""
+    """Write a duration with its two largest units: '2 h 05 min', '3 min 20 s', '45 s'.
+
+    Parameters
+    ----------
+    seconds
+        The duration in seconds, or None for one that was not measured, which gives an empty text.
+    """
     if seconds is None:
         return ""
     seconds = int(seconds)

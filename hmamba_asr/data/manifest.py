@@ -1,0 +1,104 @@
+"""Manifests: the CSV files that list a split's utterances. This is the one place that reads them.
+
+A manifest has the columns ``ID``, ``duration`` (seconds), ``wav`` (a path that may begin with ``$data_root``) and
+``wrd`` (the transcript). ``hmamba-asr prepare`` writes them, in SpeechBrain's format.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+COLUMNS = ("ID", "duration", "wav", "wrd")
+DATA_ROOT = "$data_root"  # stands for the corpus' folder in the column wav
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One utterance of a manifest.
+
+    Attributes
+    ----------
+    id
+        The utterance's ID.
+    audio
+        Its recording.
+    duration
+        Its length in seconds.
+    text
+        Its transcript.
+    """
+
+    id: str
+    audio: Path
+    duration: float
+    text: str
+
+
+def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str, ManifestRow]:
+    """Read a manifest.
+
+    Parameters
+    ----------
+    path
+        The CSV file.
+    data_folder
+        What ``$data_root`` in the recordings' paths stands for.
+
+    Returns
+    -------
+    dict
+        The rows by utterance ID, in the order of the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a column is missing, a duration is not a number, or an ID comes twice.
+    """
+    rows: dict[str, ManifestRow] = {}
+    for number, row in enumerate(_read_rows(path, COLUMNS), start=2):
+        identifier = row["ID"]
+        if identifier in rows:
+            raise ValueError(f"{path}, line {number} repeats the ID {identifier}; prepare the data again.")
+        try:
+            duration = float(row["duration"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the data again."
+            ) from error
+        audio = Path(row["wav"].replace(DATA_ROOT, str(data_folder)))
+        rows[identifier] = ManifestRow(identifier, audio, duration, row["wrd"])
+    return rows
+
+
+def read_transcripts(path: str | Path) -> list[str]:
+    """Read the transcripts of a manifest, of which only the column ``wrd`` is needed.
+
+    Returns
+    -------
+    list
+        The transcripts in the order of the file, with single spaces, without the empty ones.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the column ``wrd`` is missing.
+    """
+    return [text for row in _read_rows(path, ("wrd",)) if (text := " ".join((row["wrd"] or "").split()))]
+
+
+def _read_rows(path: str | Path, columns: tuple[str, ...]) -> list[Mapping[str, str]]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no manifest {path}; prepare the data first (hmamba-asr prepare).")
+    with open(path, newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        missing = [column for column in columns if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path} has no column {missing[0]}; give a manifest that `hmamba-asr prepare` wrote.")
+        return list(reader)
