@@ -5,4 +5,5 @@
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 ruff check .
 ruff format --check .
+mypy
 python -m pytest "$@"
