@@ -35,6 +35,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from hmamba_asr.system.hardware import usable_cores
+
 SAMPLE_RATE = 16_000  # Hz
 MARKER = "demo_corpus.json"
 _FORMAT = 1  # to be raised with every change that alters text or audio
@@ -152,7 +154,7 @@ def build_demo_corpus(
     try:
         folder = workspace / "LibriSpeech"  # made here, not by mkdtemp, so that it has ordinary permissions
         folder.mkdir()
-        seconds = _render_all(_plan(seed, counts), folder, seed, num_workers or os.cpu_count() or 1)
+        seconds = _render_all(_plan(seed, counts), folder, seed, num_workers or usable_cores())
         _write_speakers(folder / "SPEAKERS.TXT", seconds)
         (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         try:

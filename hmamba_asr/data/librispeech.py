@@ -37,6 +37,8 @@ from hmamba_asr.data.scan import (
     read_transcript,
     utterance_id,
 )
+from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.hardware import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ def prepare_manifests(
     options = _Options(sample_rate, min_duration, max_duration)
     summaries: dict[str, _Summary] = {}
     # Threads, not processes: libsndfile decodes outside Python's lock, and threads need no __main__ guard.
-    pool = ThreadPoolExecutor(num_workers or min(32, _available_cores()))
+    pool = ThreadPoolExecutor(num_workers or min(32, usable_cores()))
     try:
         for split, folder in folders.items():
             if folder is not None:
@@ -137,7 +139,8 @@ def prepare_manifests(
     problems = [problem for summary in summaries.values() for problem in summary.problems]
     list_path = manifest_folder / "problems.txt"
     if problems:
-        _write_atomically(list_path, _describe_problems(problems, limit=None))
+        with write_atomically(list_path) as stream:
+            stream.write(_describe_problems(problems, limit=None))
         report = f"{_describe_problems(problems, limit=_LISTED_PER_KIND)}The full list is in {list_path}."
         if on_bad_data == "refuse":
             refusals.append(f"{report} Repair or remove these files, or set on_bad_data to 'skip'.")
@@ -218,11 +221,13 @@ def _rebuild(
     writer.writerow(COLUMNS)
     writer.writerows(sorted(rows))
     # The CSV first: if the run dies between the two, the old summary's hash does not fit and both are redone.
-    content = _write_atomically(csv_path, text.getvalue())
-    digest = hashlib.sha256(content).hexdigest()
+    with write_atomically(csv_path) as stream:
+        stream.write(text.getvalue())
+    digest = hashlib.sha256(csv_path.read_bytes()).hexdigest()
     problems.sort(key=lambda problem: (problem.kind, problem.where, problem.detail))
     summary = _Summary(fingerprint, digest, len(rows), seconds / 3600, too_short, too_long, problems)
-    _write_atomically(csv_path.with_suffix(".json"), json.dumps(asdict(summary), indent=1))
+    with write_atomically(csv_path.with_suffix(".json")) as stream:
+        stream.write(json.dumps(asdict(summary), indent=1))
     return summary
 
 
@@ -340,21 +345,3 @@ def _check_options(
         raise ValueError(f"need 0 <= min_duration < max_duration (s), got {min_duration} and {max_duration}.")
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, not {num_workers}.")
-
-
-def _available_cores() -> int:
-    """Cores this process may use: under Slurm that is fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_atomically(path: Path, text: str) -> bytes:
-    """Readers see the old file or the whole new one, never a part. Returns the bytes written."""
-    content = text.encode("utf-8", errors="backslashreplace")  # a report may name files that are not UTF-8
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return content

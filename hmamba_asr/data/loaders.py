@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-import soundfile
 import torch
 from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.dataio.dataio import load_data_csv
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler, ReproducibleRandomSampler
 from torch.utils.data import BatchSampler, Dataset, Sampler
+
+from hmamba_asr.data.audio import read_audio
+from hmamba_asr.data.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ def load_dataset(
     """
     rows: dict[str, dict] = {}
     for manifest in manifests:
-        part = load_data_csv(str(manifest), replacements={"data_root": str(data_folder)})
+        part = {
+            row.id: {"wav": str(row.audio), "duration": row.duration, "wrd": row.text}
+            for row in read_manifest(manifest, data_folder=data_folder).values()
+        }
         if shared := rows.keys() & part.keys():
             raise ValueError(
                 f"utterance {min(shared)} (and {len(shared) - 1} more) stands in {manifest} and in another manifest of the "
@@ -51,8 +55,7 @@ def load_dataset(
     warned: set[str] = set()
 
     def read(wav: str) -> torch.Tensor:
-        samples, _ = soundfile.read(wav, dtype="float32")
-        return torch.from_numpy(samples)
+        return torch.from_numpy(read_audio(wav)[0])
 
     def tokenize(utterance: str, wrd: str) -> torch.Tensor:
         tokens = tokenizer.encode(wrd)

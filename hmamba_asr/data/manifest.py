@@ -100,5 +100,7 @@ def _read_rows(path: str | Path, columns: tuple[str, ...]) -> list[Mapping[str, 
         reader = csv.DictReader(stream)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path} has no column {missing[0]}; give a manifest that `hmamba-asr prepare` wrote.")
+            raise ValueError(
+                f"{path} has no column {missing[0]}; give a manifest that `hmamba-asr prepare` wrote."
+            )
         return list(reader)

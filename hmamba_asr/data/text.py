@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from hmamba_asr.data.manifest import read_transcripts
 
 _SCAN_BYTES = 1 << 24
 
@@ -85,13 +86,7 @@ class _TextFile:
 class _Manifest:
     def __init__(self, path: Path):
         _require(path)
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "wrd" not in (rows.fieldnames or ()):
-                raise ValueError(
-                    f"{path} has no column wrd: give a manifest that `hmamba-asr prepare` wrote, or a text file."
-                )
-            self.sentences = [text for row in rows if (text := " ".join((row["wrd"] or "").split()))]
+        self.sentences = read_transcripts(path)
         _require_sentences(path, len(self))
 
     def __len__(self) -> int:

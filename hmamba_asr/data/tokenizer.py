@@ -7,18 +7,18 @@ padding too: training text never gives ``<unk>``, since all its characters are i
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
+
+from hmamba_asr.data.manifest import read_transcripts
+from hmamba_asr.system.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ def train_tokenizer(
         )
     model = _train(sentences, model_type, vocab_size, character_coverage)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, model)
+    with write_atomically(path, binary=True) as stream:
+        stream.write(model)
     record = {
         "fingerprint": fingerprint,
         "model_sha256": hashlib.sha256(model).hexdigest(),
@@ -96,7 +97,8 @@ def train_tokenizer(
         "sentences": len(sentences),
         "sentencepiece": sentencepiece.__version__,
     }
-    _write_atomically(_record_path(path), (json.dumps(record, indent=2) + "\n").encode())
+    with write_atomically(_record_path(path)) as stream:
+        stream.write(json.dumps(record, indent=2) + "\n")
     return path
 
 
@@ -140,15 +142,7 @@ def _read_sentences(manifests: Sequence[Path]) -> list[str]:
         raise ValueError("No manifest was given to train the tokenizer on.")
     sentences = []
     for manifest in manifests:
-        if not manifest.is_file():
-            raise FileNotFoundError(
-                f"There is no manifest {manifest} to train a tokenizer: prepare the data."
-            )
-        with manifest.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if "wrd" not in (rows.fieldnames or ()):
-                raise ValueError(f"Manifest {manifest} has no `wrd` column: prepare the data anew.")
-            sentences += [text for row in rows if (text := " ".join((row["wrd"] or "").split()))]
+        sentences += read_transcripts(manifest)
     if not sentences:
         raise ValueError(f"No transcript to train a tokenizer on in {', '.join(map(str, manifests))}.")
     return sorted(sentences)
@@ -221,16 +215,3 @@ def _is_current(path: Path, fingerprint: str) -> bool:
         return record["fingerprint"] == fingerprint and record["model_sha256"] == model_sha256
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes files that only their owner can read; a tokenizer is shared like any other file.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -381,15 +381,15 @@ def test_other_options_rebuild(tiny_corpus, decoded):
 def test_a_run_killed_between_its_two_files_leaves_nothing_to_trust(tiny_corpus, decoded, monkeypatch):
     prepare(tiny_corpus, ["train"])
     tiny_corpus.say("train", 60)
-    real = librispeech._write_atomically
+    real = librispeech.write_atomically
 
-    def killed(path, text):
+    def killed(path):
         if path.suffix == ".json":
             raise KeyboardInterrupt
-        return real(path, text)
+        return real(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(librispeech, "_write_atomically", killed)
+        patch.setattr(librispeech, "write_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(tiny_corpus, ["train"])
     (tiny_corpus.chapter("train") / "11-22-0060.flac").unlink()

@@ -5,7 +5,7 @@ import sys
 
 FAULTS = """
 import resource, torch
-from hmamba_asr.system.allocator import keep_freed_memory
+from hmamba_asr.system.memory import keep_freed_memory
 keep_freed_memory()
 for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
