@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from hmamba_asr import cli
+from hmamba_asr.data import librispeech
 from hmamba_asr.data.download import ARCHIVES
 from hmamba_asr.ops.dispatch import unavailable_reason
 
@@ -111,11 +112,13 @@ def test_every_yaml_and_recipe_is_in_the_documents():
 def test_commands_in_the_documents_are_accepted(monkeypatch):
     """Each `hmamba-asr ...` line of a code block parses, with splits that can be downloaded."""
     called = []
-    monkeypatch.setattr(cli, "download", lambda **options: called.append(options["splits"]) or {})
-    monkeypatch.setattr(cli, "prepare_manifests", lambda **options: called.append(options["splits"]) or {})
-    monkeypatch.setattr(cli, "_run_demo", lambda args: called.append([]) or 0)
+    monkeypatch.setattr(cli.download, "download", lambda **options: called.append(options["splits"]) or {})
+    monkeypatch.setattr(
+        librispeech, "prepare_manifests", lambda **options: called.append(options["splits"]) or {}
+    )
+    monkeypatch.setattr(cli.demo, "run", lambda args: called.append([]) or 0)
     for name in ("transcribe", "tune", "compare", "boundaries", "efficiency", "report"):
-        monkeypatch.setattr(cli, f"_run_{name}", lambda args: 0)
+        monkeypatch.setattr(getattr(cli, name), "run", lambda args: 0)
     for path in DOCUMENTS:
         for block in re.findall(
             r"^```\w*\n(.*?)^```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import hmamba_asr
 from hmamba_asr import cli
+from hmamba_asr.data import librispeech
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def test_prepare_writes_the_manifests_and_names_them(corpus, capsys):
 
 def test_every_option_of_prepare_arrives(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(cli, "prepare_manifests", lambda **options: seen.update(options) or {})
+    monkeypatch.setattr(librispeech, "prepare_manifests", lambda **options: seen.update(options) or {})
     command = ["prepare", "--data_folder", "D", "--splits", "a", "b", "--manifest_folder", "M"]
     command += ["--on_bad_data", "skip", "--sample_rate", "8000", "--min_duration", "0.5"]
     assert cli.main([*command, "--max_duration", "20", "--num_workers", "3"]) == 0
@@ -63,20 +67,22 @@ def test_user_errors_are_one_line(monkeypatch, capsys, error):
     def fail(**options):
         raise error
 
-    monkeypatch.setattr(cli, "download", fail)
+    monkeypatch.setattr(cli.download, "download", fail)
     assert cli.main(["download", "dev-clean", "--dest", "D"]) == 2
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "download", lambda **options: 1 / 0)
+    monkeypatch.setattr(cli.download, "download", lambda **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["download", "dev-clean", "--dest", "D"])
 
 
 def test_download_passes_its_arguments_and_ctrl_c_is_calm(monkeypatch, capsys):
     seen = {}
-    monkeypatch.setattr(cli, "download", lambda **options: seen.update(options) or {"dev-clean": "D/L"})
+    monkeypatch.setattr(
+        cli.download, "download", lambda **options: seen.update(options) or {"dev-clean": "D/L"}
+    )
     command = ["download", "dev-clean", "dev-other", "--dest", "D"]
     assert cli.main([*command, "--base_url", "http://m/12", "--retries", "2"]) == 0
     splits = ["dev-clean", "dev-other"]
@@ -86,7 +92,7 @@ def test_download_passes_its_arguments_and_ctrl_c_is_calm(monkeypatch, capsys):
     def interrupt(**options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "download", interrupt)
+    monkeypatch.setattr(cli.download, "download", interrupt)
     assert cli.main(["download", "dev-clean", "--dest", "D"]) == 130
 
 
@@ -108,6 +114,7 @@ def test_demo_calls_the_builder(monkeypatch, capsys):
         ["download"],
         ["prepare"],
         ["demo"],
+        ["transcribe"],
         ["tune"],
         ["compare"],
         ["boundaries"],
@@ -124,7 +131,34 @@ def test_help_and_missing_arguments(command, capsys):
     assert refused.value.code == 2
 
 
-def test_the_command_line_loads_nothing_heavy():
-    code = "import sys, hmamba_asr.cli; print({'torch', 'speechbrain', 'sentencepiece'} & set(sys.modules))"
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["tune", "--help"], ["demo", "--help"]])
+def test_the_command_line_answers_without_heavy_imports(argv):
+    """The modules that the parser needs, in a process of its own, as ``python -m hmamba_asr`` runs them."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv[1:] = {argv}\n"
+        "try: runpy.run_module('hmamba_asr', run_name='__main__')\n"
+        "except SystemExit as done: status = done.code\n"
+        "heavy = {'torch', 'speechbrain', 'sentencepiece', 'scipy', 'matplotlib', 'hyperpyyaml'}\n"
+        "print('status', status, 'heavy', sorted(heavy & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
+    assert result.stdout.splitlines()[-1] == "status 0 heavy []"
+    assert "hmamba-asr" in result.stdout
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"hmamba-asr {hmamba_asr.__version__}\n"
+
+
+def test_each_subcommand_is_its_module():
+    """The list of commands, the modules of the folder and the names on the command line agree."""
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {command.__name__.split(".")[-1] for command in cli.COMMANDS} == modules
+    parsers = argparse.ArgumentParser().add_subparsers()
+    for command in cli.COMMANDS:
+        command.add_parser(parsers)
+    assert set(parsers.choices) == modules

@@ -1,0 +1,40 @@
+"""``hmamba-asr download``: fetch corpora."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hmamba_asr.data.download import ARCHIVES, download
+
+HELP = "download LibriSpeech or Mini LibriSpeech"
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Declare the arguments of ``hmamba-asr download``."""
+    parser = commands.add_parser(
+        "download",
+        help=HELP,
+        description=f"{HELP}. Each archive is checked by MD5 and unpacked to DIR/LibriSpeech/SPLIT."
+        " Interrupted? Run the same command again: it goes on where it stopped.",
+    )
+    parser.add_argument("splits", nargs="+", metavar="SPLIT", help=f"any of: {', '.join(ARCHIVES)}")
+    parser.add_argument("--dest", required=True, metavar="DIR", help="where LibriSpeech/SPLIT is to appear")
+    parser.add_argument(
+        "--base_url",
+        default="https://www.openslr.org/resources/12",
+        metavar="URL",
+        help="folder of the archives, to use a mirror (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--retries", type=int, default=5, metavar="N", help="failed attempts in a row (default: %(default)s)"
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Download the splits and print their folders."""
+    folders = download(splits=args.splits, dest=args.dest, base_url=args.base_url, retries=args.retries)
+    for folder in folders.values():
+        print(folder)
+    return 0
