@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from speechbrain.lobes.models.transformer.Transformer import (
@@ -14,13 +14,24 @@ from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.outputs import EncoderOutput
+from hmamba_asr.models.outputs import Encoder, EncoderOutput, check_encoder
 
 
 @dataclass
 class ASROutput:
-    """Encoder output, CTC logits (B, T, vocab), with targets attention logits (B, U, vocab), and where asked
-    for the CTC logits of the encoder's intermediate output."""
+    """What a recogniser returns.
+
+    Attributes
+    ----------
+    encoded : EncoderOutput
+        The encoder's output.
+    ctc_logits : Tensor
+        Logits of the CTC (B, T, vocab).
+    attention_logits : Tensor or None
+        Logits of the decoder (B, U, vocab), if targets were given.
+    intermediate_logits : Tensor or None
+        Logits of the CTC head on the encoder's intermediate output, if they were asked for.
+    """
 
     encoded: EncoderOutput
     ctc_logits: Tensor
@@ -29,7 +40,10 @@ class ASROutput:
 
 
 def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """Frames (B,) that the CTC needs to emit each target: its labels, and a blank between repeated ones."""
+    """Return how many frames (B,) the CTC needs to emit each target.
+
+    It needs one for each label of ``targets`` (B, U), and one for a blank between repeated labels.
+    """
     if targets.shape[1] < 2:
         return target_lengths
     inside = valid_mask(target_lengths, targets.shape[1])[:, 1:]
@@ -37,24 +51,40 @@ def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
 
 
 class ASRModel(nn.Module):
-    """Hybrid CTC / attention model; does not know which encoder it has.
+    """Hybrid CTC / attention model (Watanabe et al., https://doi.org/10.1109/JSTSP.2017.2763455).
 
-    The decoder is SpeechBrain's pre-norm ``TransformerDecoder``. ``ctc_head`` and ``output_head`` are
-    SpeechBrain's linear layers d_model -> vocabulary, which the beam searcher shares. ``decode`` has the
-    signature SpeechBrain's searchers call.
+    The encoder may be any :class:`~hmamba_asr.models.outputs.Encoder`. The decoder is SpeechBrain's pre-norm
+    ``TransformerDecoder``, and ``decode`` has the signature that SpeechBrain's searchers call.
+
+    Parameters
+    ----------
+    frontend : nn.Module
+        Features (B, T, n_mels), lengths -> encoder frames (B, T', d_model), lengths; see
+        :class:`~hmamba_asr.modules.frontend.ConvSubsampling`.
+    encoder : Encoder
+        Encoder frames -> states (B, T'', d_model).
+    ctc_head, output_head : Linear
+        SpeechBrain's linear layers d_model -> vocabulary: of the CTC, and of the decoder. The model owns them and
+        hands the CTC head to an encoder that reads the CTC.
+    d_model : int
+        Width of encoder states and decoder.
+    num_decoder_layers, nhead, d_ffn, dropout
+        The decoder's number of layers and attention heads, feed-forward width and dropout probability.
+    max_target_length : int
+        Largest number of tokens in a target.
 
     Raises
     ------
     ValueError
-        In ``forward``, if a target is longer than ``max_target_length`` tokens, or the encoder lacks the
-        intermediate output that is asked for.
+        If the encoder does not keep its contract; in ``forward``, if a target is longer than ``max_target_length``
+        tokens or the encoder lacks the intermediate output that is asked for.
     """
 
     def __init__(
         self,
         *,
         frontend: nn.Module,
-        encoder: nn.Module,
+        encoder: Encoder,
         ctc_head: Linear,
         output_head: Linear,
         d_model: int,
@@ -65,6 +95,7 @@ class ASRModel(nn.Module):
         max_target_length: int = 2500,
     ):
         super().__init__()
+        check_encoder(encoder)
         self.frontend, self.encoder = frontend, encoder
         self.ctc_head, self.output_head = ctc_head, output_head
         self.max_target_length = max_target_length
@@ -84,13 +115,23 @@ class ASRModel(nn.Module):
                 if parameter.dim() > 1:
                     nn.init.xavier_normal_(parameter)
 
-    def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
-        """Features (B, T, n_mels) with lengths (B,) in frames -> encoder output at the subsampled rate.
+    @property
+    def chunking(self) -> list[dict[str, str | float | None]]:
+        """Say what each chunking stage is, outermost first; empty for a flat encoder. See ``Chunker.describe``."""
+        return [chunker.describe() for chunker in self.encoder.chunkers]
 
-        Where min_states (B,) are given, the encoder, one that shortens its output, keeps at least so many.
+    def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
+        """Encode features (B, T, n_mels) of ``lengths`` (B,) frames.
+
+        An encoder that shortens its output keeps at least ``min_states`` (B,) states, where they are given.
         """
-        floor = () if min_states is None else (min_states,)
-        return self.encoder(*self.frontend(features, lengths), *floor)
+        frames, lengths = self.frontend(features, lengths)
+        if self.encoder.reads_ctc:
+            encoded = self.encoder(frames, lengths, min_states, self.ctc_head)
+        else:
+            encoded = self.encoder(frames, lengths, min_states)
+        edges = {"first": self.frontend.centres(-0.5), "second": self.frontend.centres(0.5)}
+        return replace(encoded, time_axis=replace(encoded.time_axis, **edges))
 
     def forward(
         self,
@@ -100,16 +141,25 @@ class ASRModel(nn.Module):
         token_lengths: Tensor | None = None,
         intermediate: bool = False,
     ) -> ASROutput:
-        """tokens_bos (B, U): begin-of-sentence and the labels, token_lengths (B,) counting both. With
-        ``intermediate``, the CTC head reads the encoder's intermediate output too.
+        """Encode the features and compute the logits.
 
-        In training an encoder that ``shortens`` is held to as many states as the CTC needs for the labels; in
-        evaluation it does not know them.
+        In training, an encoder that shortens its output keeps as many states as the CTC needs for the labels. In
+        evaluation it does not know the labels.
+
+        Parameters
+        ----------
+        features, lengths : Tensor
+            As for :meth:`encode`.
+        tokens_bos, token_lengths : Tensor, optional
+            Begin of sentence and labels (B, U), and how many of these there are (B,), begin of sentence included.
+        intermediate : bool
+            Whether the CTC head reads the encoder's intermediate output too.
         """
-        floor = None
-        if self.training and tokens_bos is not None and getattr(self.encoder, "shortens", False):
-            floor = ctc_frames_needed(tokens_bos[:, 1:], token_lengths - 1)
-        encoded = self.encode(features, lengths, floor)
+        min_states = None
+        if self.training and tokens_bos is not None and self.encoder.shortens:
+            assert token_lengths is not None
+            min_states = ctc_frames_needed(tokens_bos[:, 1:], token_lengths - 1)
+        encoded = self.encode(features, lengths, min_states)
         attention_logits = None
         if tokens_bos is not None:
             hidden, _ = self._decoder_states(tokens_bos, encoded.states, encoded.lengths, token_lengths)
@@ -125,12 +175,19 @@ class ASRModel(nn.Module):
         return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, U, d_model) after each prefix of ``tokens`` (B, U), and the last layer's
-        attention (B, U, T)."""
+        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, T, d_model) of ``lengths`` (B,).
+
+        Returns
+        -------
+        tuple of Tensor
+            Hidden states (B, U, d_model), and the last layer's attention (B, U, T).
+        """
         hidden, attentions = self._decoder_states(tokens.long(), states, lengths, None)
         return hidden, attentions[-1]
 
-    def _decoder_states(self, tokens: Tensor, states: Tensor, lengths: Tensor, token_lengths: Tensor | None):
+    def _decoder_states(
+        self, tokens: Tensor, states: Tensor, lengths: Tensor, token_lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         if tokens.shape[1] > self.max_target_length:
             raise ValueError(
                 f"a target has {tokens.shape[1]} tokens and the decoder's limit is {self.max_target_length}; leave such "
@@ -138,13 +195,12 @@ class ASRModel(nn.Module):
             )
         embedded = self.embedding(tokens)
         steps = torch.arange(tokens.shape[1], device=tokens.device)
+        padding = None if token_lengths is None else ~valid_mask(token_lengths, tokens.shape[1])
         hidden, _, attentions = self.decoder(
             embedded + self.positions(embedded),
             states,
             tgt_mask=steps > steps.unsqueeze(1),  # true where a step would see its future
-            tgt_key_padding_mask=None
-            if token_lengths is None
-            else ~valid_mask(token_lengths, tokens.shape[1]),
+            tgt_key_padding_mask=padding,
             memory_key_padding_mask=~valid_mask(lengths, states.shape[1]),
         )
         return hidden, attentions

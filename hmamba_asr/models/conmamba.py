@@ -1,17 +1,41 @@
-"""A stack of ConMamba blocks at one frame rate."""
+"""ConMamba: a stack of blocks at one frame rate."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from hmamba_asr.lengths import zero_padding
-from hmamba_asr.models.outputs import EncoderOutput
+from hmamba_asr.models.outputs import Encoder, EncoderOutput
 from hmamba_asr.modules.conmamba import ConMambaBlock
 
 
-class ConMambaEncoder(nn.Module):
-    """A stack of ConMamba blocks at one frame rate (Jiang et al., https://arxiv.org/abs/2407.09732). The
-    intermediate output is that of its first ``intermediate_layer`` blocks."""
+class ConMambaEncoder(Encoder):
+    """A stack of ConMamba blocks at one frame rate (Jiang et al., https://arxiv.org/abs/2407.09732).
+
+    Parameters
+    ----------
+    num_layers : int
+        Number of blocks.
+    d_model, d_ffn : int
+        Width of the states and of the feed-forward modules.
+    kernel_size : int
+        Frames that the convolution module sees.
+    dropout : float
+        Dropout probability of every module.
+    causal : bool
+        Whether a state depends on the frames up to its own only: one Mamba direction, causal convolutions.
+    d_state, d_conv, expand : int
+        Mamba's state size, convolution width and expansion factor.
+    scan_backend : str
+        Backend of the selective scan, see :func:`~hmamba_asr.ops.dispatch.resolve`.
+    intermediate_layer : int, optional
+        Number of blocks after which the intermediate output is taken; by default there is none.
+
+    Raises
+    ------
+    ValueError
+        If ``intermediate_layer`` does not lie between 0 and ``num_layers``.
+    """
 
     def __init__(
         self,
@@ -49,7 +73,7 @@ class ConMambaEncoder(nn.Module):
             for _ in range(num_layers)
         )
 
-    def forward(self, x: Tensor, lengths: Tensor) -> EncoderOutput:
+    def forward(self, x: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
         intermediate = None
         for i, block in enumerate(self.blocks):
             if i == self.intermediate_layer:

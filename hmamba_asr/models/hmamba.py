@@ -1,44 +1,52 @@
-"""Encoders behind one contract: ``encoder(x, lengths) -> EncoderOutput``, x (B, T, d_model), lengths (B,)
-integer frames."""
+"""H-Mamba: an encoder on frames, chunks of these, and an encoder on chunks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
+from hmamba_asr.hnet.smoothing import dechunk
 from hmamba_asr.lengths import zero_padding
-from hmamba_asr.models.outputs import EncoderOutput, StageOutput
-from hmamba_asr.modules.chunk_ops import dechunk, smooth_chunks
+from hmamba_asr.models.outputs import Encoder, EncoderOutput, StageOutput, TimeAxis, check_encoder
+from hmamba_asr.modules.chunkers import Chunker
 
 
-class HierarchicalEncoder(nn.Module):
-    """H-Mamba: an outer encoder at the frame rate, a chunker, and an inner encoder on fewer chunks
-    (Hwang et al., https://arxiv.org/abs/2507.07955, around ConMamba blocks).
+class HierarchicalEncoder(Encoder):
+    """H-Mamba: an outer encoder on frames, a chunker, and an inner encoder on the fewer chunks.
 
-    ``forward(x, lengths, min_chunks=None)`` -> :class:`EncoderOutput`, one stage first its own and then the
-    inner encoder's. ``output`` is "frames": chunk states return to their frames and are added to the outer
-    states (H-Net's form); or "chunks": the chunk states themselves are the output, for heads at the chunk
-    rate. ``inner`` may be hierarchical again, with output "frames" if this one's is. With ``inner_d_model``
-    the inner encoder has another width than the outer one.
+    The form is that of H-Net (Hwang et al., https://arxiv.org/abs/2507.07955) around ConMamba blocks. If every frame
+    is a chunk (a target_ratio of 1), the output is that of the inner encoder on top of the outer one.
 
-    With every frame a chunk (target_ratio 1) the output is that of the outer encoder followed by the inner
-    one.
+    Parameters
+    ----------
+    outer : Encoder
+        Encoder on frames. Its last states are the intermediate output.
+    chunker : Chunker
+        Decides where chunks begin.
+    inner : Encoder
+        Encoder on chunks. It may be a HierarchicalEncoder, with output "frames" if this one's is.
+    d_model : int
+        Width of the input and the output.
+    output : str
+        "chunks": the chunk states are the output, for a CTC and a decoder at the rate of chunks. "frames": chunk
+        states return to their frames and are added to the outer states, as in H-Net.
+    inner_d_model : int, optional
+        Width of the inner encoder where it is not d_model.
 
     Raises
     ------
     ValueError
-        For an unknown ``output``, output "frames" around an inner encoder with output "chunks", an outer
-        encoder with output "chunks", and one with an intermediate_layer: the intermediate output is the outer
-        encoder's last.
+        If ``output`` is unknown, or the parts do not fit together.
     """
 
     def __init__(
         self,
         *,
-        outer: nn.Module,
-        chunker: nn.Module,
-        inner: nn.Module,
+        outer: Encoder,
+        chunker: Chunker,
+        inner: Encoder,
         d_model: int,
         output: str = "frames",
         inner_d_model: int | None = None,
@@ -46,61 +54,73 @@ class HierarchicalEncoder(nn.Module):
         super().__init__()
         if output not in ("frames", "chunks"):
             raise ValueError(f"output '{output}' is unknown; choose frames or chunks.")
-        if getattr(outer, "shortens", False):
-            raise ValueError(
-                "the outer encoder's output is chunks, and the chunker reads frames; set its output to frames."
-            )
-        if getattr(outer, "intermediate_layer", None) is not None:
-            raise ValueError(
-                "intermediate_layer of outer does nothing, the intermediate CTC reads its last block; leave it out."
-            )
-        self.outer, self.chunker, self.inner, self.output = outer, chunker, inner, output
         self.shortens = output == "chunks"
-        self.inner_shortens = getattr(inner, "shortens", False)
-        if self.inner_shortens and not self.shortens:
-            raise ValueError(
-                "output is frames and the inner encoder's is chunks, which cannot return to their frames."
-            )
+        _check_parts(outer, inner, self.shortens)
+        self.outer, self.chunker, self.inner, self.output = outer, chunker, inner, output
         width = inner_d_model or d_model
         self.widen = nn.Identity() if width == d_model else nn.Linear(d_model, width)
         self.narrow = nn.Identity() if width == d_model else nn.Linear(width, d_model)
         if output == "frames":
-            # Starts at nothing: with all frames chunks, training begins as in the flat encoder.
+            # Zero at first: if every frame is a chunk, training begins as in the flat encoder.
             self.residual = nn.Linear(d_model, d_model)
             nn.init.zeros_(self.residual.weight)
             nn.init.zeros_(self.residual.bias)
 
-    def forward(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None = None) -> EncoderOutput:
+    @property
+    def reads_ctc(self) -> bool:  # type: ignore[override]
+        return self.chunker.reads_ctc
+
+    @property
+    def chunkers(self) -> tuple[Chunker, ...]:
+        return (*self.outer.chunkers, self.chunker, *self.inner.chunkers)
+
+    def forward(
+        self, x: Tensor, lengths: Tensor, min_states: Tensor | None = None, ctc_head: Linear | None = None
+    ) -> EncoderOutput:
+        minimum = min_states if self.shortens else None  # with output "frames", every frame has a state
         outer = self.outer(x, lengths)
-        chunked = self.chunker(outer.states, lengths, min_chunks)
-        floor = (min_chunks,) if self.inner_shortens and min_chunks is not None else ()
-        # What an inner encoder that shortens returns are other chunks than those with probabilities here:
-        # smoothed before it.
-        chunks = (
-            smooth_chunks(chunked.chunks, chunked)
-            if self.chunker.smooths and self.inner_shortens
-            else chunked.chunks
-        )
-        inner = self.inner(self.widen(chunks), chunked.chunk_lengths, *floor)
+        chunks = self.chunker(outer.states, lengths, minimum, ctc_head)
+
+        # Smoothing belongs to this chunker's chunks, of which an inner encoder that shortens returns others.
+        states = self.chunker.smooth(chunks.states, chunks) if self.inner.shortens else chunks.states
+        inner = self.inner(self.widen(states), chunks.lengths, minimum)
+        states = zero_padding(self.narrow(inner.states), inner.lengths)
+        states = states if self.inner.shortens else self.chunker.smooth(states, chunks)
+
         stage = StageOutput(
             lengths=lengths,
-            boundary_prob=chunked.boundary_prob,
-            boundary_mask=chunked.boundary_mask,
-            chunk_starts=chunked.chunk_frames,
-            chunk_lengths=chunked.chunk_lengths,
-            chosen=chunked.chosen,
+            boundary_prob=chunks.prob,
+            boundary_mask=chunks.mask,
+            chunk_starts=chunks.starts,
+            chunk_lengths=chunks.lengths,
+            num_chosen=chunks.num_chosen,
+            kind=self.chunker.kind,
             target_ratio=self.chunker.target_ratio,
         )
-        nested = (
-            replace(s, chunk_starts=chunked.chunk_frames.gather(1, s.chunk_starts)) for s in inner.stages
-        )
+        nested = (replace(s, chunk_starts=chunks.starts.gather(1, s.chunk_starts)) for s in inner.stages)
         stages = (*outer.stages, stage, *nested)
-        states = zero_padding(self.narrow(inner.states), inner.lengths)
-        if self.inner_shortens:
-            return EncoderOutput(states, inner.lengths, stages, outer)
-        if self.chunker.smooths:
-            states = smooth_chunks(states, chunked)
         if self.shortens:
-            return EncoderOutput(states, inner.lengths, stages, outer)
-        frames = dechunk(states, chunked, lengths) + self.residual(outer.states)
-        return EncoderOutput(zero_padding(frames, lengths), lengths, stages, outer)
+            starts = chunks.starts.gather(1, inner.time_axis.starts)
+            time_axis = TimeAxis(starts, inner.lengths, frames=lengths)
+            return EncoderOutput(states, inner.lengths, stages, time_axis, intermediate=outer)
+        frames = dechunk(states, chunks, lengths) + self.residual(outer.states)
+        return EncoderOutput(zero_padding(frames, lengths), lengths, stages, intermediate=outer)
+
+
+def _check_parts(outer: Encoder, inner: Encoder, shortens: bool) -> None:
+    for part in (outer, inner):
+        check_encoder(part)
+        if part.reads_ctc:
+            raise ValueError(
+                "a chunker that reads the CTC must be the outermost encoder's; take another chunker in outer or inner."
+            )
+    if outer.shortens:
+        raise ValueError(
+            "the outer encoder's output is chunks, and the chunker reads frames; set its output to frames."
+        )
+    if outer.intermediate_layer is not None:
+        raise ValueError(
+            "intermediate_layer of outer does nothing, the intermediate CTC reads its last block; leave it out."
+        )
+    if inner.shortens and not shortens:
+        raise ValueError("output is frames and the inner encoder's is chunks, which cannot return to their frames.")
