@@ -107,10 +107,13 @@ class Recipe:
         self, output: Path, *, yaml: str = "conmamba_mini", randomness: bool = True, **overrides: object
     ) -> list[str]:
         """Dropout and augmentation unless ``randomness`` is off; an override of True is a flag, of None
-        leaves an option out."""
+        leaves an option out; a ``yaml`` of "conmamba_mini+hmamba" is a base with a variant."""
         quiet = {} if randomness else NO_RANDOMNESS
         options = {"data_folder": self.corpus, "output_folder": output, **TINY_RUN, **quiet, **overrides}
-        argv = [str(REPO / "hparams" / f"{yaml}.yaml"), "--noprogressbar"]
+        base, *variants = yaml.split("+")
+        argv = [str(REPO / "hparams" / f"{base}.yaml"), "--noprogressbar"]
+        for variant in variants:
+            argv += ["--variant", str(REPO / "hparams" / "variants" / f"{variant}.yaml")]
         for name, value in options.items():
             if value is not None:
                 argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]

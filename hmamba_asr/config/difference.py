@@ -7,8 +7,11 @@ from typing import Any
 
 import yaml
 
+from hmamba_asr.config.moved import current_tag
+
 # Keys that are no part of what is measured, or that have columns of their own.
 NO_CHANGE = (
+    "name",
     "seed",
     "data_folder",
     "output_folder",
@@ -20,33 +23,55 @@ NO_CHANGE = (
     "log_every_steps",
     "ckpt_interval_minutes",
 )
+# Keys that only other keys of the YAML refer to: their values are compared there. Older YAMLs lack them, and
+# describe the evaluation's batches in words (eval_batching).
+REFERRED_TO = (
+    "name",
+    "lr",
+    "nhead",
+    "num_layers",
+    "outer_layers",
+    "inner_layers",
+    "middle_layers",
+    "inner_d_model",
+    "kernel_size",
+    "d_state",
+    "scan_backend",
+    "eval_batching",
+)
 
 
 def yaml_difference(a: str, b: str) -> dict[str, list[str | None]]:
-    """{key: [value in a, value in b]} of two resolved YAMLs, keys as `model.encoder.num_layers`, None where
-    there is no such key.
+    """Return the keys of two resolved YAMLs that differ.
 
-    An object that is referred to again stands where it is defined. Paths below the run's own output_folder or
-    data_folder are equal if the rest of them is.
+    Returns
+    -------
+    dict
+        {key: [value in a, value in b]}, with keys such as ``encoder.num_layers`` and None where there is no
+        such key. An object with a top-level key of its own stands under that key, wherever else it is used.
+        Moved classes have their names of today. Paths below a run's own output_folder or data_folder are
+        equal if the rest of them is.
     """
-    values = [_flatten(text) for text in (a, b)]
-    keys = dict.fromkeys(key for flat in values for key in flat)
-    return {
-        key: [flat.get(key) for flat in values] for key in keys if values[0].get(key) != values[1].get(key)
-    }
+    left, right = _flatten(a), _flatten(b)
+    keys = dict.fromkeys([*left, *right])
+    return {key: [left.get(key), right.get(key)] for key in keys if left.get(key) != right.get(key)}
 
 
 def _flatten(text: str) -> dict[str, str]:
     root = yaml.compose(text)
     found: dict[str, str] = {}
+    if not isinstance(root, yaml.MappingNode):
+        return found
+    # PyYAML gives an alias the very node that it stands for.
+    homes = {id(node): key.value for key, node in root.value if isinstance(node, yaml.CollectionNode)}
     seen: set[int] = set()
 
     def visit(node: yaml.Node, key: str) -> None:
-        # PyYAML gives an alias the very node that it stands for.
-        if isinstance(node, yaml.CollectionNode) and id(node) in seen:
-            return
-        seen.add(id(node))
-        tag = node.tag if node.tag.startswith("!") else ""
+        if isinstance(node, yaml.CollectionNode):
+            if id(node) in seen or homes.get(id(node), key) != key:
+                return
+            seen.add(id(node))
+        tag = current_tag(node.tag) if node.tag.startswith("!") else ""
         if isinstance(node, yaml.ScalarNode):
             found[key] = f"{tag} {node.value}".strip() or "null"
             return
@@ -54,15 +79,16 @@ def _flatten(text: str) -> dict[str, str]:
             found[key] = tag
         if isinstance(node, yaml.MappingNode):
             for name, value in node.value:
-                visit(value, f"{key}.{name.value}" if key else name.value)
+                visit(value, f"{key}.{name.value}")
         elif all(isinstance(item, yaml.ScalarNode) for item in node.value):
             found[key] = f"[{', '.join(item.value for item in node.value)}]"
         else:
             for index, item in enumerate(node.value):
                 visit(item, f"{key}[{index}]")
 
-    if root is not None:
-        visit(root, "")
+    for name, value in root.value:
+        if name.value not in REFERRED_TO:
+            visit(value, name.value)
     for name in ("output_folder", "data_folder"):
         folder = found.get(name)
         if folder:
@@ -74,9 +100,11 @@ def _flatten(text: str) -> dict[str, str]:
 
 
 def differ_in_seed_only(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two results files are of the same experiment with different seeds: alike in name, overrides,
-    training splits and resolved YAML, apart from `NO_CHANGE` and keys named seed. The code's commit may
-    differ."""
+    """Return whether two results files are of the same experiment with different seeds.
+
+    They are if they agree in name, overrides, training splits and resolved YAML, apart from ``NO_CHANGE`` and
+    keys named seed. The code's commit may differ.
+    """
     if a["seed"] == b["seed"] or a["name"] != b["name"]:
         return False
     if a.get("overrides", {}) != b.get("overrides", {}) or _train_splits(a) != _train_splits(b):

@@ -1,14 +1,17 @@
 """Load a YAML: HyperPyYAML with today's names for what old YAMLs call otherwise.
 
-Everything that reads a YAML of ours goes through these two functions.
+Everything that reads a YAML of ours goes through these functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml import YAML
 
 from hmamba_asr.config.moved import rename_moved
 
@@ -39,9 +42,35 @@ def load_hparams(text: str, overrides: Overrides = None) -> dict[str, Any]:
     return load_hyperpyyaml(rename_moved(text), _renamed(overrides))
 
 
+def load_parts(text: str, keys: Sequence[str], overrides: Overrides = None) -> dict[str, Any]:
+    """Build only the objects of some top-level ``keys``, and what these refer to.
+
+    Raises
+    ------
+    ValueError
+        If the YAML has no such key; otherwise as :func:`load_hparams`.
+    """
+    round_trip = YAML()
+    document = round_trip.load(resolve(text, overrides))
+    missing = [key for key in keys if key not in document]
+    if missing:
+        raise ValueError(f"the YAML has no key {', '.join(missing)}; its keys are: {', '.join(document)}.")
+    for key in [key for key in document if key not in keys]:
+        del document[key]
+    part = io.StringIO()
+    round_trip.dump(document, part)
+    return load_hyperpyyaml(part.getvalue())
+
+
 def resolve(text: str, overrides: Overrides = None) -> str:
     """Return a YAML with its overrides and references resolved and with today's names; builds nothing."""
     return resolve_references(rename_moved(text), _renamed(overrides)).read()
+
+
+def top_level_nodes(text: str) -> dict[str, yaml.Node]:
+    """Return the node of each top-level key of a YAML; builds nothing, and tags stay tags."""
+    root = yaml.compose(text)
+    return {key.value: node for key, node in root.value} if isinstance(root, yaml.MappingNode) else {}
 
 
 def _renamed(overrides: Overrides) -> dict[str, Any] | str | None:

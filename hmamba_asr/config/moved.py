@@ -1,7 +1,7 @@
 """Moved and removed names: what the YAMLs of old run folders call things, and what they are called today.
 
-A YAML names classes and functions by their dotted path (``!new:hmamba_asr.models.asr.ASRModel``). Whoever moves
-or renames one that YAMLs name adds a line here, so that every run folder keeps working.
+A YAML names classes and functions by their dotted path (``!new:hmamba_asr.models.asr.ASRModel``). Whoever
+moves or renames one of them adds a line here, so that every run folder keeps working.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ MOVED: dict[str, str] = {
     "hmamba_asr.data.dataset.ordered_loader": "hmamba_asr.data.loaders.ordered_loader",
     "hmamba_asr.data.dataset.train_loader": "hmamba_asr.data.loaders.train_loader",
     "hmamba_asr.models.encoder.ConMambaEncoder": "hmamba_asr.models.conmamba.ConMambaEncoder",
-    "hmamba_asr.models.encoder.ConformerControl": "hmamba_asr.models.conformer.ConformerControl",
+    "hmamba_asr.models.conformer.ConformerControl": "hmamba_asr.models.conformer.ConformerEncoder",
+    "hmamba_asr.models.encoder.ConformerControl": "hmamba_asr.models.conformer.ConformerEncoder",
     "hmamba_asr.models.encoder.HierarchicalEncoder": "hmamba_asr.models.hmamba.HierarchicalEncoder",
     "hmamba_asr.modules.chunking.CTCChunker": "hmamba_asr.modules.chunkers.CTCChunker",
     "hmamba_asr.modules.chunking.FixedStrideChunker": "hmamba_asr.modules.chunkers.FixedStrideChunker",
-    "hmamba_asr.modules.chunking.HNetChunker": "hmamba_asr.modules.chunkers.HNetChunker",
+    "hmamba_asr.modules.chunkers.HNetChunker": "hmamba_asr.hnet.router.HNetChunker",
+    "hmamba_asr.modules.chunking.HNetChunker": "hmamba_asr.hnet.router.HNetChunker",
 }
 
 _NO_ROUTER = (
@@ -31,6 +33,12 @@ REMOVED: dict[str, str] = {
     "hmamba_asr.modules.chunking.DynamicChunker": _NO_ROUTER,
     "hmamba_asr.modules.chunkers.DynamicChunker": _NO_ROUTER,
 }
+
+
+def current_tag(tag: str) -> str:
+    """Return a YAML tag, ``!new:dotted.path``, with the path's name of today."""
+    kind, colon, path = tag.partition(":")
+    return f"{kind}{colon}{MOVED.get(path, path)}"
 
 
 def rename_moved(text: str) -> str:
@@ -46,10 +54,11 @@ def rename_moved(text: str) -> str:
     for token in yaml.scan(text):
         if not isinstance(token, yaml.TagToken):
             continue
-        kind, _, path = token.value[1].partition(":")
+        tag = "".join(part or "" for part in token.value)
+        path = tag.partition(":")[2]
         if path in REMOVED:
             raise ValueError(f"{path}, which the YAML names, {REMOVED[path]}.")
         if path in MOVED:
-            pieces += [text[end : token.start_mark.index], f"!{kind}:{MOVED[path]}"]
+            pieces += [text[end : token.start_mark.index], current_tag(tag)]
             end = token.end_mark.index
     return "".join([*pieces, text[end:]])
