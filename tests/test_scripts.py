@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from hmamba_asr import cli
+from hmamba_asr.config.compose import compose
+from hmamba_asr.config.hparams import top_level_nodes
 from hmamba_asr.data import librispeech
 from hmamba_asr.data.download import ARCHIVES
 from hmamba_asr.ops.dispatch import unavailable_reason
@@ -85,7 +87,7 @@ def test_a_full_disk_is_said_before_anything_is_installed(tmp_path):
     )
 
 
-@pytest.mark.parametrize("path", [*SHELL, *DOCUMENTS, *sorted(ROOT.glob("hparams/*.yaml"))], ids=_name)
+@pytest.mark.parametrize("path", [*SHELL, *DOCUMENTS, *sorted(ROOT.glob("hparams/**/*.yaml"))], ids=_name)
 def test_named_files_exist(path):
     # Kept results appear with the first measured row.
     assert _missing(path.read_text(encoding="utf-8")) <= {"recipes/librispeech/results"}
@@ -266,26 +268,35 @@ def test_the_chunking_comparison_runs_what_is_not_finished_and_goes_on_after_a_f
         "results/chunking_an4/hmamba_n2/7 ended with code 3; see results/chunking_an4/hmamba_n2/7/output.txt"
         in done.stderr
     )
-    assert done.stdout.count("is finished") == 15
+    assert done.stdout.count("is finished") == 11
     calls = (corpus.parent / "calls.txt").read_text()
-    assert "conmamba_an4" not in calls and calls.count("train.py") == calls.count(" --precision fp32 ") == 15
-    assert " --encoder {output: frames} --chunker {target_ratio: 3.0} " in calls
+    assert calls.count("train.py hparams/conmamba_an4.yaml --variant ") == 11
+    assert calls.count("train.py") == calls.count(" --precision fp32 ") == 11
+    assert " --chunker {target_ratio: 1.0} " in calls
 
 
 def test_the_chunking_comparisons_overrides_are_keys_of_their_yamls(corpus, stand_ins):
     _stand_in(stand_ins, "nvidia-smi", "echo GPU 0")
-    for name, count in (("an4", 16), ("mini", 24)):
+    for name, count in (("an4", 12), ("mini", 20)):
         done = _run_script(
             RECIPES / "compare_chunking.sh", name, corpus, path=stand_ins, SEEDS="7", DRY_RUN="1"
         )
         lines = done.stdout.splitlines()
         assert done.returncode == 0 and len(lines) == count, done.stderr
         for line in lines:
-            yaml = (ROOT / line.split()[2]).read_text(encoding="utf-8")
-            for key, inner in re.findall(r"--(\w+) '\{(\w+): [\w.]+\}'", line):
-                assert re.search(
-                    rf"^{key}: !new[^\n]*\n(    .*\n)*    {inner}: ", yaml, flags=re.MULTILINE
-                ), line
+            _, _, base, *words = shlex.split(line)
+            options = {}
+            for word in words:
+                if word.startswith("--"):
+                    values = options[word.removeprefix("--")] = []
+                else:
+                    values.append(word)
+            text = compose(ROOT / base, [ROOT / variant for variant in options.pop("variant", [])])
+            nodes = top_level_nodes(text)
+            for key, (value,) in options.items():
+                for inner in re.findall(r"\{(\w+): ", value):
+                    assert inner in [name.value for name, _ in nodes[key].value], line
+                assert key in nodes, line
 
 
 def test_the_chunking_comparison_hands_overrides_on_as_they_are(corpus, stand_ins):
@@ -296,8 +307,9 @@ def test_the_chunking_comparison_hands_overrides_on_as_they_are(corpus, stand_in
     )
     assert done.returncode == 0, done.stderr
     typed = shlex.split(done.stdout)
-    assert typed[:3] == ["python", "train.py", "hparams/hmamba_an4.yaml"]
-    assert typed[-6:] == ["--chunker", "{target_ratio: 3.0}", *words]
+    assert typed[:4] == ["python", "train.py", "hparams/conmamba_an4.yaml", "--variant"]
+    assert typed[4:6] == ["hparams/variants/hmamba.yaml", "hparams/variants/n3.yaml"]
+    assert typed[-4:] == [*words]
 
 
 def test_the_chunking_comparison_uses_the_gpus_it_is_given(corpus, stand_ins):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Chunks of several kinds, none, and a fixed stride: every variant with every seed, several runs at a time.
+# Chunks of several kinds, none, and a fixed stride: every row of the table with every seed, several runs at a time.
 #   recipes/librispeech/compare_chunking.sh {an4|mini} DATA_FOLDER [OVERRIDES OF ALL RUNS]
 #   SEEDS="1 2 3" JOBS=4 VARIANTS="conmamba hmamba_n2" DRY_RUN=1 ...
 # Runs share the GPUs in turns, if there are any. A finished run is left alone, an interrupted one resumes; each writes
@@ -11,41 +11,36 @@ corpus=${1:?"$usage"} data=${2:?"$usage"}
 data=$(cd -- "$data" && pwd)
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
-# Name, YAML, overrides.
+# Name, variants of hparams/conmamba_<an4 or mini>.yaml in their order (-: none), overrides.
 table="
-conmamba           conmamba_$corpus
-hmamba_n1          hmamba_$corpus      --chunker {target_ratio:1.0}
-hmamba_n2          hmamba_$corpus
-hmamba_n3          hmamba_$corpus      --chunker {target_ratio:3.0}
-hmamba_n2_frames   hmamba_$corpus      --encoder {output:frames}
-hmamba_n3_frames   hmamba_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
-router_n2          router_$corpus
-router_n3          router_$corpus      --chunker {target_ratio:3.0}
-router_n2_frames   router_$corpus      --encoder {output:frames}
-router_n3_frames   router_$corpus      --encoder {output:frames} --chunker {target_ratio:3.0}
-fixedstride_2      fixedstride_$corpus
-fixedstride_3      fixedstride_$corpus --chunker {stride:3}
-hnet               hnet_$corpus
-hnet_chunks        hnet_$corpus        --encoder {output:chunks}
+conmamba           -
+hmamba_n1          hmamba            --chunker {target_ratio:1.0}
+hmamba_n2          hmamba
+hmamba_n3          hmamba,n3
+hmamba_n2_frames   hmamba,frames
+hmamba_n3_frames   hmamba,n3,frames
+fixedstride_2      fixedstride
+fixedstride_3      fixedstride       --chunker {stride:3}
+hnet               hnet
+hnet_chunks        hnet              --encoder {output:chunks}
 "
 if [ "$corpus" = an4 ]; then
-  # Of chunks of 3 frames H-Mamba keeps 0.345 (chunks_per_label), as a stride of 2.9 does.
-  table+="hmamba_1+3_n2      hmamba_an4         --outer {num_layers:1} --inner {num_layers:3}
-fixedstride_2.9    fixedstride_an4    --chunker {stride:2.9}
+  # H-Mamba keeps 0.345 of the frames at N=3 (chunks_per_label), as a stride of 2.9 does.
+  table+="hmamba_1+3_n2      hmamba            --outer_layers 1
+fixedstride_2.9    fixedstride       --chunker {stride:2.9}
 "
 else
-  # ffn: feed-forward layers half as wide on frames and wider on chunks, for as many parameters.
-  # With 128 units H-Mamba of chunks of 3 frames keeps 0.38 of them (chunks_per_label), as a stride of 2.63 does.
-  table+="hmamba_7+5_n3      hmamba_mini        --outer {num_layers:7} --inner {num_layers:5} --chunker {target_ratio:3.0}
-hmamba_ffn_n2      hmamba_mini        --outer {d_ffn:288} --inner {d_ffn:1152}
-hmamba_ffn_n3      hmamba_mini        --outer {d_ffn:288} --inner {d_ffn:1152} --chunker {target_ratio:3.0}
-hmamba_7+5_ffn_n3  hmamba_mini        --outer {num_layers:7,d_ffn:288} --inner {num_layers:5,d_ffn:976} --chunker {target_ratio:3.0}
-hmamba_6+6_n2      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6}
-hmamba_6+6_ffn_n2  hmamba_mini        --outer {num_layers:6,d_ffn:288} --inner {num_layers:6,d_ffn:864}
-hmamba_6+6_n3      hmamba_mini        --outer {num_layers:6} --inner {num_layers:6} --chunker {target_ratio:3.0}
-hmamba_4+8_n2      hmamba_mini        --outer {num_layers:4} --inner {num_layers:8}
-fixedstride_4+8_2  fixedstride_mini   --outer {num_layers:4} --inner {num_layers:8}
-fixedstride_2.63   fixedstride_mini   --chunker {stride:2.63}
+  # With 128 units H-Mamba keeps 0.38 of the frames at N=3 (chunks_per_label), as a stride of 2.63 does.
+  table+="hmamba_7+5_n3      hmamba,n3         --outer_layers 7
+hmamba_ffn_n2      hmamba,ffn
+hmamba_ffn_n3      hmamba,n3,ffn
+hmamba_7+5_ffn_n3  hmamba,n3,ffn     --outer_layers 7
+hmamba_6+6_n2      hmamba            --outer_layers 6
+hmamba_6+6_ffn_n2  hmamba,ffn        --outer_layers 6
+hmamba_6+6_n3      hmamba,n3         --outer_layers 6
+hmamba_4+8_n2      hmamba            --outer_layers 4
+fixedstride_4+8_2  fixedstride       --outer_layers 4
+fixedstride_2.63   fixedstride       --chunker {stride:2.63}
 "
 fi
 
@@ -59,7 +54,7 @@ else gpus=
 fi
 more=
 if [ $# -gt 2 ]; then more=$(printf '%q ' "${@:3}"); fi
-export data GPUS=$gpus MORE=$more
+export corpus data GPUS=$gpus MORE=$more
 
 show() { # a command as it can be typed
   local word
@@ -72,11 +67,16 @@ show() { # a command as it can be typed
   echo
 }
 
-run() { # slot, "name yaml seed overrides"
-  local slot=$1 name yaml seed folder word words cards
-  read -r name yaml seed words <<< "$2"
-  folder=results/chunking_${yaml##*_}/$name/$seed
-  local command=(python train.py "hparams/$yaml.yaml" --data_folder "$data" --output_folder "$folder" --seed "$seed")
+run() { # slot, "name variants seed overrides"
+  local slot=$1 name variants seed folder word words cards
+  read -r name variants seed words <<< "$2"
+  folder=results/chunking_$corpus/$name/$seed
+  local command=(python train.py "hparams/conmamba_$corpus.yaml")
+  if [ "$variants" != - ]; then
+    command+=(--variant)
+    for word in ${variants//,/ }; do command+=("hparams/variants/$word.yaml"); done
+  fi
+  command+=(--data_folder "$data" --output_folder "$folder" --seed "$seed")
   for word in $words; do command+=("${word//:/: }"); done  # YAML wants a blank there, the table none
   eval "command+=($MORE)"
   if [ -n "${DRY_RUN:-}" ]; then show "${command[@]}"; return; fi
@@ -95,8 +95,8 @@ run() { # slot, "name yaml seed overrides"
 export -f run show
 
 for seed in ${SEEDS:-1234 1235 1236}; do
-  while read -r name yaml overrides; do
+  while read -r name variants overrides; do
     [ -n "$name" ] || continue
-    if [[ " ${VARIANTS:-$name} " = *" $name "* ]]; then printf '%s\0' "$name $yaml $seed $overrides"; fi
+    if [[ " ${VARIANTS:-$name} " = *" $name "* ]]; then printf '%s\0' "$name $variants $seed $overrides"; fi
   done <<< "$table"
 done | xargs -0 -r -n 1 -P "${JOBS:-1}" --process-slot-var=SLOT bash -c 'run "$SLOT" "$1"' run
