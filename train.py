@@ -8,43 +8,24 @@ Any top-level key of the YAML can be overridden (``--seed 7``); ``--test_only`` 
 trained. Run the same command again to resume after an interruption.
 """
 
-import logging
-
+from hmamba_asr.evaluation.results import load_results
 from hmamba_asr.evaluation.run import evaluate
 from hmamba_asr.report.summary import render_table
-from hmamba_asr.training.asr import ASRBrain, Preempted
-from hmamba_asr.training.experiment import EXIT_PREEMPTED, Experiment, run_script
-
-logger = logging.getLogger("train")
+from hmamba_asr.training.asr import ASRBrain
+from hmamba_asr.training.experiment import Experiment, run_script
 
 
 def main(argv: list[str]) -> int:
     experiment = Experiment(argv)
-    hparams = experiment.hparams
     train_set, valid_set, test_sets = experiment.prepare()
-    brain = ASRBrain(
-        modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=experiment.run_opts,
-        checkpointer=hparams["checkpointer"],
-        tokenizer=hparams["tokenizer"],
+    brain = ASRBrain.from_experiment(experiment)
+    brain.fit(experiment.hparams["epoch_counter"], train_set, valid_set)
+    system = brain.trained_system(
+        name=experiment.name, hparams_text=experiment.hparams_text, overrides=experiment.overrides
     )
-    try:
-        brain.fit(hparams["epoch_counter"], train_set, valid_set)
-    except Preempted:
-        logger.info(
-            "SIGTERM: training is saved in %s; run the same command to go on.", hparams["output_folder"]
-        )
-        return EXIT_PREEMPTED
-    described = {
-        "name": experiment.name,
-        "overrides": experiment.overrides,
-        "hparams_text": experiment.hparams_text,
-    }
-    results = evaluate(brain, test_sets, **described)
+    results = evaluate(system, test_sets)
     if results is not None:
-        print(render_table([results]))
+        print(render_table(load_results([system.output_folder / "results.json"])))
     return 0
 
 

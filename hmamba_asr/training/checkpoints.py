@@ -6,25 +6,30 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process, main_process_only
+
+from hmamba_asr.system.files import flush_to_disk
 
 logger = logging.getLogger(__name__)
 PARTIAL_PREFIX = ".partial-"
 
 
 class AtomicCheckpointer(Checkpointer):
-    """A checkpoint either is there with all its files or is not there at all.
+    """A Checkpointer whose checkpoints are there with all their files, or not there at all.
 
-    SpeechBrain writes the file that makes a folder count as a checkpoint first and the parameters after it,
-    so a process killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint is
-    written under another name, flushed to disk and then renamed; deletion renames first. Leftovers of a
-    killed run are removed at the next start.
+    SpeechBrain first writes the file that makes a folder count as a checkpoint, and the parameters after it. A
+    process that is killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint is
+    written under another name, flushed to disk and then renamed; deletion renames first. What a killed run
+    leaves behind is removed at the next start.
+
+    Reading and averaging weights for use is the work of :mod:`hmamba_asr.models.weights`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._remove_leftovers()
 
@@ -41,9 +46,14 @@ class AtomicCheckpointer(Checkpointer):
         final = super()._custom_checkpoint_dirpath(name)
         return final.with_name(PARTIAL_PREFIX + final.name)
 
-    def save_checkpoint(self, *args, verbosity: int = logging.INFO, **kwargs) -> Checkpoint | None:
-        """As SpeechBrain's; every rank returns once the checkpoint is in place. OSError says what to do on a
-        full disk."""
+    def save_checkpoint(self, *args: Any, verbosity: int = logging.INFO, **kwargs: Any) -> Checkpoint | None:
+        """Save as SpeechBrain does, atomically. Every rank returns once the checkpoint is in place.
+
+        Raises
+        ------
+        OSError
+            If the checkpoint cannot be written. Earlier ones are intact.
+        """
         saved = None
         try:
             partial = super().save_checkpoint(*args, verbosity=logging.DEBUG, **kwargs)
@@ -53,8 +63,8 @@ class AtomicCheckpointer(Checkpointer):
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
             self._remove_leftovers()
             raise OSError(
-                f"the checkpoint could not be written to {self.checkpoints_dir} ({_one_line(error)}); earlier checkpoints are "
-                "intact: free disk space and run the same command to go on from the last one."
+                f"the checkpoint could not be written to {self.checkpoints_dir} ({_one_line(error)}); earlier "
+                "checkpoints are intact: free disk space and run the same command to go on from the last one."
             ) from error
         ddp_barrier()
         return saved
@@ -62,36 +72,42 @@ class AtomicCheckpointer(Checkpointer):
     @staticmethod
     def _put_in_place(partial: Checkpoint) -> Checkpoint:
         for path in partial.path.iterdir():
-            _flush(path)
+            flush_to_disk(path)
         final = partial.path.with_name(partial.path.name.removeprefix(PARTIAL_PREFIX))
         os.replace(partial.path, final)
-        _flush(final.parent)
+        flush_to_disk(final.parent)
         return Checkpoint(
             final, partial.meta, {name: final / path.name for name, path in partial.paramfiles.items()}
         )
 
     def load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """As SpeechBrain's; ValueError if the checkpoint is of a model that the YAML no longer describes."""
+        """Load as SpeechBrain does, to resume.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is of another model than the YAML describes.
+        """
         try:
             super().load_checkpoint(checkpoint)
         except RuntimeError as error:
             raise ValueError(
-                f"the checkpoint {checkpoint.path} does not fit the model that the YAML describes ({_one_line(error)}); "
-                "undo the change of the YAML, or choose another output_folder to start anew."
+                f"the checkpoint {checkpoint.path} does not fit the model that the YAML describes "
+                f"({_one_line(error)}); undo the change of the YAML, or choose another output_folder to start anew."
             ) from error
 
     def keep_only(self, *, num_to_keep: int, min_key: str) -> None:
-        """Keep the newest checkpoint and the ``num_to_keep`` with the lowest ``min_key``; delete all others.
+        """Delete all checkpoints but the newest and the ``num_to_keep`` with the lowest ``min_key``.
 
-        Checkpoints without the key (epochs in which it was not measured, or saved within an epoch) stay only
-        while newest.
+        A checkpoint without the key (of an epoch that did not measure it, or within an epoch) stays only while
+        it is the newest.
         """
         kept = {c.path for c in self.find_checkpoints(min_key=min_key, max_num_checkpoints=num_to_keep)}
         kept.add(self.find_checkpoint().path)
         self._delete([c for c in self.list_checkpoints() if c.path not in kept])
 
     def save_within_epoch(self) -> None:
-        """Save where training stands inside an epoch, replacing the previous such checkpoint."""
+        """Save a checkpoint inside an epoch, in place of the previous one of this kind."""
         older = [c for c in self.list_checkpoints() if INTRA_EPOCH_CKPT_FLAG in c.meta]
         self.save_checkpoint(meta={INTRA_EPOCH_CKPT_FLAG: True}, end_of_epoch=False, verbosity=logging.DEBUG)
         self._delete(older)
@@ -107,15 +123,6 @@ class AtomicCheckpointer(Checkpointer):
 
 
 def _one_line(error: Exception, limit: int = 300) -> str:
-    """The error's message for a sentence: PyTorch lists every parameter that does not fit, a line each."""
+    """Shorten an error to one line: PyTorch lists each parameter that does not fit on a line of its own."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]} ..."
-
-
-def _flush(path: Path) -> None:
-    """Force a file's or folder's content to disk, so that the rename never outruns it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,27 +1,67 @@
-"""The hybrid CTC / attention loss as named parts that sum to the total."""
+"""Training losses for each utterance, as named parts that sum to the total."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmamba_asr.hnet.ratio_loss import ratio_loss
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
 from hmamba_asr.models.outputs import StageOutput
-from hmamba_asr.modules.chunk_ops import ratio_loss
+
+
+@dataclass
+class Losses:
+    """Losses of a batch.
+
+    Attributes
+    ----------
+    total : Tensor
+        Loss of each utterance (or sentence), (B,).
+    parts : dict of str to Tensor
+        Its weighted parts, (B,) each, which sum to the total. Empty if there is only one.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class HybridLosses(Losses):
+    """Losses of a recogniser.
+
+    Attributes
+    ----------
+    infeasible : Tensor
+        Bool, (B,): the CTC cannot emit the labels in the frames that there are. The CTC part is then zero.
+    stage_ratios : tuple of Tensor
+        Ratio loss of each chunking stage without its weight, (B,); empty without a ratio loss.
+    """
+
+    infeasible: Tensor = field(kw_only=True)
+    stage_ratios: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatioLoss:
-    """Holds the chunks of every learned stage at their target; weight and target are functions of the
-    optimizer step alone.
+    """Schedules of the ratio loss, which holds the chunks of every learned stage at their target.
 
-    The weight rises from 0 to ``weight`` over ``warmup_steps``; the targets rise from 1 state in a chunk to
-    the chunkers' ``target_ratio`` over ``ramp_steps``. With 0 steps they are there from the start.
+    Weight and target are functions of the optimizer step alone.
+
+    Parameters
+    ----------
+    weight : float
+        Final weight.
+    warmup_steps : int
+        Optimizer steps over which the weight rises from 0; with 0 it is final from the start.
+    ramp_steps : int
+        Optimizer steps over which the target rises from 1 state in a chunk to the chunker's
+        ``target_ratio``; with 0 it is final from the start.
 
     Raises
     ------
@@ -33,21 +73,21 @@ class RatioLoss:
     warmup_steps: int = 0
     ramp_steps: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("weight", "warmup_steps", "ramp_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"the ratio loss's {name} must be 0 or more, not {getattr(self, name)}.")
 
     def weight_at(self, step: int) -> float:
-        """Weight after ``step`` optimizer steps."""
+        """Return the weight after ``step`` optimizer steps."""
         return self.weight * _ramp(step, self.warmup_steps)
 
     def target_at(self, step: int, target_ratio: float) -> float:
-        """What ``target_ratio`` is after ``step`` optimizer steps."""
+        """Return the target after ``step`` optimizer steps of a chunker that ends at ``target_ratio``."""
         return 1 + (target_ratio - 1) * _ramp(step, self.ramp_steps)
 
-    def of_stages(self, stages: Sequence[StageOutput], step: int) -> tuple[Tensor, ...]:
-        """Each stage's loss (B,), without the weight."""
+    def stage_losses(self, stages: Sequence[StageOutput], step: int) -> tuple[Tensor, ...]:
+        """Return the loss of each stage without the weight, (B,); zero for a stage that learns nothing."""
         return tuple(
             torch.zeros_like(stage.mean_prob)
             if stage.target_ratio is None
@@ -65,18 +105,6 @@ def _ramp(step: int, steps: int) -> float:
     return 1.0 if steps == 0 else min(1.0, step / steps)
 
 
-@dataclass
-class HybridLoss:
-    """Per-utterance losses (B,). ``parts`` are weighted and sum to ``total``; ``infeasible`` (B,) marks
-    utterances whose labels the CTC cannot emit in the frames they have, and whose CTC part is therefore zero;
-    ``stage_ratios`` are the chunking stages' ratio losses (B,) without their weight."""
-
-    total: Tensor
-    parts: dict[str, Tensor]
-    infeasible: Tensor
-    stage_ratios: tuple[Tensor, ...] = ()
-
-
 def hybrid_loss(
     output: ASROutput,
     targets: Tensor,
@@ -89,19 +117,40 @@ def hybrid_loss(
     intermediate_ctc_weight: float = 0.0,
     ratio: RatioLoss | None = None,
     step: int = 0,
-) -> HybridLoss:
-    """ctc_weight x CTC + (1 - ctc_weight) x label-smoothed cross-entropy, each summed over an utterance's
-    tokens, and with ``ratio`` the chunking stages' ratio losses, for each token, as they are after ``step``
-    optimizer steps.
+) -> HybridLosses:
+    """Compute ctc_weight x CTC + (1 - ctc_weight) x label-smoothed cross-entropy for each utterance.
 
-    Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. targets
-    (B, U) without begin or end of sentence, target_lengths (B,). An utterance's loss does not depend on its
-    batch mates; sums, not means, so that averaging over utterances is exact however they are cut into
-    batches, ranks and accumulation steps.
+    Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. Each part
+    is a sum over an utterance's tokens, and an utterance's loss does not depend on its batch mates. So the mean
+    over utterances is exact, however they are cut into batches, ranks and accumulation steps.
 
-    Of the CTC part, the share ``intermediate_ctc_weight`` is that of the intermediate logits (Lee and
-    Watanabe, "Intermediate Loss Regularization for CTC-based Speech Recognition",
-    https://arxiv.org/abs/2102.03216, eq. 13).
+    Parameters
+    ----------
+    output : ASROutput
+        The model's output.
+    targets : Tensor
+        Labels without begin or end of sentence, (B, U).
+    target_lengths : Tensor
+        Number of labels, (B,).
+    ctc_weight : float
+        Share of the CTC, in [0, 1].
+    label_smoothing : float
+        Share of the uniform distribution in the cross-entropy's targets.
+    blank, eos : int
+        Tokens of the CTC's blank and of the end of sentence.
+    intermediate_ctc_weight : float, optional
+        Share of the CTC part that the intermediate logits have, in [0, 1]. Lee and Watanabe, "Intermediate
+        Loss Regularization for CTC-based Speech Recognition", https://arxiv.org/abs/2102.03216, eq. 13.
+    ratio : RatioLoss, optional
+        Adds the ratio losses of the chunking stages, once for each token.
+    step : int, optional
+        Optimizer steps done, for the schedules of ``ratio``.
+
+    Raises
+    ------
+    ValueError
+        If a weight is not in [0, 1], the attention loss has weight but the model was given no targets, or there
+        is a ratio loss and no chunking stage.
     """
     for name, weight in (("ctc_weight", ctc_weight), ("intermediate_ctc_weight", intermediate_ctc_weight)):
         if not 0.0 <= weight <= 1.0:
@@ -114,7 +163,7 @@ def hybrid_loss(
         loss = F.ctc_loss(
             log_probs, targets, lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True
         )
-        # Not zero_infinity alone: its test is on the value, which a NaN passes.
+        # zero_infinity alone would not do: it looks at the value, and a NaN passes.
         return torch.where((needed > lengths) & ~loss.isnan(), torch.zeros_like(loss), loss)
 
     parts = {}
@@ -122,28 +171,56 @@ def hybrid_loss(
         intermediate = 0.0 if output.intermediate_logits is None else intermediate_ctc_weight
         parts["ctc"] = (1 - intermediate) * ctc_weight * ctc(output.ctc_logits, output.encoded.lengths)
         if intermediate > 0:
+            assert output.intermediate_logits is not None and output.encoded.intermediate is not None
             lengths = output.encoded.intermediate.lengths
             parts["intermediate_ctc"] = intermediate * ctc_weight * ctc(output.intermediate_logits, lengths)
     if ctc_weight < 1:
         if output.attention_logits is None:
             raise ValueError("the attention loss has weight but the model was called without targets.")
-        logits = output.attention_logits.float()
-        labels = F.pad(targets, (0, 1)).scatter(1, target_lengths.unsqueeze(1), eos)
-        labels = labels.masked_fill(~valid_mask(target_lengths + 1, labels.shape[1]), -100)
-        token_losses = F.cross_entropy(
-            logits.transpose(1, 2),
-            labels,
-            reduction="none",
-            ignore_index=-100,
-            label_smoothing=label_smoothing,
-        )
-        parts["attention"] = (1 - ctc_weight) * token_losses.sum(1)
+        labels, lengths = append_end_of_sentence(targets, target_lengths, eos)
+        losses = cross_entropy(output.attention_logits, labels, lengths, label_smoothing=label_smoothing)
+        parts["attention"] = (1 - ctc_weight) * losses
     stage_ratios: tuple[Tensor, ...] = ()
     if ratio is not None:
         if not output.encoded.stages:
             raise ValueError("there is a ratio loss, but the encoder has no chunking stage.")
-        stage_ratios = ratio.of_stages(output.encoded.stages, step)
-        # Scaled with the label count, as the other parts are: a long utterance weighs more in all of them
-        # alike.
+        stage_ratios = ratio.stage_losses(output.encoded.stages, step)
+        # Once for each token, as the other parts: a long utterance has the same share in all of them.
         parts["ratio"] = ratio.weight_at(step) * (target_lengths + 1) * sum(stage_ratios)
-    return HybridLoss(sum(parts.values()), parts, infeasible, stage_ratios)
+    total = torch.as_tensor(sum(parts.values()))
+    return HybridLosses(total, parts, infeasible=infeasible, stage_ratios=stage_ratios)
+
+
+def append_end_of_sentence(tokens: Tensor, lengths: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens (B, U + 1) with ``eos`` after the last one of each row, and their lengths (B,)."""
+    return F.pad(tokens, (0, 1)).scatter(1, lengths.unsqueeze(1), eos), lengths + 1
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, lengths: Tensor, *, label_smoothing: float) -> Tensor:
+    """Sum the label-smoothed cross-entropy over the tokens of each row, in single precision.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (B, U, vocab).
+    labels : Tensor
+        (B, U); those past a row's length do not count.
+    lengths : Tensor
+        Number of labels, (B,).
+    label_smoothing : float
+        Share of the uniform distribution in the targets.
+
+    Returns
+    -------
+    Tensor
+        (B,).
+    """
+    labels = labels.masked_fill(~valid_mask(lengths, labels.shape[1]), -100)
+    losses = F.cross_entropy(
+        logits.float().transpose(1, 2),
+        labels,
+        reduction="none",
+        ignore_index=-100,
+        label_smoothing=label_smoothing,
+    )
+    return losses.sum(1)
