@@ -1,158 +1,114 @@
-"""Multiply-accumulate operations of a recogniser, from its YAML alone.
+"""Multiply-accumulate operations (MACs) of a recogniser on one utterance, by torch's flop counter.
 
-The policy. Counted, one MAC for each multiplication and addition: matrix products, convolutions, both
-products of attention (whole squares, also where a mask hides half), and the selective scan with three for
-each frame, channel, state and direction: decay times state, input times B, state times C. Not counted:
-features, embeddings, norms, activations, gates, softmax, dropout, exponentials, the moving average over
-chunks, and the search around the decoder, which here reads each token of one hypothesis once, with kept keys
-and values. Frames past an utterance's end do not exist.
+Counted, one MAC for each multiplication with its addition:
+
+- matrix products and convolutions;
+- both products of attention, as whole squares, also where a mask hides half of them;
+- the selective scan, with three for each frame, channel, state and direction: decay times state, input times
+  B, state times C.
+
+Not counted: features, embeddings, norms, activations, gates, softmax, exponentials, the moving average over
+chunks, and the search around the decoder. The decoder reads each token of one hypothesis once.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import yaml
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-SCAN_MACS = 3  # for each frame, channel, state and direction
-
-_Node = Mapping[str, Any]
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads an object as its arguments, with its tag under the key "!"."""
+from hmamba_asr.modules.chunkers import FixedStrideChunker
 
 
-def _construct(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    arguments = loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else {}
-    return {"!": suffix.rpartition(".")[2], **arguments}
-
-
-_Loader.add_multi_constructor("!", _construct)
-
-
-def count_macs(hparams: str, *, seconds: float, tokens: int, kept: tuple[float, ...] = ()) -> dict[str, int]:
-    """MACs by part ("frontend", "encoder", or "encoder.outer", "encoder.chunker" and "encoder.inner",
-    "ctc_head", "decoder", "output_head") of the recogniser in a resolved YAML.
-
-    For an utterance of ``seconds`` with ``tokens`` output tokens; ``kept``: chunks for each state, by
-    chunking stage.
-
-    Raises:
-        ValueError: the YAML has an encoder of a kind that is not known here, lacks a size, or has more
-        chunking stages than
-            ``kept`` has fractions.
-    """
-    settings = yaml.load(hparams, _Loader)  # noqa: S506 - a SafeLoader
-    try:
-        return _count(settings["model"], settings["features"], seconds, tokens, kept)
-    except KeyError as error:
-        raise ValueError(f"the YAML has no {error}, without which operations cannot be counted.") from error
-
-
-def _count(
-    model: _Node, features: _Node, seconds: float, tokens: int, kept: tuple[float, ...]
-) -> dict[str, int]:
-    frames = 1 + round(1000 * seconds) // features.get("hop_length", 10)
-    parts: dict[str, int] = {}
-    parts["frontend"], frames = _frontend(model["frontend"], frames)
-    encoder, states = _encoder(model["encoder"], frames, kept, "encoder")
-    parts |= encoder
-    width = model["d_model"]
-    units = model["output_head"]["n_neurons"]
-    parts["ctc_head"] = states * width * model["ctc_head"]["n_neurons"]
-    parts["decoder"] = model["num_decoder_layers"] * _decoder_layer(tokens, states, width, model["d_ffn"])
-    parts["output_head"] = tokens * width * units
-    return parts
-
-
-def _frontend(part: _Node, frames: int) -> tuple[int, int]:
-    """MACs, and the encoder frames that come of so many feature frames."""
-    taps = part.get("kernel_size", 3) ** 2
-    bands, before, macs = part.get("n_mels", 80), 1, 0
-    for channels in part["channels"]:
-        frames, bands = math.ceil(frames / 2), math.ceil(bands / 2)
-        macs += frames * bands * channels * before * taps
-        before = channels
-    return macs + frames * bands * before * part["d_model"], frames
-
-
-def _encoder(part: _Node, frames: int, kept: tuple[float, ...], name: str) -> tuple[dict[str, int], int]:
-    """MACs by part, and the states that the heads read."""
-    kind = part["!"]
-    if kind == "ConMambaEncoder":
-        return {name: part["num_layers"] * conmamba_block_macs(frames, **_sizes(part))}, frames
-    if kind == "ConformerControl":
-        return {
-            name: part["num_layers"]
-            * conformer_block_macs(frames, part["d_model"], part["d_ffn"], part["kernel_size"])
-        }, frames
-    if kind != "HierarchicalEncoder":
-        raise ValueError(f"the MACs of an encoder {kind} are not known here; teach evaluation/macs.py.")
-    if not kept:
-        raise ValueError("this encoder chunks; give the kept fraction of each of its stages.")
-    width = part["d_model"]
-    inner_width = part.get("inner_d_model") or width
-    chunks = max(1, round(kept[0] * frames))
-    macs, _ = _encoder(part["outer"], frames, (), f"{name}.outer")
-    macs[f"{name}.chunker"] = _chunker(part["chunker"], frames, width)
-    if inner_width != width:
-        macs[f"{name}.chunker"] += 2 * chunks * width * inner_width
-    inner, states = _encoder(part["inner"], chunks, kept[1:], f"{name}.inner")
-    macs |= inner
-    if part.get("output", "frames") == "frames":
-        macs[f"{name}.chunker"] += frames * width**2
-        states = frames
-    return macs, states
-
-
-def _chunker(part: _Node, frames: int, width: int) -> int:
-    """MACs of deciding where chunks begin."""
-    if part.get("target_ratio") == 1:
-        return 0
-    if part["!"] == "CTCChunker":
-        return frames * width * part["ctc_head"]["n_neurons"]
-    return 2 * (frames - 1) * width**2 if part["!"] in ("DynamicChunker", "HNetChunker") else 0
-
-
-def _sizes(part: _Node) -> dict[str, Any]:
-    named = ("d_model", "d_ffn", "kernel_size", "causal", "d_state", "d_conv", "expand")
-    return {name: part[name] for name in named if name in part}
-
-
-def conmamba_block_macs(
-    frames: int,
+@torch.no_grad()
+def count_operations(
+    model: nn.Module,
+    features: nn.Module,
     *,
-    d_model: int,
-    d_ffn: int,
-    kernel_size: int,
-    causal: bool = False,
-    d_state: int = 16,
-    d_conv: int = 4,
-    expand: int = 2,
-) -> int:
-    """MACs of a ConMamba block: two feed-forward halves, bi-Mamba, convolution."""
-    inner, rank, directions = expand * d_model, math.ceil(d_model / 16), 1 if causal else 2
-    per_direction = inner * (d_conv + (rank + 2 * d_state) + rank + SCAN_MACS * d_state)
-    mamba = d_model * 2 * inner + directions * per_direction + inner * d_model
-    return frames * (4 * d_model * d_ffn + mamba + _convolution(d_model, kernel_size))
+    kept: Sequence[float] = (),
+    seconds: float = 10.0,
+    tokens: int = 40,
+    sample_rate: int = 16000,
+) -> dict[str, int]:
+    """Count the multiply-accumulates of a model for one utterance.
+
+    A copy of the model reads noise on the CPU while the counter looks on. Where the model chunks, the
+    chunkers run and are counted, but boundaries at even distances take the place of theirs: the count depends
+    on ``kept``, not on the noise.
+
+    Parameters
+    ----------
+    model, features : nn.Module
+        An ``ASRModel``, and what makes features (1, T, bands) of samples (1, S).
+    kept : sequence of float
+        Chunks for each state, one number for each chunking stage, in the order of ``EncoderOutput.stages``.
+    seconds, tokens : float, int
+        Length of the utterance, and number of tokens that the decoder reads.
+    sample_rate : int
+        Samples in a second.
+
+    Returns
+    -------
+    dict of str to int
+        MACs by part: ``frontend``, ``encoder``, ``ctc_head``, ``decoder`` and ``output_head``. An encoder
+        that chunks has ``encoder.outer``, ``encoder.chunker`` (with the projections into the chunks and back
+        to the frames) and ``encoder.inner``. The sum over the parts is that of the whole model.
+
+    Raises
+    ------
+    ValueError
+        If ``kept`` does not have one number for each chunking stage.
+    """
+    model, features = (copy.deepcopy(part).to("cpu", torch.float32).eval() for part in (model, features))
+    chunkers = model.encoder.chunkers
+    if len(kept) != len(chunkers):
+        raise ValueError(
+            f"the encoder has {len(chunkers)} chunking stages, but there are {len(kept)} kept fractions; "
+            "give one for each stage."
+        )
+    for module in model.modules():
+        if hasattr(module, "scan_backend"):
+            module.scan_backend = "chunked"  # the one that the counter sees as an operation
+    for chunker, fraction in zip(chunkers, kept, strict=True):
+        chunker.register_forward_hook(_evenly(fraction))
+    samples = torch.randn(1, round(seconds * sample_rate), generator=torch.Generator().manual_seed(0))
+    inputs, lengths = features(samples, torch.tensor([samples.shape[1]]))
+    with FlopCounterMode(display=False) as counter:
+        model(inputs, lengths, torch.ones(1, tokens, dtype=torch.long), torch.tensor([tokens]))
+    macs = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    return _by_part(macs, type(model).__name__)
 
 
-def conformer_block_macs(frames: int, d_model: int, d_ffn: int, kernel_size: int) -> int:
-    """MACs of a Conformer block with relative positions, of which there are 2 frames - 1."""
-    positions = 2 * frames - 1
-    attention = 4 * frames * d_model**2 + positions * d_model**2 + frames * (2 * frames + positions) * d_model
-    return attention + frames * (4 * d_model * d_ffn + _convolution(d_model, kernel_size))
+def _evenly(fraction: float) -> Callable[..., Any]:
+    """Make a forward hook that replaces a chunker's output by even chunks, ``fraction`` for each state."""
+
+    def hook(chunker: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
+        x, lengths = inputs[:2]
+        chunks = max(1, round(fraction * x.shape[1]))
+        return FixedStrideChunker(stride=x.shape[1] / chunks)(x, lengths)
+
+    return hook
 
 
-def _convolution(d_model: int, kernel_size: int) -> int:
-    """Of one frame: pointwise to twice the width, depthwise, pointwise."""
-    return 3 * d_model**2 + kernel_size * d_model
+def _by_part(macs: Mapping[str, int], model: str) -> dict[str, int]:
+    """Sort the counts of modules, by their path from the class name ``model``, into parts without overlap."""
+    parts = {name: macs.get(f"{model}.{name}", 0) for name in ("frontend", "decoder", "output_head")}
+    parts |= _encoder_parts(
+        {path.removeprefix(f"{model}."): count for path, count in macs.items()}, "encoder"
+    )
+    # A chunker may read the CTC head too. What remains of the whole is what the head does on the states.
+    parts["ctc_head"] = macs["Global"] - sum(parts.values())
+    order = [*(name for name in parts if name.startswith("encoder")), "ctc_head", "decoder", "output_head"]
+    return {name: parts[name] for name in ("frontend", *order)}
 
 
-def _decoder_layer(tokens: int, states: int, d_model: int, d_ffn: int) -> int:
-    self_attention = 4 * tokens * d_model**2 + 2 * tokens**2 * d_model
-    cross_attention = 2 * (tokens + states) * d_model**2 + 2 * tokens * states * d_model
-    return self_attention + cross_attention + 2 * tokens * d_model * d_ffn
+def _encoder_parts(macs: Mapping[str, int], name: str) -> dict[str, int]:
+    if f"{name}.inner" not in macs:
+        return {name: macs[name]}
+    outer, inner = (_encoder_parts(macs, f"{name}.{part}") for part in ("outer", "inner"))
+    between = macs[name] - sum(outer.values()) - sum(inner.values())
+    return {**outer, f"{name}.chunker": between, **inner}
