@@ -6,8 +6,9 @@ import argparse
 from typing import Any
 
 from hmamba_asr.data.download import ARCHIVES, download
+from hmamba_asr.data.subsets import SUBSETS
 
-HELP = "download LibriSpeech or Mini LibriSpeech"
+HELP = "download LibriSpeech, Mini LibriSpeech or AN4"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -15,10 +16,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "download",
         help=HELP,
-        description=f"{HELP}. Each archive is checked by MD5 and unpacked to DIR/LibriSpeech/SPLIT."
+        description=f"{HELP}. LibriSpeech's archives are checked by MD5 and become DIR/LibriSpeech/SPLIT."
+        " A small split (-mini) is made from the split that contains it, which is downloaded first where it "
+        "is"
+        " missing. AN4 becomes DIR/an4-train, DIR/an4-dev and DIR/an4-test."
         " Interrupted? Run the same command again: it goes on where it stopped.",
     )
-    parser.add_argument("splits", nargs="+", metavar="SPLIT", help=f"any of: {', '.join(ARCHIVES)}")
+    parser.add_argument(
+        "splits", nargs="+", metavar="SPLIT", help=f"any of: {', '.join([*ARCHIVES, *SUBSETS, 'an4'])}"
+    )
     parser.add_argument("--dest", required=True, metavar="DIR", help="where LibriSpeech/SPLIT is to appear")
     parser.add_argument(
         "--base_url",

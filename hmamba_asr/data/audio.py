@@ -36,7 +36,8 @@ def read_audio(path: str | Path, *, sample_rate: int | None = None) -> tuple[np.
     if rate != wanted or samples.ndim != 1:
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         raise ValueError(
-            f"{path} has {rate} Hz and {channels} channel(s), the model takes {wanted} Hz and one; convert it "
+            f"{path} has {rate} Hz and {channels} channel(s), the model takes {wanted} Hz and one; convert "
+            "it "
             f"(sox {path} -r {wanted} -c 1 OUT.flac)."
         )
     return samples, rate

@@ -1,6 +1,8 @@
-"""Download LibriSpeech and Mini LibriSpeech from OpenSLR: resumable, checked, and unpacked all or nothing.
+"""Download LibriSpeech, Mini LibriSpeech and AN4: resumable, checked, and unpacked all or nothing.
 
-LibriSpeech is https://www.openslr.org/12, Mini LibriSpeech https://www.openslr.org/31.
+LibriSpeech is https://www.openslr.org/12, Mini LibriSpeech https://www.openslr.org/31, AN4
+https://www.speech.cs.cmu.edu/databases/an4/. Small splits (:mod:`hmamba_asr.data.subsets`) are made from the
+splits that contain them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hmamba_asr.data.scan import count_recordings
+from hmamba_asr.data.an4 import AN4_URL, convert_an4
+from hmamba_asr.data.an4 import SPLITS as AN4_SPLITS
+from hmamba_asr.data.scan import count_recordings, find_split
+from hmamba_asr.data.subsets import SUBSETS, make_subset
 
 logger = logging.getLogger(__name__)
 
@@ -71,49 +76,95 @@ def download(
     progress: bool = True,
     retry_wait: float = 2.0,
     archives: Mapping[str, Archive] = ARCHIVES,
+    an4_url: str = AN4_URL,
 ) -> dict[str, Path]:
-    """Fetch ``<split>.tar.gz``, check its MD5 and unpack it to ``dest/LibriSpeech/<split>``.
+    """Fetch splits into ``dest/LibriSpeech/<split>``.
 
-    Run it again after any interruption: a partial ``<split>.tar.gz.part`` is continued, a split that is there
-    with all its recordings is skipped. An archive ``dest/<split>.tar.gz`` that you put there yourself is used
-    and kept; a downloaded one is removed once it is unpacked.
+    Run the same call again after any interruption: a partial ``<split>.tar.gz.part`` is continued, and a
+    split that is there with all its recordings is skipped. An archive ``dest/<split>.tar.gz`` that you put
+    there yourself is used and kept; a downloaded one is removed once it is unpacked.
 
-    Args:
-        splits: names out of ``archives``.
-        dest: folder, made if missing. It needs room for the archive and the unpacked split together.
-        base_url: where LibriSpeech's archives lie, for example a mirror's ``.../resources/12``. If it ends
-            in ``/12``, Mini LibriSpeech is taken from ``/31`` beside it.
-        retries: how often in a row to try again without getting one new byte.
-        progress: show progress bars.
-        retry_wait: seconds before the first retry; doubled each time, at most a minute.
-        archives: the known splits.
+    Parameters
+    ----------
+    splits
+        Names of ``archives``; names of ``SUBSETS``, whose source split is downloaded first where it is
+        missing; or "an4", which gives ``dest/an4-train``, ``dest/an4-dev`` and ``dest/an4-test``.
+    dest
+        The folder for the splits, made if it is missing. It needs room for the archive and the unpacked split
+        together.
+    base_url
+        Where LibriSpeech's archives lie, for example a mirror's ``.../resources/12``. If it ends in ``/12``,
+        Mini LibriSpeech is taken from ``/31`` beside it.
+    retries
+        How often in a row to try again without getting one new byte.
+    progress
+        Show progress bars.
+    retry_wait
+        Seconds before the first retry. The wait doubles with each retry, up to a minute.
+    archives
+        The known splits.
+    an4_url
+        Where AN4's archive lies.
 
-    Returns:
+    Returns
+    -------
+    dict
         The folder of each split.
 
-    Raises:
-        ValueError: an unknown split name, or no split.
-        DownloadError: network, disk or checksum. What has come stays, except an archive with a wrong MD5.
+    Raises
+    ------
+    ValueError
+        For an unknown split name, or no split.
+    DownloadError
+        For an error of the network, the disk or the checksum. What has come stays, except an archive with a
+        wrong checksum.
     """
     if isinstance(splits, str) or not splits:
         raise ValueError(f"splits must be a list of at least one split name, not {splits!r}.")
+    known = sorted([*archives, *SUBSETS, "an4"])
     for split in splits:
-        if split not in archives:
-            close = difflib.get_close_matches(split, archives, n=1)
+        if split not in known:
+            close = difflib.get_close_matches(split, known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"Unknown split '{split}'.{hint} Known splits: {', '.join(sorted(archives))}.")
+            raise ValueError(f"Unknown split '{split}'.{hint} Known splits: {', '.join(known)}.")
     if not hasattr(tarfile, "data_filter"):
         raise DownloadError("This Python cannot unpack archives safely; use 3.10.12, 3.11.4 or a newer one.")
 
-    folders = {}
+    folders, network = {}, (retries, retry_wait, progress)
     for split in dict.fromkeys(splits):
-        archive = archives[split]
-        root = base_url.rstrip("/")
-        if root.endswith("/12"):
-            root = f"{root[:-3]}/{archive.resource}"
-        url = f"{root}/{split}.tar.gz"
         with _disk_errors(Path(dest)):
-            folders[split] = _download_split(split, archive, url, Path(dest), retries, retry_wait, progress)
+            if split == "an4":
+                folders.update(_download_an4(an4_url, Path(dest), *network))
+                continue
+            source = SUBSETS.get(split, split)
+            if source == split or find_split(Path(dest), source) is None:
+                archive = archives[source]
+                url = f"{_resource_url(base_url, archive)}/{source}.tar.gz"
+                folders[source] = _download_split(source, archive, url, Path(dest), *network)
+            if source != split:
+                folders[split] = make_subset(split, dest)
+    return folders
+
+
+def _resource_url(base_url: str, archive: Archive) -> str:
+    root = base_url.rstrip("/")
+    return f"{root[:-3]}/{archive.resource}" if root.endswith("/12") else root
+
+
+def _download_an4(url: str, dest: Path, retries: int, retry_wait: float, progress: bool) -> dict[str, Path]:
+    if all(len(list((dest / split).glob("*/*/*.flac"))) == count for split, count in AN4_SPLITS.items()):
+        logger.info(f"an4: already in {dest}")
+        return {split: dest / split for split in AN4_SPLITS}
+    dest.mkdir(parents=True, exist_ok=True)
+    own, partial = dest / "an4_sphere.tar.gz", dest / "an4_sphere.tar.gz.part"
+    if not own.is_file():
+        _fetch(url, partial, "an4", retries, retry_wait, progress)
+    try:
+        folders = convert_an4(own if own.is_file() else partial, dest)
+    except ValueError as error:
+        partial.unlink(missing_ok=True)
+        raise DownloadError(str(error)) from error
+    partial.unlink(missing_ok=True)
     return folders
 
 

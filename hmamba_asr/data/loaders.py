@@ -47,7 +47,8 @@ def load_dataset(
         }
         if shared := rows.keys() & part.keys():
             raise ValueError(
-                f"utterance {min(shared)} (and {len(shared) - 1} more) stands in {manifest} and in another manifest of the "
+                f"utterance {min(shared)} (and {len(shared) - 1} more) stands in {manifest} and in another "
+                "manifest of the "
                 "same list; name each split once."
             )
         rows.update(part)
@@ -64,7 +65,8 @@ def load_dataset(
             if not warned:
                 warned.add(utterance)
                 logger.warning(
-                    "The tokenizer does not know every character of utterance %s ('%s'); unknown pieces are left out of the "
+                    "The tokenizer does not know every character of utterance %s ('%s'); unknown pieces are "
+                    "left out of the "
                     "labels, here and in other utterances.",
                     utterance,
                     wrd,
@@ -144,7 +146,8 @@ def dynamic_train_loader(
     longest = max(row["duration"] for row in dataset.data.values())
     if longest > max_batch_seconds:
         raise ValueError(
-            f"the longest training utterance lasts {longest:.1f} s and max_batch_seconds is {max_batch_seconds}; raise it, or "
+            f"the longest training utterance lasts {longest:.1f} s and max_batch_seconds is "
+            f"{max_batch_seconds}; raise it, or "
             "lower max_duration to leave such utterances out."
         )
     sampler = DynamicBatchSampler(

@@ -1,7 +1,7 @@
 """Manifests: the CSV files that list a split's utterances. This is the one place that reads them.
 
-A manifest has the columns ``ID``, ``duration`` (seconds), ``wav`` (a path that may begin with ``$data_root``) and
-``wrd`` (the transcript). ``hmamba-asr prepare`` writes them, in SpeechBrain's format.
+A manifest has the columns ``ID``, ``duration`` (seconds), ``wav`` (a path that may begin with ``$data_root``)
+and ``wrd`` (the transcript). ``hmamba-asr prepare`` writes them, in SpeechBrain's format.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str
             duration = float(row["duration"])
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the data again."
+                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the data "
+                "again."
             ) from error
         audio = Path(row["wav"].replace(DATA_ROOT, str(data_folder)))
         rows[identifier] = ManifestRow(identifier, audio, duration, row["wrd"])

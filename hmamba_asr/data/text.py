@@ -33,7 +33,8 @@ class TextDataset(Dataset):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         if not files:
             raise ValueError(
-                "no text to train or test a language model on; name files with a sentence a line, or manifests."
+                "no text to train or test a language model on; name files with a sentence a line, or "
+                "manifests."
             )
         self._sources = [
             _Manifest(path) if path.suffix == ".csv" else _TextFile(path) for path in map(Path, files)

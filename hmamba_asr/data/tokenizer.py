@@ -124,7 +124,8 @@ def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
         vocab_size = 0
     if vocab_size == 0:
         raise ValueError(
-            f"{path} ({len(model)} bytes) is not a SentencePiece model or is damaged: train or download it again."
+            f"{path} ({len(model)} bytes) is not a SentencePiece model or is damaged: train or download it "
+            "again."
         )
     ids = {"<unk>": processor.unk_id(), "<s>": processor.bos_id(), "</s>": processor.eos_id()}
     if ids != {"<unk>": UNK_ID, "<s>": BOS_ID, "</s>": EOS_ID}:

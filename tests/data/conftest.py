@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,38 @@ def tiny_corpus(tmp_path: Path) -> TinyCorpus:
     corpus.say("train", 7, "ANOTHER SPEAKER", speaker="99", chapter="5")
     corpus.say("dev", 0)
     return corpus
+
+
+@pytest.fixture
+def an4_archive():
+    """Make an archive like AN4's, in small."""
+
+    def make(speakers: dict[str, list[str]]) -> bytes:
+        """AN4 in small: {"train" or "test": names of speakers}, two utterances each."""
+        files: dict[str, bytes] = {}
+        for kind, names in speakers.items():
+            folder = "an4_clstk" if kind == "train" else "an4test_clstk"
+            ids, lines = [], []
+            for number, name in enumerate(names):
+                for part in ("an1", "cen2"):
+                    identifier = f"{part}-{name}-b"
+                    ids.append(f"{folder}/{name}/{identifier}")
+                    text = f"{part.upper()} {number}"
+                    lines.append(
+                        f"<s> {text} </s> ({identifier})" if kind == "train" else f"{text} ({identifier})"
+                    )
+                    stream = io.BytesIO()
+                    tone = (1000 * np.sin(np.arange(800 + number))).astype("int16")
+                    soundfile.write(stream, tone, 16000, format="NIST", subtype="PCM_16")
+                    files[f"an4/wav/{ids[-1]}.sph"] = stream.getvalue()
+            files[f"an4/etc/an4_{kind}.fileids"] = "\n".join(ids).encode()
+            files[f"an4/etc/an4_{kind}.transcription"] = "\n".join(lines).encode()
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+    return make

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from hmamba_asr.data import an4, subsets
 from hmamba_asr.data import download as module
 from hmamba_asr.data.download import ARCHIVES, Archive, DownloadError, download
 
@@ -338,3 +339,27 @@ def test_the_table_of_archives_is_whole():
     assert len({archive.md5 for archive in ARCHIVES.values()}) == 9
     train = [ARCHIVES[f"train-{part}"].recordings for part in ("clean-100", "clean-360", "other-500")]
     assert sum(train) == 281241  # utterances in the 960 hours
+
+
+def test_an4_and_small_splits_are_downloaded_too(server, tmp_path, monkeypatch, an4_archive):
+    monkeypatch.setattr(an4, "SPLITS", counts := {"an4-train": 14, "an4-dev": 2, "an4-test": 2})
+    monkeypatch.setattr(module, "AN4_SPLITS", counts)
+    whole, server.content = server.content, an4_archive({"train": list("hgfedcba"), "test": ["x"]})
+    options = {
+        "dest": tmp_path,
+        "base_url": server.url,
+        "progress": False,
+        "an4_url": f"{server.url}/an4.tar.gz",
+    }
+    folders = download(splits=["an4"], **options)
+    assert sorted(folders) == ["an4-dev", "an4-test", "an4-train"]
+    asked = len(server.asked)
+    assert download(splits=["an4"], **options) == folders and len(server.asked) == asked  # it was there
+
+    server.content = whole
+    monkeypatch.setattr(module, "SUBSETS", {"small": "tiny"})
+    monkeypatch.setattr(subsets, "SUBSETS", {"small": "tiny"})
+    monkeypatch.setattr(subsets, "read_ids", lambda subset: ["1-2-0001"])
+    folders = download(splits=["small"], **options, archives=archives())
+    assert [path.name for path in folders["small"].rglob("*.flac")] == ["1-2-0001.flac"]
+    assert (tmp_path / "LibriSpeech" / "tiny").is_dir()
