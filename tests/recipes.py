@@ -268,15 +268,6 @@ def new_brain(train_script, recipe, tmp_path):
     def make(folder: Path = tmp_path / "run", **overrides: object):
         experiment = train_script.Experiment(recipe.arguments(folder, **overrides))
         sets = experiment.prepare()
-        hparams = experiment.hparams
-        brain = train_script.ASRBrain(
-            modules=hparams["modules"],
-            opt_class=hparams["opt_class"],
-            hparams=hparams,
-            run_opts=experiment.run_opts,
-            checkpointer=hparams["checkpointer"],
-            tokenizer=hparams["tokenizer"],
-        )
-        return brain, *sets
+        return train_script.ASRBrain.from_experiment(experiment), *sets
 
     return make

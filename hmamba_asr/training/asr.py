@@ -129,7 +129,7 @@ class ASRBrain(Trainer):
         if stage == Stage.TRAIN:
             sums["audio_seconds"] = predictions.audio_seconds
             for i, chunking in enumerate(predictions.output.encoded.stages):
-                sums[f"stage{i}_floored"] = (chunking.chunk_lengths > chunking.chosen).sum()
+                sums[f"stage{i}_floored"] = (chunking.chunk_lengths > chunking.num_chosen).sum()
         return sums
 
     def on_optimizer_step(self, predictions: Predictions, sums: Mapping[str, float]) -> None:

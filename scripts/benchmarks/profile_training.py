@@ -34,16 +34,8 @@ def main(argv: list[str]) -> None:
         if "--output_folder" not in rest:
             rest += ["--output_folder", folder]
         experiment = Experiment(rest)
-        hparams = experiment.hparams
         train_set, _, _ = experiment.prepare()
-        brain = ASRBrain(
-            modules=hparams["modules"],
-            opt_class=hparams["opt_class"],
-            hparams=hparams,
-            run_opts=experiment.run_opts,
-            checkpointer=hparams["checkpointer"],
-            tokenizer=hparams["tokenizer"],
-        )
+        brain = ASRBrain.from_experiment(experiment)
         loader = brain.make_dataloader(train_set, Stage.TRAIN)
         brain.on_fit_start()
         brain.on_stage_start(Stage.TRAIN, 1)
