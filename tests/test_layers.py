@@ -1,4 +1,4 @@
-"""The shape of the package: who may import whom, how large a file may be, and what its text may name."""
+"""The shape of the package: who may import whom, and what its text may name."""
 
 from __future__ import annotations
 
@@ -12,61 +12,56 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hmamba_asr"
-MAX_LINES = 430
 
-# Layer -> the layers of this package it may import. Imports go downward; `data` and `evaluation` stand beside
-# the model.
+# Room -> the rooms of this package that it may import. Imports go downward only.
+MODELS = {"system", "lengths", "ops", "modules", "hnet", "models"}
 ALLOWED = {
+    "system": set(),
     "lengths": set(),
-    "memory": set(),
-    "ops": {"lengths"},
+    "ops": {"system", "lengths"},
     "modules": {"lengths", "ops"},
-    "models": {"lengths", "ops", "modules"},
-    "data": {"lengths"},
-    "evaluation": {"lengths"},
-    "decoding": {"lengths", "ops", "modules", "models"},
-    "training": {"lengths", "memory", "ops", "modules", "models", "decoding", "data", "evaluation"},
-    "inference": {"lengths", "ops", "modules", "models", "decoding", "data", "evaluation", "training"},
-    "probing": {"lengths", "models", "decoding", "data", "evaluation", "training", "inference"},
-    "tuning": {"lengths", "data", "decoding", "evaluation", "inference"},
-    "cli": {"lengths", "memory", "data", "evaluation", "inference", "probing", "tuning"},
+    "hnet": {"lengths", "ops", "modules"},
+    "models": {"system", "lengths", "ops", "modules", "hnet"},
+    "config": {"system"},
+    "data": {"system"},
+    "decoding": {*MODELS, "config"},
+    "inference": {*MODELS, "config", "data", "decoding"},
+    "evaluation": {*MODELS, "config", "data", "decoding", "inference"},
+    "training": {*MODELS, "config", "data", "decoding", "evaluation"},
+    "report": {"system", "config", "data", "evaluation"},
+    "cli": {"system", "config", "data", "inference", "evaluation", "report"},
 }
+# The package's face hands names on lazily, to type checkers at once; __main__ starts the command line.
+FACES = ("hmamba_asr", "hmamba_asr.__main__")
 SPEECHBRAIN_ALLOWED = (
     "hmamba_asr.data.loaders",
-    "hmamba_asr.modules.frontend",
-    "hmamba_asr.evaluation.wer",
+    "hmamba_asr.modules",
+    "hmamba_asr.hnet",
     "hmamba_asr.models",
     "hmamba_asr.decoding",
+    "hmamba_asr.inference",
+    "hmamba_asr.evaluation",
     "hmamba_asr.training",
-    "hmamba_asr.inference.recogniser",
-)
-TRITON_ALLOWED = (
-    "hmamba_asr.ops.dispatch",
-    "hmamba_asr.ops.selective_scan.fused",
-    "hmamba_asr.ops.selective_scan.kernels",
-    "hmamba_asr.ops.selective_scan.tiles",
-    "hmamba_asr.ops.mixer.kernels",
-    "hmamba_asr.ops.ema.kernels",
-    "hmamba_asr.ops.ctc.kernels",
-    "hmamba_asr.ops.attention.kernels",
-    "hmamba_asr.ops.segment.kernels",
-    "hmamba_asr.ops.segment.pooling_kernels",
-    "hmamba_asr.ops.launch",
 )
 # Modules that must start fast and run where PyTorch is not installed yet: no heavy import at the top.
 LIGHT = (
     "hmamba_asr",
     "hmamba_asr.cli",
-    "hmamba_asr.data.librispeech",
-    "hmamba_asr.data.scan",
-    "hmamba_asr.data.download",
+    "hmamba_asr.system",
+    "hmamba_asr.data.an4",
+    "hmamba_asr.data.audio",
     "hmamba_asr.data.demo",
+    "hmamba_asr.data.download",
+    "hmamba_asr.data.librispeech",
+    "hmamba_asr.data.manifest",
+    "hmamba_asr.data.scan",
+    "hmamba_asr.data.subsets",
     "hmamba_asr.data.tokenizer",
-    "hmamba_asr.report.summary",
-    "hmamba_asr.evaluation.results",
-    "hmamba_asr.evaluation.significance",
     "hmamba_asr.evaluation.breakdown",
+    "hmamba_asr.evaluation.results",
     "hmamba_asr.evaluation.segmentation",
+    "hmamba_asr.evaluation.significance",
+    "hmamba_asr.report.summary",
 )
 HEAVY = {"torch", "torchaudio", "speechbrain", "triton", "hyperpyyaml"}
 FORBIDDEN_TEXT = re.compile(
@@ -88,8 +83,8 @@ def _module_name(path: Path) -> str:
 
 
 def _imports(source: str, module: str, *, is_package: bool = False) -> tuple[set[str], set[str]]:
-    """Absolute names that `source` imports: at import time, and lazily inside functions. Typing-only imports
-    count too."""
+    """Absolute names that `source` imports: at import time, and lazily, inside functions or for type checkers
+    only."""
     top, lazy = set(), set()
 
     def visit(node: ast.AST, found: set[str]) -> None:
@@ -104,7 +99,10 @@ def _imports(source: str, module: str, *, is_package: bool = False) -> tuple[set
                 origin = node.module
             # `from a import b` may import the module a.b, so both names count.
             found.update([origin, *(f"{origin}.{alias.name}" for alias in node.names)])
-        inside = lazy if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) else found
+        later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
+        inside = lazy if later else found
         for child in ast.iter_child_nodes(node):
             visit(child, inside)
 
@@ -122,20 +120,30 @@ def _within(name: str, prefixes: tuple[str, ...]) -> bool:
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
+def _may_import_triton(module: str) -> bool:
+    """Only files of kernels, and what compiles, launches and chooses them."""
+    room, _, name = module.rpartition(".")
+    return room.startswith("hmamba_asr.ops") and (
+        "kernels" in name or name in ("tiles", "launch", "dispatch")
+    )
+
+
 def _violations(module: str, source: str, *, is_package: bool = False) -> list[str]:
     top, lazy = _imports(source, module, is_package=is_package)
     layer, found = _layer(module), []
+    if module in FACES:  # nothing heavy, and nothing of the package, before it is asked for
+        return [
+            f"{module} imports {name} at its top" for name in sorted(top) if _layer(name) not in (None, "cli")
+        ]
     for name in sorted(top | lazy):
         target, foreign = _layer(name), name.split(".")[0]
         if target and layer and target != layer and target not in ALLOWED.get(layer, set()):
             found.append(f"{module} ({layer}) imports {name} ({target})")
-        if target and layer is None:
-            found.append(f"{module} must import nothing of the package, but imports {name}")
         if foreign == "speechbrain" and not _within(module, SPEECHBRAIN_ALLOWED):
             found.append(f"{module} imports {name}")
-        if foreign == "triton" and not _within(module, TRITON_ALLOWED):
+        if foreign == "triton" and not _may_import_triton(module):
             found.append(f"{module} imports {name}")
-    if module in LIGHT:
+    if _within(module, LIGHT[2:]) or module in LIGHT:
         found += [
             f"{module} imports {name} at its top" for name in sorted(top) if name.split(".")[0] in HEAVY
         ]
@@ -185,7 +193,7 @@ def test_every_module_has_a_layer():
         ("hmamba_asr.models.asr", "import hmamba_asr.training.asr"),
         ("hmamba_asr.decoding.beam", "from hmamba_asr.training.asr import ASRBrain"),
         ("hmamba_asr.data.loaders", "from hmamba_asr.models.hmamba import EncoderOutput"),
-        ("hmamba_asr.evaluation.wer", "def f():\n    from hmamba_asr.ops import causal_conv"),
+        ("hmamba_asr.evaluation.wer", "def f():\n    from hmamba_asr.training import losses"),
         ("hmamba_asr.data.tokenizer", "import torch"),
         ("hmamba_asr.data.librispeech", "from speechbrain.utils.data_utils import get_all_files"),
         ("hmamba_asr.ops.selective_scan.chunked", "import triton"),
@@ -224,9 +232,7 @@ def test_no_file_is_a_drawer_for_everything():
     assert not names & {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
 
 
-def test_files_of_the_package_stay_readable_in_one_sitting():
-    lines = {_module_name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in _sources()}
-    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+def test_train_py_stays_short():
     assert len((ROOT / "train.py").read_text(encoding="utf-8").splitlines()) <= 80
 
 
