@@ -41,6 +41,15 @@ def current_tag(tag: str) -> str:
     return f"{kind}{colon}{MOVED.get(path, path)}"
 
 
+def removed_names(text: str) -> list[str]:
+    """Return the removed classes that the YAML ``text`` names."""
+    if not any(path in text for path in REMOVED):  # scanning takes long
+        return []
+    tags = [token.value for token in yaml.scan(text) if isinstance(token, yaml.TagToken)]
+    paths = ("".join(part or "" for part in tag).partition(":")[2] for tag in tags)
+    return [path for path in paths if path in REMOVED]
+
+
 def rename_moved(text: str) -> str:
     """Return the YAML ``text`` with today's names in its tags; all else stays, comments included.
 
