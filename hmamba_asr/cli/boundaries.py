@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from hmamba_asr.evaluation import segmentation
     from hmamba_asr.evaluation.results import plain
 
-    chunks = segmentation.read_chunks(Path(args.folder) / "test" / args.split / "chunks.jsonl")
+    chunks = segmentation.read_segmentations(Path(args.folder) / "test" / args.split / "chunks.jsonl")
     sample = {"split": args.split, "utterances": args.utterances, "device": args.device}
     source: dict[str, Any] = {"kind": "TextGrid", "folder": args.alignments}
     if args.alignments:

@@ -1,24 +1,31 @@
-"""Where the errors lie: by speaker, by the utterance's length, and which words are taken for which."""
+"""Word errors broken down by speaker, by length of the utterance, and by confused words."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+from hmamba_asr.evaluation.alignment import AlignedUtterance
 from hmamba_asr.evaluation.significance import Interval, bootstrap_interval
-
-if TYPE_CHECKING:
-    from hmamba_asr.evaluation.wer import AlignedUtterance
 
 LENGTH_EDGES = (1, 6, 11, 16, 21, 31)  # words: 1 to 5, 6 to 10, ..., 31 and more
 
 
 @dataclass(frozen=True)
 class Part:
-    """Utterances that have something in common: their number, errors, words, and WER in percent with its 95%
-    interval."""
+    """Utterances that share a property.
+
+    Attributes
+    ----------
+    name
+        The property's value.
+    utterances, errors, words
+        Number of utterances, word errors and reference words.
+    rate, interval
+        WER in percent and its 95% interval.
+    """
 
     name: str
     utterances: int
@@ -29,18 +36,25 @@ class Part:
 
 
 def by_speaker(aligned: Sequence[AlignedUtterance]) -> list[Part]:
-    """One part for each speaker, the highest WER first. Speakers whose references have no word are left
-    out."""
+    """Return one part for each speaker, the highest WER first.
+
+    Speakers whose references have no word are left out.
+    """
     return sorted(_parts(aligned, lambda item: item.speaker, str), key=lambda part: (-part.rate, part.name))
 
 
 def by_length(aligned: Sequence[AlignedUtterance], edges: Sequence[int] = LENGTH_EDGES) -> list[Part]:
-    """One part for each range of reference lengths in words, the shortest first, where there are any.
+    """Return one part for each range of reference lengths, the shortest first. Empty ranges are left out.
 
-    A range begins at each of `edges`, which rise, and ends before the next one; the last is open.
+    Parameters
+    ----------
+    aligned
+        The utterances.
+    edges
+        Number of words at which each range begins, rising. A range ends before the next one, the last is open.
     """
 
-    def name(index: int) -> str:
+    def name(index: Any) -> str:
         if index + 1 == len(edges):
             return f"{edges[index]}+"
         last = edges[index + 1] - 1
@@ -53,8 +67,10 @@ def by_length(aligned: Sequence[AlignedUtterance], edges: Sequence[int] = LENGTH
 def confusions(
     aligned: Sequence[AlignedUtterance], most: int = 20
 ) -> list[tuple[str | None, str | None, int]]:
-    """The most frequent errors: (reference word, hypothesis word, how often), with None where a word was
-    inserted or deleted."""
+    """Return the `most` frequent errors as (reference word, hypothesis word, count).
+
+    The reference is None for an inserted word, and the hypothesis for a deleted one.
+    """
     counts = Counter(pair for item in aligned for pair in item.pairs if pair[0] != pair[1])
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
     return [(*pair, count) for pair, count in ordered[:most]]
@@ -62,10 +78,10 @@ def confusions(
 
 def _parts(
     aligned: Sequence[AlignedUtterance],
-    key: Callable[[AlignedUtterance], Hashable],
-    name: Callable[[Hashable], str],
+    key: Callable[[AlignedUtterance], Any],
+    name: Callable[[Any], str],
 ) -> list[Part]:
-    groups = defaultdict(list)
+    groups: dict[Any, list[AlignedUtterance]] = defaultdict(list)
     for item in aligned:
         groups[key(item)].append(item)
     parts = []

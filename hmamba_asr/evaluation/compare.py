@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hmamba_asr.config.difference import yaml_difference
+from hmamba_asr.evaluation.alignment import AlignedUtterance
 from hmamba_asr.evaluation.results import load_results
 from hmamba_asr.evaluation.significance import matched_pairs, paired_bootstrap
-from hmamba_asr.evaluation.wer import AlignedUtterance, align, read_trn
+from hmamba_asr.evaluation.wer import align, read_trn
 
 ALPHA = 0.05  # a difference is called significant if both tests have a p-value below
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
-from hmamba_asr.decoding.alignment import Span, words_of
+from hmamba_asr.decoding.alignment import Span, merge_words
+from hmamba_asr.evaluation.chunk_statistics import segmentations
 from hmamba_asr.evaluation.compare import RunFolder, load_run
 from hmamba_asr.evaluation.recordings import Recording, split_recordings, spread_over_durations
 from hmamba_asr.evaluation.results import plain
-from hmamba_asr.evaluation.segmentation import Alignment, Chunks
+from hmamba_asr.evaluation.segmentation import Alignment, Segmentation
 from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, Subject, measure, render_speed
 from hmamba_asr.evaluation.stability import Noise, Speed, compare_boundaries
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.hardware import default_device, hardware, machine_name
-from hmamba_asr.training.chunk_statistics import chunk_records
 
 
 def _chosen(run: RunFolder, split: str | None, count: int) -> tuple[str, list[Recording]]:
@@ -144,7 +144,7 @@ def measure_stability(
     return {"utterances": len(chosen), "seed": seed, "kept": kept, "conditions": conditions}
 
 
-def _chunks(recogniser: Recogniser, utterance: str, samples: torch.Tensor) -> Chunks:
+def _chunks(recogniser: Recogniser, utterance: str, samples: torch.Tensor) -> Segmentation:
     """Where the chunks of samples (S,) begin.
 
     Raises
@@ -153,8 +153,7 @@ def _chunks(recogniser: Recogniser, utterance: str, samples: torch.Tensor) -> Ch
         If the encoder does not chunk.
     """
     _, output = recogniser.listen(samples.unsqueeze(0).to(recogniser.device))
-    centres, hop = recogniser.model.frontend.centres, recogniser.features.hop_seconds
-    found = chunk_records(output.encoded.stages, [utterance], centres=centres, hop_seconds=hop)
+    found = segmentations(output.encoded, [utterance], hop_seconds=recogniser.features.hop_seconds)
     if not found:
         raise ValueError(
             "the encoder of this run has no chunking stage; give a run of H-Mamba or of its control."
@@ -162,7 +161,7 @@ def _chunks(recogniser: Recogniser, utterance: str, samples: torch.Tensor) -> Ch
     return found[0]
 
 
-def _kept(chunks: Sequence[Chunks], stage: int) -> float:
+def _kept(chunks: Sequence[Segmentation], stage: int) -> float:
     return sum(len(item.starts[stage]) for item in chunks) / sum(item.frames for item in chunks)
 
 
@@ -198,18 +197,17 @@ def ctc_alignments(
         spans = recogniser.align(output, recogniser.tokenizer.encode(item.text))
         if spans:
             alignments[item.id] = _as_alignment(recogniser, output, spans)
-    return CTCAlignments(alignments, bool(getattr(recogniser.model.encoder, "shortens", False)))
+    return CTCAlignments(alignments, recogniser.model.encoder.shortens)
 
 
 def _as_alignment(recogniser: Recogniser, output: ASROutput, tokens: Sequence[Span]) -> Alignment:
     """A token or word lasts until the next one starts: where a CTC's labels end says little."""
-    centres, hop = recogniser.model.frontend.centres, recogniser.features.hop_seconds
-    frames = int(output.encoded.stages[0].lengths[0] if output.encoded.stages else output.encoded.lengths[0])
-    first, end = hop * centres(-0.5), hop * centres(frames - 0.5)
+    edges = output.encoded.time_axis.edges(0, recogniser.features.hop_seconds)
+    first, end = float(edges[0]), float(edges[-1])
 
     def tier(spans: Sequence[Span]) -> tuple[tuple[float, float, str], ...]:
         starts = [span.start for span in spans]
         intervals = list(zip(starts, [*starts[1:], end], [span.text for span in spans], strict=True))
         return ((first, starts[0], ""), *intervals) if starts[0] > first else tuple(intervals)
 
-    return Alignment({"tokens": tier(tokens), "words": tier(words_of(tokens))})
+    return Alignment({"tokens": tier(tokens), "words": tier(merge_words(tokens))})

@@ -1,30 +1,7 @@
-"""Results of a run: `results.json`, its schema, and the environment it was measured in.
+"""results.json: the typed records of what an evaluated run leaves, and how they are read and written.
 
-Schema of results.json, version 1. Every key is required; further keys are kept and ignored. A number that
-could not be measured is null, and an empty cell in the table that `summary` makes.
-
-    schema          1
-    name            name of the YAML file, without its ending
-    overrides       {key: text} of the YAML's keys that the command line changed; not in older files
-    seed            int
-    date            when the file was written, ISO 8601 in UTC
-    environment     what `collect_environment` returns
-        python, packages {name: version}, git {commit, dirty} or null, hardware (`efficiency.hardware`),
-        command, world_size
-    parameters      total, trainable, by_module {name: int}
-    hparams         the resolved YAML as text
-    training        null if nothing was trained, else
-        train_splits [name], epochs, optimizer_steps, audio_seconds, seconds, audio_seconds_per_second,
-        peak_memory_mib, precision ("bf16", ...), world_size
-    checkpoints     names of the checkpoints that were averaged
-    evaluation      {split: {search: entry}}, with searches such as "greedy", "beam", "beam+lm"; an entry has
-        wer, cer    `wer.ErrorCounts.to_dict()`; wer.interval_95 [low, high] in percent, by resampling
-        utterances, not in
-                    older files
-        efficiency  `efficiency.Efficiency.to_dict()`, or null stages      of an encoder that chunks, one
-        each: kept (chunks for each state that the stage was given, mean over
-                    utterances), kept_std, kept_min, kept_max, prob, chunk_ms, chunk_ms_max, ...; not in older
-                    files
+An attribute has the name of its JSON key. A number that could not be measured is null in the file and None here.
+Files of an earlier version lack the keys that have a default value below. The file's other keys are required.
 """
 
 from __future__ import annotations
@@ -32,39 +9,222 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.hardware import machine_name
 
 SCHEMA_VERSION = 1
 
 
-# The results file
+class Hardware(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine, as `system.hardware.hardware` describes it.
+
+    Where ranks ran on different machines, text and counts of both are joined by " + ".
+    """
+
+    device: str
+    cpu: str
+    cores: int | str
+    torch_threads: int | str | None = None
+    gpu: str | None
+    gpu_memory_mib: int | str | None = None
+    cuda: str | None = None
+    platform: str | None = None
+
+    @property
+    def machine(self) -> str:
+        """The machine in a few words: the GPU, or the CPU and the threads."""
+        return machine_name(msgspec.structs.asdict(self))
 
 
-def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Write results.json. NaN and infinity, which JSON has no word for, become null.
+class GitState(msgspec.Struct, frozen=True, kw_only=True):
+    """The commit of the checkout, and whether tracked files were changed."""
 
-    Raises:
-        ValueError: a key of the schema is missing or of the wrong type. The file is written before it is
-            checked, so that hours of training are not lost to a mistake in their description.
-        TypeError: a value that JSON cannot hold.
+    commit: str
+    dirty: bool
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """What figures depend on besides the YAML; see `system.environment.collect_environment`."""
+
+    python: str
+    packages: dict[str, str]
+    git: GitState | None
+    hardware: Hardware
+    command: str
+    world_size: int
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """The number of the model's parameters."""
+
+    total: int
+    trainable: int
+    by_module: dict[str, int]
+
+
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What training took. `seconds` leaves validation out."""
+
+    train_splits: list[str]
+    epochs: int | None
+    optimizer_steps: int | None
+    audio_seconds: float | None
+    seconds: float | None
+    audio_seconds_per_second: float | None
+    peak_memory_mib: float | None
+    precision: str
+    world_size: int
+
+
+class ErrorRates(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Word or character errors of a split; rates in percent.
+
+    `interval_95` is the 95% bootstrap interval over utterances. Only word errors have one.
+    """
+
+    rate: float
+    tokens: int
+    errors: int
+    insertions: int
+    deletions: int
+    substitutions: int
+    sentences: int
+    sentence_errors: int
+    sentence_error_rate: float
+    interval_95: tuple[float, float] | None = None
+
+
+class EfficiencyRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast a split was decoded; see `evaluation.timing.Efficiency`."""
+
+    rtf: float | None
+    processing_seconds: float | None
+    audio_seconds: float | None
+    stage_seconds: dict[str, float | None]
+    wall_seconds: float | None
+    batch: int | str
+    hardware: Hardware
+    processes: int
+
+
+class ChunkingFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one chunking stage did on a split.
+
+    `kept` is the number of chunks for each state that the stage was given: mean, standard deviation, minimum and
+    maximum over utterances. `prob` is the mean boundary probability. Durations of chunks are in ms.
+    """
+
+    kept: float | None
+    kept_std: float | None = None
+    kept_min: float | None = None
+    kept_max: float | None = None
+    chunk_ms_max: float | None = None
+    prob: float | None = None
+    chunk_ms: float | None = None
+    ratio_loss: float | None = None
+    floored: float | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One split with one search. `stages` has an item for each chunking stage, the outermost first."""
+
+    wer: ErrorRates
+    cer: ErrorRates
+    efficiency: EfficiencyRecord | None
+    stages: list[ChunkingFigures] = []
+
+
+class Operations(msgspec.Struct, frozen=True, kw_only=True):
+    """Multiply-accumulates of each part of the model, for an utterance of this length."""
+
+    seconds: float
+    tokens: int
+    macs: dict[str, int]
+
+
+class Chunking(msgspec.Struct, frozen=True, kw_only=True):
+    """One chunking stage, as the model describes itself: the kind of its chunker and the states for each chunk."""
+
+    kind: str
+    ratio: float | None = None
+
+
+class Results(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of results.json.
+
+    Attributes
+    ----------
+    name
+        The run's name: the YAML file's, without its ending.
+    overrides
+        Keys of the YAML that the command line changed, with their text.
+    date
+        When the file was written, ISO 8601 in UTC.
+    hparams
+        The resolved YAML.
+    training
+        None if nothing was trained.
+    checkpoints
+        Names of the checkpoints whose weights were averaged.
+    evaluation
+        {split: {search: entry}}, with searches such as "greedy", "beam" and "beam+lm".
+    operations, chunking
+        None in older files. `chunking` is empty for a model that does not chunk.
+    further
+        Keys of the file that this version does not know. They are written again as they were.
+    """
+
+    schema: int
+    name: str
+    overrides: dict[str, str] = {}
+    seed: int
+    date: str
+    environment: Environment
+    parameters: Parameters
+    hparams: str
+    training: TrainingRecord | None
+    checkpoints: list[str]
+    evaluation: dict[str, dict[str, Entry]]
+    operations: Operations | None = None
+    chunking: list[Chunking] | None = None
+    further: dict[str, Any] = {}
+
+
+def write_results(path: str | Path, results: Results | Mapping[str, Any]) -> None:
+    """Write results.json. NaN and infinity, which JSON cannot express, become null.
+
+    Raises
+    ------
+    ValueError
+        If a value has the wrong type. The file is written before it is checked, so that hours of training are not lost
+        to a mistake in their description.
+    TypeError
+        If JSON cannot hold a value.
     """
     content = plain(results, "results")
+    content |= content.pop("further", {})
     with write_atomically(path) as stream:
         json.dump(content, stream, indent=2, allow_nan=False)
         stream.write("\n")
-    _check_results(content, Path(path))
+    parse_results(content, Path(path))
 
 
 def load_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Read results files, and all `results.json` and `*.results.json` below folders, ordered by path.
 
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: a file is not JSON, or not of this schema; names the file and the key.
+    Raises
+    ------
+    FileNotFoundError
+        If a path does not exist.
+    ValueError
+        If a file is not JSON or does not have this schema.
     """
     files: set[Path] = set()
     for path in map(Path, paths):
@@ -77,20 +237,88 @@ def load_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON or UTF-8
         raise ValueError(f"{path}: not readable as JSON ({error}). Evaluate again, or remove it.") from error
-    _check_results(results, path)
-    return results
+    parse_results(content, path)
+    return content
+
+
+def parse_results(content: Any, source: str | Path) -> Results:
+    """Check the content of a results file and make records of it.
+
+    Parameters
+    ----------
+    content
+        What `json.load` returned.
+    source
+        The file, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a key is missing or has the wrong type. The message names file and key.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{source}: the whole file should be object, but is {type(content).__name__}.")
+    version = content.get("schema", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{source}: schema {version}, but this version reads {SCHEMA_VERSION}.")
+    known = Results.__struct_fields__
+    further = {key: value for key, value in content.items() if key not in known}
+    try:
+        return msgspec.convert({**content, "further": further}, Results)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{source}: {_fault(content, error)}") from error
+
+
+def _fault(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
+    """Say in one sentence which key is wrong. msgspec shows [...] for the keys of a free mapping."""
+    place, message = "", str(error)
+    if "`$.evaluation[...][...]" in message:
+        for split, searches in content["evaluation"].items():
+            for search, entry in searches.items():
+                try:
+                    msgspec.convert(entry, Entry)
+                except msgspec.ValidationError as nested:
+                    return _sentence(f"evaluation.{split}.{search}", str(nested))
+    return _sentence(place, message)
+
+
+def _sentence(place: str, message: str) -> str:
+    what, _, path = message.partition(" - at ")
+    key = ".".join(part for part in (place, path.strip("`").removeprefix("$").removeprefix(".")) if part)
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
+        return (
+            f"the key '{'.'.join(filter(None, (key, missing[1])))}' is missing. Evaluate again to write it."
+        )
+    if types := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
+        return f"'{key}' should be {types[1].replace(' | ', ' or ')}, but is {types[2]}."
+    return f"'{key}' is not valid ({what})."
 
 
 def plain(value: Any, key: str) -> Any:
-    """`value`, which `key` names, in JSON's types: scalars of numpy and torch become numbers, NaN and
-    infinity None.
+    """Express a value in JSON's types.
 
-    Raises:
-        TypeError: a value that JSON cannot hold.
+    Numbers of numpy and torch become plain ones, NaN and infinity None.
+
+    Parameters
+    ----------
+    value
+        Records, mappings, sequences and scalars.
+    key
+        The value's name, for messages.
+
+    Raises
+    ------
+    TypeError
+        If JSON cannot hold the value.
     """
+    if isinstance(value, msgspec.Struct):
+        fields = msgspec.structs.asdict(value)
+        if value.__struct_config__.omit_defaults:
+            fields = {name: item for name, item in fields.items() if item is not None}
+        value = fields
     if isinstance(value, Mapping):
         return {str(name): plain(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -104,84 +332,3 @@ def plain(value: Any, key: str) -> Any:
     if isinstance(value, (str, int, float, type(None))):
         return value
     raise TypeError(f"{key} is of type {type(value).__name__}, which a results file cannot hold.")
-
-
-class _OrNull(NamedTuple):
-    schema: Any
-
-
-class _Each(NamedTuple):
-    """A mapping with keys of any name, whose values have this schema."""
-
-    schema: Any
-
-
-_COUNT = int
-_NUMBER = _OrNull((int, float))
-_ERRORS = {
-    "rate": (int, float),
-    **dict.fromkeys(("tokens", "errors", "insertions", "deletions", "substitutions"), _COUNT),
-    **dict.fromkeys(("sentences", "sentence_errors"), _COUNT),
-    "sentence_error_rate": (int, float),
-}
-_HARDWARE = {"device": str, "cpu": str, "cores": (int, str), "gpu": _OrNull(str)}
-_EFFICIENCY = {
-    **dict.fromkeys(("rtf", "processing_seconds", "audio_seconds", "wall_seconds"), _NUMBER),
-    "stage_seconds": _Each(_NUMBER),
-    "batch": (int, str),
-    "hardware": _HARDWARE,
-    "processes": _COUNT,
-}
-_RESULTS = {
-    "schema": int,
-    "name": str,
-    "seed": int,
-    "date": str,
-    "environment": {
-        "python": str,
-        "packages": _Each(str),
-        "git": _OrNull({"commit": str, "dirty": bool}),
-        "hardware": _HARDWARE,
-        "command": str,
-        "world_size": _COUNT,
-    },
-    "parameters": {"total": _COUNT, "trainable": _COUNT, "by_module": _Each(_COUNT)},
-    "hparams": str,
-    "training": _OrNull(
-        {
-            "train_splits": list,
-            **dict.fromkeys(("epochs", "optimizer_steps", "audio_seconds", "seconds"), _NUMBER),
-            **dict.fromkeys(("audio_seconds_per_second", "peak_memory_mib"), _NUMBER),
-            "precision": str,
-            "world_size": _COUNT,
-        }
-    ),
-    "checkpoints": list,
-    "evaluation": _Each(_Each({"wer": _ERRORS, "cer": _ERRORS, "efficiency": _OrNull(_EFFICIENCY)})),
-}
-
-
-def _check_results(results: Any, path: Path) -> None:
-    if isinstance(results, dict) and results.get("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema {results['schema']}, but this version reads {SCHEMA_VERSION}.")
-    _check(results, _RESULTS, "", path)
-
-
-def _check(value: Any, schema: Any, key: str, path: Path) -> None:
-    if isinstance(schema, _OrNull):
-        if value is None:
-            return
-        schema = schema.schema
-    accepted = dict if isinstance(schema, (dict, _Each)) else schema
-    if not isinstance(value, accepted):
-        kinds = accepted if isinstance(accepted, tuple) else (accepted,)
-        names = " or ".join(kind.__name__ for kind in kinds)
-        where = f"'{key}'" if key else "the whole file"
-        raise ValueError(f"{path}: {where} should be {names}, but is {type(value).__name__}.")
-    if isinstance(schema, (dict, _Each)):
-        inner = schema if isinstance(schema, dict) else dict.fromkeys(value, schema.schema)
-        for name, item_schema in inner.items():
-            inner_key = f"{key}.{name}" if key else name
-            if name not in value:
-                raise ValueError(f"{path}: the key '{inner_key}' is missing. Evaluate again to write it.")
-            _check(value[name], item_schema, inner_key, path)

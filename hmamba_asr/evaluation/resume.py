@@ -1,57 +1,75 @@
-"""What an evaluation has decoded so far, kept on disk batch by batch, so that a killed one goes on where it
-stood."""
+"""A cache of decoded batches on disk, from which a killed evaluation goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor, nn
 
-from hmamba_asr.evaluation.segmentation import Chunks
+from hmamba_asr.data.loaders import Ranks
+from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.system.environment import collect_environment
-from hmamba_asr.training.asr import ASRBrain
 
 Seconds = float
-NAME = "decoded-{rank}.jsonl"
+FILE_NAME = "decoded-{rank}.jsonl"
 
 
 @dataclass
-class DecodedBatch:
-    """One batch of utterances: hypotheses by ID, what decoding them took, and what the chunking stages did.
+class CachedBatch:
+    """What decoding one batch of utterances gave.
 
-    ``wall_seconds`` is the elapsed time from reading the batch to the end of its decoding, ``stage_seconds``
-    its parts, ``sums`` what ``stages.stage_sums`` gives, ``chunks`` where chunks begin.
+    Attributes
+    ----------
+    texts
+        Hypotheses by utterance ID.
+    audio_seconds
+        Duration of the audio.
+    wall_seconds
+        Elapsed time from reading the batch to the end of its decoding.
+    phase_seconds
+        The parts of that time.
+    sums
+        What :func:`~hmamba_asr.evaluation.chunk_statistics.stage_sums` gave.
+    segmentations
+        Where the chunks of each utterance begin.
     """
 
     texts: dict[str, str]
     audio_seconds: Seconds
     wall_seconds: Seconds
-    stage_seconds: dict[str, Seconds]
+    phase_seconds: dict[str, Seconds]
     sums: dict[str, float] = field(default_factory=dict)
-    chunks: list[Chunks] = field(default_factory=list)
+    segmentations: list[Segmentation] = field(default_factory=list)
 
 
-class DecodedBatches:
-    """The batches that a rank has decoded of one split with one search, in their order; those of an earlier
-    run among them, if it was killed and nothing that results depend on has changed.
+class BatchCache:
+    """The batches that one rank has decoded of one split with one search, in their order.
 
-    The file has a line for the ``fingerprint`` and one for each batch, appended once the batch is done. The
-    rest of a line that a killed run was writing, and what stands behind it, is cut off; a file of another
-    fingerprint is begun anew.
+    The file holds a line for the key and one for each batch, which is appended when the batch is done. A file with the
+    same key is continued: the rest of a line that a killed run was writing, and all that follows, is cut off. A file
+    with another key is started anew.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key
+        See :class:`CacheKeys`.
     """
 
-    def __init__(self, path: str | Path, fingerprint: str):
+    def __init__(self, path: str | Path, key: str):
         self.path = Path(path)
-        self.batches: list[DecodedBatch] = []
+        self.batches: list[CachedBatch] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        header = json.dumps({"fingerprint": fingerprint}).encode() + b"\n"
+        header = json.dumps({"key": key}).encode() + b"\n"
         if lines[:1] != [header]:
             self.path.write_bytes(header)
             return
@@ -65,61 +83,83 @@ class DecodedBatches:
         with self.path.open("r+b") as file:
             file.truncate(whole)
 
-    def append(self, batch: DecodedBatch) -> None:
-        record = {**asdict(batch), "chunks": [vars(item) for item in batch.chunks]}
+    def append(self, batch: CachedBatch) -> None:
+        """Add a batch, and write it down."""
+        record = {**asdict(batch), "segmentations": [vars(item) for item in batch.segmentations]}
         with self.path.open("ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
         self.batches.append(batch)
 
 
-def _parse(line: bytes) -> DecodedBatch | None:
+def _parse(line: bytes) -> CachedBatch | None:
+    if not line.endswith(b"\n"):
+        return None  # the line that a killed run was writing
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-        chunks = [
-            Chunks(**{**item, "starts": tuple(map(tuple, item["starts"]))}) for item in record["chunks"]
-        ]
-        return DecodedBatch(**{**record, "chunks": chunks})
+        record = json.loads(line)
+        where = [Segmentation.from_dict(item) for item in record["segmentations"]]
+        return CachedBatch(**{**record, "segmentations": where})
     except (ValueError, TypeError, KeyError):
-        return None  # half a line, or disk blocks that a crash of the machine left empty
+        return None  # disk blocks that a crash of the machine left empty
 
 
-def forget(folder: str | Path) -> None:
-    """Remove what all ranks kept under ``folder`` (``<folder>/<split>/<search>/``), once the results are
-    written."""
-    for path in Path(folder).glob(f"*/*/{NAME.format(rank='*')}"):
+def clear_cache(folder: str | Path) -> None:
+    """Remove the files of all ranks, ``<folder>/<split>/<search>/decoded-<rank>.jsonl``."""
+    for path in Path(folder).glob(f"*/*/{FILE_NAME.format(rank='*')}"):
         path.unlink(missing_ok=True)
 
 
-class Fingerprints:
-    """Tell whether a hypothesis, or the time that it took, may be another one now.
+class CacheKeys:
+    """Keys that differ whenever a hypothesis, or the time that it took, may differ.
 
-    Of the checkpoints' names, the weights of model and language model, the tokenizer, the resolved YAML (with
-    the settings of the searches), the precision, the split's manifest rows, versions, commit, hardware,
-    number of ranks, and the files of lm_folder by size and time. The audio itself is known by its path and
-    duration.
+    A key depends on the checkpoints' names, the weights of model and language model, the tokenizer, the resolved YAML
+    (with the settings of the searches), the precision, the split's manifest rows, the versions, commit and hardware,
+    the number of ranks, and the files in a search's ``lm_folder`` by size and time. The audio itself counts by its path
+    and duration.
+
+    Parameters
+    ----------
+    checkpoints
+        Names of the averaged checkpoints.
+    modules
+        The modules that computed the search's input.
+    tokenizer
+        SentencePiece's processor.
+    hparams_text
+        The resolved YAML.
+    precision
+        "fp32", "fp16" or "bf16".
+    device, ranks
+        Where this process computes, and the number of processes.
     """
 
-    def __init__(self, brain: ASRBrain, *, checkpoints: list[str], hparams_text: str):
-        environment = collect_environment(brain.device)
+    def __init__(
+        self,
+        *,
+        checkpoints: Sequence[str],
+        modules: Sequence[nn.Module],
+        tokenizer: Any,
+        hparams_text: str,
+        precision: str,
+        device: torch.device,
+        ranks: Ranks,
+    ):
+        environment = collect_environment(device)
         environment.pop("command")
-        # Training wraps modules for several ranks, --test_only does not.
-        modules = nn.ModuleDict(
-            {name: getattr(module, "module", module) for name, module in brain.modules.items()}
-        )
         described = {
-            "checkpoints": checkpoints,
-            "weights": _digest_of_weights(modules),
-            "tokenizer": hashlib.sha256(brain.tokenizer.serialized_model_proto()).hexdigest(),
+            "checkpoints": list(checkpoints),
+            "weights": [_digest_of_weights(module) for module in modules],
+            "tokenizer": hashlib.sha256(tokenizer.serialized_model_proto()).hexdigest(),
             "hparams": hparams_text,
-            "precision": brain.eval_precision,
+            "precision": precision,
             "environment": environment,
-            "ranks": brain.ranks.world_size,
+            "ranks": ranks.world_size,
         }
         self._common = _digest([described])
 
-    def of(self, dataset: DynamicItemDataset, search_name: str, search: nn.Module) -> str:
+    def key_of(self, dataset: DynamicItemDataset, search_name: str, search: nn.Module) -> str:
+        """Return the key of one split with one search."""
         rows: Mapping[str, dict] = dataset.data
-        folder = getattr(search, "lm_folder", None)  # an n-gram has no parameters that one could look at
+        folder = getattr(search, "lm_folder", None)  # an n-gram has no parameters to look at
         files = [(str(path), path.stat()) for path in sorted(Path(folder).iterdir())] if folder else []
         described = {
             "search": search_name,

@@ -1,232 +1,363 @@
-"""Evaluation of a trained model: averaged checkpoints, every split with every search, all into one
-results.json."""
+"""Evaluation of a trained model: every split with every search, all into one results.json."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
+from torch import nn
 from tqdm import tqdm
 
-from hmamba_asr.evaluation.results import write_results
-from hmamba_asr.evaluation.resume import NAME, DecodedBatch, DecodedBatches, Fingerprints, forget
-from hmamba_asr.evaluation.segmentation import Chunks, write_chunks
-from hmamba_asr.evaluation.timing import Efficiency, StageTimer, merge
+from hmamba_asr.data.loaders import Ranks
+from hmamba_asr.evaluation.chunk_statistics import merge_sums, segmentations, stage_figures, stage_sums
+from hmamba_asr.evaluation.operations import count_operations
+from hmamba_asr.evaluation.results import (
+    SCHEMA_VERSION,
+    Chunking,
+    ChunkingFigures,
+    Entry,
+    Environment,
+    Operations,
+    Parameters,
+    Results,
+    TrainingRecord,
+    write_results,
+)
+from hmamba_asr.evaluation.resume import FILE_NAME, BatchCache, CachedBatch, CacheKeys, clear_cache
+from hmamba_asr.evaluation.segmentation import Segmentation, write_segmentations
+from hmamba_asr.evaluation.timing import Efficiency, PhaseTimer, merge
 from hmamba_asr.evaluation.wer import score_split, write_alignments, write_trn
 from hmamba_asr.lengths import to_absolute
-from hmamba_asr.models.asr import ASROutput
-from hmamba_asr.models.weights import best_average
+from hmamba_asr.models.asr import ASRModel, ASROutput
+from hmamba_asr.modules.frontend import LogMelFeatures
 from hmamba_asr.system.environment import collect_environment
 from hmamba_asr.system.hardware import hardware
-from hmamba_asr.training.asr import ASRBrain
-from hmamba_asr.training.chunk_statistics import chunk_records, stage_figures
-from hmamba_asr.training.journal import merge_sums
 
 logger = logging.getLogger(__name__)
+COUNTED_SECONDS, COUNTED_TOKENS = 10.0, 40  # length of the utterance whose operations are counted
 
 
-def load_best(brain: ASRBrain) -> list[str]:
-    """Put :func:`best_average` into the model, the newest checkpoint's totals and counters into the rest;
-    returns the names."""
-    weights, names = best_average(brain.checkpointer, brain.hparams.avg_checkpoints, key=brain.best_key)
-    brain.checkpointer.recover_if_possible()
-    brain.checkpointer.recoverables["model"].load_state_dict(weights)
-    return names
+@dataclass(frozen=True, kw_only=True)
+class TrainedSystem:
+    """A trained model with all that its evaluation needs.
 
-
-def evaluate(
-    brain: ASRBrain,
-    datasets: Mapping[str, DynamicItemDataset],
-    *,
-    name: str,
-    hparams_text: str,
-    overrides: Mapping[str, str] | None = None,
-) -> dict | None:
-    """Decode every split with every search of the YAML and write ``results.json`` under the output folder.
-    ``overrides`` is what the command line changed in the YAML ``name``.
-
-    Also writes ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and ref.trn, hyp.trn for
-    sclite, and, of an encoder that chunks, where chunks begin into ``test/<split>/chunks.jsonl``. Under
-    torchrun each rank decodes its share and the main process writes; returns the results there and None
-    elsewhere.
-
-    What is decoded is kept until the results are written (:mod:`~hmamba_asr.evaluation.resume`): after a kill
-    the same command decodes the rest.
+    Attributes
+    ----------
+    name
+        The run's name: the YAML's, without its ending.
+    overrides
+        Keys of the YAML that the command line changed, with their text.
+    hparams_text
+        The resolved YAML.
+    seed
+        The seed of the run.
+    output_folder
+        Where results.json and the folder ``test`` are written.
+    features
+        Samples (B, S) and lengths (B,) to features (B, T, n_mels) and lengths (B,); has ``hop_seconds``.
+    model
+        The model itself, not wrapped for several ranks, with the weights to evaluate.
+    tokenizer
+        SentencePiece's processor.
+    searches
+        Searches by name; each maps the model's output to the token ids of every utterance.
+    loader
+        ``loader(dataset, ranks, skip=n)`` gives this rank's batches without the first n; see
+        :func:`~hmamba_asr.data.loaders.eval_loader`.
+    device, ranks
+        Where this process computes, and its place among those that share the work.
+    precision
+        "fp32", "fp16" or "bf16".
+    checkpoints
+        Names of the checkpoints whose weights were averaged.
+    training
+        What training took; None if nothing was trained.
+    progress
+        Whether to show a progress bar.
     """
-    checkpoints = load_best(brain)
-    fingerprints = Fingerprints(brain, checkpoints=checkpoints, hparams_text=hparams_text)
-    test_folder = Path(brain.hparams.output_folder) / "test"
-    evaluation: dict[str, dict] = {}
+
+    name: str
+    overrides: Mapping[str, str]
+    hparams_text: str
+    seed: int
+    output_folder: Path
+    features: LogMelFeatures
+    model: ASRModel
+    tokenizer: Any
+    searches: Mapping[str, nn.Module]
+    loader: Callable[..., Any]
+    device: torch.device
+    ranks: Ranks
+    precision: str
+    checkpoints: Sequence[str]
+    training: TrainingRecord | None
+    progress: bool = True
+
+
+def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) -> Results | None:
+    """Decode every split with every search, and write ``results.json`` into the output folder.
+
+    Each split and search gets a folder ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and with
+    ref.trn and hyp.trn for sclite. Where the encoder chunks, ``test/<split>/chunks.jsonl`` says where chunks begin.
+
+    Finished batches stay on disk until the results are written (see :mod:`~hmamba_asr.evaluation.resume`). After a
+    kill, the same command decodes the rest.
+
+    Parameters
+    ----------
+    system
+        The model and its surroundings.
+    datasets
+        The splits by name.
+
+    Returns
+    -------
+    Results or None
+        Under torchrun each rank decodes its share. The main process writes and returns the results, the others
+        return None.
+    """
+    keys = CacheKeys(
+        checkpoints=system.checkpoints,
+        modules=[system.features, system.model],
+        tokenizer=system.tokenizer,
+        hparams_text=system.hparams_text,
+        precision=system.precision,
+        device=system.device,
+        ranks=system.ranks,
+    )
+    test_folder = system.output_folder / "test"
+    evaluation: dict[str, dict[str, Entry]] = {}
     for split, dataset in datasets.items():
         evaluation[split] = {}
-        for search_name, search in brain.hparams.test_searches.items():
+        for search_name, search in system.searches.items():
             folder = test_folder / split / search_name
-            fingerprint = fingerprints.of(dataset, search_name, search)
-            decoded = DecodedBatches(folder / NAME.format(rank=brain.ranks.rank), fingerprint)
-            texts, efficiency, stages, chunks = _decode(
-                brain, dataset, search, f"{split}, {search_name}", decoded
-            )
-            if not if_main_process():
-                continue
-            references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
-            score = score_split(references, texts)
-            wer = score.wer_entry()
-            write_alignments(folder / "wer.txt", references, texts)
-            write_trn(folder, references, texts)
-            if chunks:
-                write_chunks(folder.parent / "chunks.jsonl", chunks)  # the same for every search
-            evaluation[split][search_name] = {
-                "wer": wer,
-                "cer": score.cer.to_dict(),
-                "efficiency": efficiency.to_dict(),
-                "stages": stages,
-            }
-            logger.info(
-                "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
-                split,
-                search_name,
-                score.wer.rate,
-                *wer["interval_95"],
-                score.wer.insertions,
-                score.wer.deletions,
-                score.wer.substitutions,
-                score.cer.rate,
-                score.wer.sentence_error_rate,
-                efficiency.rtf,
-            )
+            key = keys.key_of(dataset, search_name, search)
+            cache = BatchCache(folder / FILE_NAME.format(rank=system.ranks.rank), key)
+            decoded = _decode_split(system, dataset, search, f"{split}, {search_name}", cache)
+            if if_main_process():
+                entry = _score(folder, dataset, decoded)
+                evaluation[split][search_name] = entry
+                _log_score(split, search_name, entry)
     results = None
     if if_main_process():
-        results = {
-            "schema": 1,
-            "name": name,
-            "overrides": dict(overrides or {}),
-            "seed": brain.hparams.seed,
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "environment": collect_environment(brain.device),
-            "parameters": _parameters(brain),
-            "hparams": hparams_text,
-            "training": _training(brain),
-            "checkpoints": checkpoints,
-            "evaluation": evaluation,
-        }
-        write_results(Path(brain.hparams.output_folder) / "results.json", results)
+        results = Results(
+            schema=SCHEMA_VERSION,
+            name=system.name,
+            overrides=dict(system.overrides),
+            seed=system.seed,
+            date=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            environment=msgspec.convert(collect_environment(system.device), Environment),
+            parameters=_count_parameters(system.model),
+            hparams=system.hparams_text,
+            training=system.training,
+            checkpoints=list(system.checkpoints),
+            evaluation=evaluation,
+            operations=_operations(system, evaluation),
+            chunking=msgspec.convert(system.model.chunking, list[Chunking]),
+        )
+        write_results(system.output_folder / "results.json", results)
     ddp_barrier()
-    forget(test_folder)  # on every rank, for machines that share no disk
+    clear_cache(test_folder)  # on every rank, for machines that share no disk
     return results
 
 
-@torch.no_grad()
-def _decode(
-    brain: ASRBrain, dataset: DynamicItemDataset, search, title: str, decoded: DecodedBatches
-) -> tuple[dict[str, str], Efficiency, list[dict[str, float]], list[Chunks]]:
-    """Hypotheses of all ranks by utterance ID, the time they took, warm, what each chunking stage did, and
-    where chunks begin.
+def batch_description(loader: Callable[..., Any]) -> int | str:
+    """Say how large a loader's batches are, from the arguments that it was given.
 
-    This rank goes on behind the batches in ``decoded``. Times are sums over batches, those of earlier runs as
-    they were measured there: what lies between the runs, and a batch that a kill cut short, counts nowhere,
-    audio and all.
+    Parameters
+    ----------
+    loader
+        A `functools.partial` with ``max_batch_seconds`` and ``max_batch_size``, as the YAML's ``eval_loader`` is.
+
+    Returns
+    -------
+    int or str
+        For example "at most 200 s of audio and 16 utterances". Of another loader ``batch_size``, where it has one,
+        and else the text "unknown".
     """
-    loader = brain.hparams.eval_loader(dataset, brain.ranks, skip=len(decoded.batches))
-    if decoded.batches:
-        done = len(decoded.batches)
+    arguments = loader.keywords if isinstance(loader, partial) else {}
+    limits = []
+    if (seconds := arguments.get("max_batch_seconds")) is not None:
+        limits.append(f"{seconds:g} s of audio")
+    if (size := arguments.get("max_batch_size")) is not None:
+        limits.append(f"{size} utterances")
+    if limits:
+        return f"at most {' and '.join(limits)}"
+    return arguments.get("batch_size", "unknown")
+
+
+@dataclass(frozen=True)
+class _DecodedSplit:
+    """What all ranks found in a split: hypotheses by ID, and how long decoding them took."""
+
+    texts: dict[str, str]
+    efficiency: Efficiency
+    stages: list[ChunkingFigures]
+    segmentations: list[Segmentation]
+
+
+@torch.no_grad()
+def _decode_split(
+    system: TrainedSystem, dataset: DynamicItemDataset, search: nn.Module, title: str, cache: BatchCache
+) -> _DecodedSplit:
+    """Decode this rank's share of a split, and gather the shares of all ranks.
+
+    The rank starts behind the batches in ``cache``. Times are sums over batches, after one utterance to warm up. Those
+    of an earlier run count as they were measured there. The time between runs, and a batch that a kill cut short,
+    do not count, nor does its audio.
+    """
+    loader = system.loader(dataset, system.ranks, skip=len(cache.batches))
+    if cache.batches:
+        done = len(cache.batches)
         logger.info("%s: %d of %d batches were decoded before.", title, done, done + len(loader))
     if len(loader):
-        brain.modules.eval()
-        search.to(brain.device)
+        system.features.eval()
+        system.model.eval()
+        search.to(system.device)
         shortest = min(dataset.data_ids, key=lambda i: dataset.data[i]["duration"])
-        _decode_batch(
-            brain, PaddedBatch([dataset[dataset.data_ids.index(shortest)]]), search, StageTimer(brain.device)
-        )
+        warm_up = PaddedBatch([dataset[dataset.data_ids.index(shortest)]])
+        _decode_batch(system, warm_up, search, PhaseTimer(system.device))
     batches = iter(loader)
-    for _ in tqdm(range(len(loader)), desc=title, disable=not if_main_process() or brain.noprogressbar):
-        timer, started = StageTimer(brain.device), time.perf_counter()
-        with timer.stage("read"):
+    for _ in tqdm(range(len(loader)), desc=title, disable=not (if_main_process() and system.progress)):
+        timer, started = PhaseTimer(system.device), time.perf_counter()
+        with timer.phase("read"):
             batch = next(batches)
-        texts, output = _decode_batch(brain, batch, search, timer)
-        sums = {name: float(value) for name, value in brain.stage_sums(output).items()}
-        centres, hop = brain.raw_model.frontend.centres, brain.modules.features.hop_seconds
-        chunks = chunk_records(output.encoded.stages, batch.id, centres=centres, hop_seconds=hop)
-        seconds, wall = dict(timer.seconds), time.perf_counter() - started
-        decoded.append(DecodedBatch(texts, float(sum(batch.duration)), wall, seconds, sums, chunks))
-    parts: list = [decoded.batches]
-    if brain.ranks.world_size > 1:
-        parts = [None] * brain.ranks.world_size
-        dist.all_gather_object(parts, decoded.batches)
-    everything = [batch for part in parts for batch in part]
+        texts, output = _decode_batch(system, batch, search, timer)
+        hop: float = system.features.hop_seconds
+        frontend: Any = system.model.frontend
+        sums = stage_sums(output.encoded.stages, frame_ms=1000 * hop * frontend.stride)
+        where = segmentations(output.encoded, batch.id, hop_seconds=hop)
+        cache.append(
+            CachedBatch(
+                texts=texts,
+                audio_seconds=float(sum(batch.duration)),
+                wall_seconds=time.perf_counter() - started,
+                phase_seconds=dict(timer.seconds),
+                sums={name: float(value) for name, value in sums.items()},
+                segmentations=where,
+            )
+        )
+    shares: list[list[CachedBatch]] = [cache.batches]
+    if system.ranks.world_size > 1:
+        shares = [[] for _ in range(system.ranks.world_size)]
+        dist.all_gather_object(shares, cache.batches)
+    everything = [batch for share in shares for batch in share]
     texts = {i: text for batch in everything for i, text in batch.texts.items()}
-    sums = Counter()
+    totals: Counter = Counter()
     for batch in everything:
-        merge_sums(sums, batch.sums)
-    efficiency = merge([_efficiency(brain, part) for part in parts])
-    return (
-        texts,
-        efficiency,
-        stage_figures(sums, len(texts)),
-        [item for batch in everything for item in batch.chunks],
-    )
-
-
-def _efficiency(brain: ASRBrain, batches: list[DecodedBatch]) -> Efficiency:
-    """Of one rank; all have the same hardware, or their fingerprints would not let them share."""
-    stages: Counter = Counter()
-    for batch in batches:
-        stages.update(batch.stage_seconds)
-    return Efficiency(
-        audio_seconds=sum(batch.audio_seconds for batch in batches),
-        stage_seconds=dict(stages),
-        wall_seconds=sum(batch.wall_seconds for batch in batches),
-        batch=brain.hparams.eval_batching,
-        hardware=hardware(brain.device),
+        merge_sums(totals, batch.sums)
+    return _DecodedSplit(
+        texts=texts,
+        efficiency=merge([_efficiency(system, share) for share in shares]),
+        stages=msgspec.convert(stage_figures(totals, len(texts)), list[ChunkingFigures]),
+        segmentations=[item for batch in everything for item in batch.segmentations],
     )
 
 
 def _decode_batch(
-    brain: ASRBrain, batch: PaddedBatch, search, timer: StageTimer
+    system: TrainedSystem, batch: PaddedBatch, search: nn.Module, timer: PhaseTimer
 ) -> tuple[dict[str, str], ASROutput]:
-    with brain.evaluation_ctx:
-        with timer.stage("features"):
-            batch = batch.to(brain.device)
+    with _autocast(system):
+        with timer.phase("features"):
+            batch = batch.to(system.device)
             wavs, relative = batch.sig
-            features, lengths = brain.modules.features(wavs, to_absolute(relative, wavs.shape[1]))
-        with timer.stage("encoder"):
-            output = brain.raw_model(features, lengths)
-        with timer.stage("decoding"):
-            texts = brain.tokenizer.decode(search(output))
+            features, lengths = system.features(wavs, to_absolute(relative, wavs.shape[1]))
+        with timer.phase("encoder"):
+            output = system.model(features, lengths)
+        with timer.phase("decoding"):
+            texts = system.tokenizer.decode(search(output))
     return dict(zip(batch.id, texts, strict=True)), output
 
 
-def _parameters(brain: ASRBrain) -> dict:
-    model = brain.raw_model
+def _autocast(system: TrainedSystem) -> AbstractContextManager:
+    """Return the context that SpeechBrain's Brain evaluates in."""
+    return TorchAutocast(device_type=system.device.type, dtype=AMPConfig.from_name(system.precision).dtype)
+
+
+def _efficiency(system: TrainedSystem, share: Sequence[CachedBatch]) -> Efficiency:
+    """Sum the times of one rank. All ranks have the same hardware, or their cache keys would differ."""
+    phases: Counter = Counter()
+    for batch in share:
+        phases.update(batch.phase_seconds)
+    return Efficiency(
+        audio_seconds=sum(batch.audio_seconds for batch in share),
+        phase_seconds=dict(phases),
+        wall_seconds=sum(batch.wall_seconds for batch in share),
+        batch=batch_description(system.loader),
+        hardware=hardware(system.device),
+    )
+
+
+def _score(folder: Path, dataset: DynamicItemDataset, decoded: _DecodedSplit) -> Entry:
+    """Count the errors, and write the transcripts and the chunks' boundaries."""
+    references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
+    score = score_split(references, decoded.texts)
+    write_alignments(folder / "wer.txt", references, decoded.texts)
+    write_trn(folder, references, decoded.texts)
+    if decoded.segmentations:
+        write_segmentations(
+            folder.parent / "chunks.jsonl", decoded.segmentations
+        )  # the same for every search
+    return Entry(
+        wer=score.wer_record(),
+        cer=score.cer.record(),
+        efficiency=decoded.efficiency.record(),
+        stages=decoded.stages,
+    )
+
+
+def _log_score(split: str, search: str, entry: Entry) -> None:
+    wer = entry.wer
+    assert wer.interval_95 is not None and entry.efficiency is not None
+    logger.info(
+        "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
+        split,
+        search,
+        wer.rate,
+        *wer.interval_95,
+        wer.insertions,
+        wer.deletions,
+        wer.substitutions,
+        entry.cer.rate,
+        wer.sentence_error_rate,
+        entry.efficiency.rtf,
+    )
+
+
+def _count_parameters(model: nn.Module) -> Parameters:
     counted = list(model.parameters())
-    return {
-        "total": sum(p.numel() for p in counted),
-        "trainable": sum(p.numel() for p in counted if p.requires_grad),
-        "by_module": {
+    return Parameters(
+        total=sum(p.numel() for p in counted),
+        trainable=sum(p.numel() for p in counted if p.requires_grad),
+        by_module={
             name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()
         },
-    }
+    )
 
 
-def _training(brain: ASRBrain) -> dict:
-    run = brain.totals.run
-    seconds = run["seconds"]
-    return {
-        "train_splits": list(brain.hparams.train_splits),
-        "epochs": brain.hparams.epoch_counter.current,
-        "optimizer_steps": brain.optimizer_step,
-        "audio_seconds": run["audio_seconds"],
-        "seconds": seconds,
-        "audio_seconds_per_second": run["audio_seconds"] / seconds if seconds else None,
-        "peak_memory_mib": run["peak_memory_mib"],
-        "precision": brain.precision,
-        "world_size": int(run["world_size"]),
-    }
+def _operations(system: TrainedSystem, evaluation: Mapping[str, Mapping[str, Entry]]) -> Operations | None:
+    """Count the model's operations, with as many chunks for each state as were measured on the first split."""
+    entries = [entry for searches in evaluation.values() for entry in searches.values()]
+    kept = [float(stage.kept or 0.0) for stage in entries[0].stages] if entries else []
+    length: dict[str, Any] = {"seconds": COUNTED_SECONDS, "tokens": COUNTED_TOKENS}
+    try:
+        macs = count_operations(system.model, system.features, kept=kept, **length)
+    except (ValueError, RuntimeError, TypeError) as error:  # a model of the user's may not be countable
+        logger.warning("The model's operations were not counted (%s).", error)
+        return None
+    return Operations(**length, macs=macs)

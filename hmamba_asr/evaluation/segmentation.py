@@ -35,7 +35,7 @@ _ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is a hit
 
 
 @dataclass(frozen=True)
-class Chunks:
+class Segmentation:
     """The chunks of one utterance of `frames` encoder frames; frame t begins at `first + step * t` seconds.
 
     `starts`: for each chunking stage, outermost first, the frames at which its chunks begin, the first one 0.
@@ -46,6 +46,11 @@ class Chunks:
     first: Seconds
     step: Seconds
     starts: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Segmentation:
+        """Make one of what JSON holds: lists instead of tuples."""
+        return cls(**{**record, "starts": tuple(tuple(starts) for starts in record["starts"])})
 
     def seconds(self, frames: Any) -> np.ndarray:
         """When these frames begin."""
@@ -60,15 +65,15 @@ class Chunks:
         return self.step * np.diff([*self.starts[stage], self.frames])
 
 
-def write_chunks(path: str | Path, chunks: Iterable[Chunks]) -> None:
+def write_segmentations(path: str | Path, chunks: Iterable[Segmentation]) -> None:
     """One JSON object a line, sorted by ID."""
     with write_atomically(path) as stream:
         for item in sorted(chunks, key=lambda item: item.id):
             stream.write(json.dumps(vars(item)) + "\n")
 
 
-def read_chunks(path: str | Path) -> list[Chunks]:
-    """What `write_chunks` wrote.
+def read_segmentations(path: str | Path) -> list[Segmentation]:
+    """What `write_segmentations` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -81,8 +86,7 @@ def read_chunks(path: str | Path) -> list[Chunks]:
     found = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            record = json.loads(line)
-            found.append(Chunks(**{**record, "starts": tuple(map(tuple, record["starts"]))}))
+            found.append(Segmentation.from_dict(json.loads(line)))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path}, line {number} does not describe an utterance's chunks ({error})."
@@ -228,7 +232,7 @@ def hits(true: Sequence[Seconds], found: Sequence[Seconds], tolerance: Seconds) 
     return count
 
 
-def candidates(item: Chunks, stage: int, random: np.random.Generator) -> dict[str, list[np.ndarray]]:
+def candidates(item: Segmentation, stage: int, random: np.random.Generator) -> dict[str, list[np.ndarray]]:
     """A stage's boundaries in seconds ("chunks"), and as many on the same frames, the first one apart:
     `RANDOM_DRAWS` draws ("random"), and evenly spaced ones ("uniform")."""
     boundaries = item.boundaries(stage)
@@ -273,7 +277,7 @@ def summarise(by_utterance: Sequence[Mapping[str, Agreement]], *, seed: int = 0)
 
 
 def describe_boundaries(
-    chunks: Sequence[Chunks], alignments: Mapping[str, Alignment], *, stage: int = 0, seed: int = 0
+    chunks: Sequence[Segmentation], alignments: Mapping[str, Alignment], *, stage: int = 0, seed: int = 0
 ) -> dict[str, Any]:
     """How a stage's boundaries agree with the alignments, beside as many random and evenly spaced ones on the
     same frames.
@@ -316,7 +320,7 @@ def describe_boundaries(
     }
 
 
-def check_stage(chunks: Sequence[Chunks], stage: int) -> None:
+def check_stage(chunks: Sequence[Segmentation], stage: int) -> None:
     """Refuse a stage that these chunks do not have.
 
     Raises:
@@ -328,7 +332,9 @@ def check_stage(chunks: Sequence[Chunks], stage: int) -> None:
         )
 
 
-def _silence(aligned: Sequence[Chunks], alignments: Mapping[str, Alignment], stage: int) -> dict[str, float]:
+def _silence(
+    aligned: Sequence[Segmentation], alignments: Mapping[str, Alignment], stage: int
+) -> dict[str, float]:
     inside = np.concatenate([alignments[item.id].silent(item.boundaries(stage)) for item in aligned])
     seconds = sum(alignments[item.id].seconds for item in aligned)
     return {

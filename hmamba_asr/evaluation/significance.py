@@ -1,8 +1,8 @@
-"""How sure a word error rate is, and whether two systems differ on the same utterances.
+"""Confidence intervals of word error rates, and tests of a difference between two systems on the same utterances.
 
-Utterances are what is resampled. They are taken as independent, which those of one speaker are not quite:
-with few speakers the intervals are too narrow. Nothing here speaks of other seeds: the tests compare two
-trained models.
+The bootstrap resamples utterances and takes them as independent. Utterances of one speaker are not quite independent,
+so with few speakers the intervals are too narrow. The tests compare two trained models and say nothing about other
+seeds.
 
 Sources: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation",
 ICASSP 2004; L. Gillick and S. Cox, "Some statistical issues in the comparison of speech recognition
@@ -14,22 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from hmamba_asr.evaluation.wer import AlignedUtterance
+from hmamba_asr.evaluation.alignment import AlignedUtterance
 
-LEVEL = 0.95  # of every interval
+LEVEL = 0.95  # confidence level of every interval
 RESAMPLES = 10_000
 SEED = 0
-BETWEEN_SEGMENTS = 2  # words that both systems have right, the count of NIST's implementation
-_BLOCK = 2**21  # utterances drawn at once: 16 MiB of indices
+BETWEEN_SEGMENTS = 2  # correct words of both systems that separate two segments, as in NIST's implementation
+_BLOCK = 2**21  # number of utterances drawn at once: 16 MiB of indices
 
 
 class Interval(NamedTuple):
-    """Both ends, in percent of the reference words."""
+    """Both ends of an interval, in percent of the reference words."""
 
     low: float
     high: float
@@ -38,11 +37,19 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     errors: Sequence[int], words: Sequence[int], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Interval:
-    """95% percentile interval of the WER of a corpus whose utterances have these errors and reference words
-    (U,).
+    """Return the 95% percentile interval of a corpus' WER in percent (Bisani and Ney, 2004).
 
-    Raises:
-        ValueError: both are of different length, or there are no words.
+    Parameters
+    ----------
+    errors, words
+        Word errors and reference words of each utterance (U,).
+    resamples, seed
+        Number of resamples, and the seed that draws them.
+
+    Raises
+    ------
+    ValueError
+        If the two have different lengths, or there are no words.
     """
     rates, _ = _resampled_rates([errors], words, resamples=resamples, seed=seed)
     return _percentiles(rates[0])
@@ -50,8 +57,7 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class PairedBootstrap:
-    """WER of B less that of A in percentage points, its 95% interval, and the two-sided p-value of no
-    difference."""
+    """WER of B minus WER of A in percentage points, its 95% interval, and the two-sided p-value."""
 
     difference: float
     interval: Interval
@@ -66,13 +72,25 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> PairedBootstrap:
-    """Resample utterances, the same ones for both systems.
+    """Test a difference in WER by resampling utterances, the same ones for both systems (Bisani and Ney, 2004).
 
-    The p-value is twice the smaller share of resamples in which the difference is not above, or not below 0,
-    each with one resample added, so that it is never 0 (Davison and Hinkley, 1997, section 4.2).
+    Two shares of the resamples count: those with a difference of at most 0, and those with a difference of at least 0.
+    The p-value is twice the smaller share. Each count gets one resample more, so that the p-value is never 0 (Davison
+    and Hinkley, 1997, section 4.2).
 
-    Raises:
-        ValueError: lengths differ, or there are no words.
+    Parameters
+    ----------
+    errors_a, errors_b
+        Word errors of each system in each utterance (U,).
+    words
+        Reference words of each utterance (U,).
+    resamples, seed
+        Number of resamples, and the seed that draws them.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, or there are no words.
     """
     rates, observed = _resampled_rates([errors_a, errors_b], words, resamples=resamples, seed=seed)
     differences = rates[1] - rates[0]
@@ -84,9 +102,16 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class MatchedPairs:
-    """Matched-pairs sentence-segment word error test: `z` of the mean difference (B - A) in errors over the
-    segments, and its two-sided p-value. Both are None where there is no spread to judge by: fewer than two
-    segments, or all differ alike."""
+    """Result of the matched-pairs test.
+
+    Attributes
+    ----------
+    segments
+        Number of segments.
+    z, p
+        z-score of the mean difference in errors (B - A) over segments, and its two-sided p-value. Both are None with
+        fewer than two segments, or if all segments differ by the same number.
+    """
 
     segments: int
     z: float | None
@@ -96,11 +121,16 @@ class MatchedPairs:
 def matched_pairs(
     aligned_a: Sequence[AlignedUtterance], aligned_b: Sequence[AlignedUtterance]
 ) -> MatchedPairs:
-    """MAPSSWE: segments are stretches with errors of either system, between stretches of at least two words
-    that both have right, and ends of utterances; errors of different segments are taken as independent.
+    """Run the matched-pairs sentence-segment word error test, MAPSSWE (Gillick and Cox, 1989).
 
-    Raises:
-        ValueError: the two are not alignments of the same references.
+    A segment is a stretch of an utterance with errors of either system. Segments are separated by at least
+    `BETWEEN_SEGMENTS` words that both systems have right, or by the end of an utterance. The test takes errors of
+    different segments as independent.
+
+    Raises
+    ------
+    ValueError
+        If the two are not alignments of the same references.
     """
     differences: list[int] = []
     for one, other in _same_references(aligned_a, aligned_b):
@@ -122,8 +152,7 @@ def _same_references(
             "the two runs were not scored on the same utterances; evaluate both on the same split."
         )
     for one, other in zip(aligned_a, aligned_b, strict=True):
-        references = [[ref for ref, _ in item.pairs if ref is not None] for item in (one, other)]
-        if references[0] != references[1]:
+        if one.reference != other.reference:
             raise ValueError(
                 f"the two runs have different references of utterance {one.id}; evaluate both on the same split."
             )
@@ -131,8 +160,7 @@ def _same_references(
 
 
 def _errors_by_place(aligned: AlignedUtterance) -> list[int]:
-    """Errors at each place of the reference (2 words + 1,): its words at odd places, between them the
-    insertions."""
+    """Return the errors at each place of the reference (2 words + 1,): words at odd places, insertions between them."""
     places = [0]
     for reference, hypothesis in aligned.pairs:
         if reference is None:
@@ -143,11 +171,9 @@ def _errors_by_place(aligned: AlignedUtterance) -> list[int]:
 
 
 def _segment_differences(errors_a: Sequence[int], errors_b: Sequence[int]) -> list[int]:
-    """Errors of B less those of A in each segment of an utterance."""
+    """Return the errors of B minus those of A in each segment of an utterance."""
     found: list[int] = []
-    right = (
-        BETWEEN_SEGMENTS  # words right since the last error; an utterance's beginning separates as they do
-    )
+    right = BETWEEN_SEGMENTS  # correct words since the last error; the utterance's beginning separates too
     for place, (a, b) in enumerate(zip(errors_a, errors_b, strict=True)):
         if a or b:
             if right >= BETWEEN_SEGMENTS:
@@ -162,23 +188,24 @@ def _segment_differences(errors_a: Sequence[int], errors_b: Sequence[int]) -> li
 def _resampled_rates(
     systems: Sequence[Sequence[int]], words: Sequence[int], *, resamples: int, seed: int
 ) -> tuple[np.ndarray, list[float]]:
-    """WER of each system in percent, of the resamples (systems, resamples) and as observed."""
+    """Return each system's WER in percent: of the resamples (systems, resamples), and as observed."""
     counts = np.asarray(words)
     errors = [np.asarray(system) for system in systems]
     if any(len(system) != len(counts) for system in errors):
         raise ValueError(
-            "each utterance needs a count of errors and one of words; there are more of the one than of the other."
+            f"there are errors of {' and '.join(str(len(system)) for system in errors)} utterances, but words of {len(counts)}; give both "
+            "for each utterance."
         )
     if not counts.sum():
         raise ValueError(
-            "no WER without words: the references are empty. Check the transcripts of this split."
+            "no WER without words: the references are empty; check the transcripts of this split."
         )
     random = np.random.default_rng(seed)
     rates = np.empty((len(errors), resamples))
     step = max(1, _BLOCK // len(counts))
     for start in range(0, resamples, step):
         drawn = random.integers(len(counts), size=(min(step, resamples - start), len(counts)))
-        # A resample of nothing but wordless utterances has no rate; it counts as one word.
+        # A resample of wordless utterances alone has no rate; its words count as one.
         total = np.maximum(counts[drawn].sum(1), 1)
         for row, system in zip(rates, errors, strict=True):
             row[start : start + len(drawn)] = 100.0 * system[drawn].sum(1) / total

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from hmamba_asr.evaluation.timing import StageTimer
+from hmamba_asr.evaluation.timing import PhaseTimer
 from hmamba_asr.system.memory import added_memory_mib
 
 WARMUP = 1  # passes
@@ -47,23 +47,23 @@ class Subject:
     device: torch.device
 
     @torch.no_grad()
-    def recognise(self, utterances: Sequence[torch.Tensor], timer: StageTimer) -> list[list[int]]:
+    def recognise(self, utterances: Sequence[torch.Tensor], timer: PhaseTimer) -> list[list[int]]:
         """Token ids of a batch of utterances (S,) on the host."""
         return self._run(utterances, timer, self.search)
 
     @torch.no_grad()
-    def first_tokens(self, utterances: Sequence[torch.Tensor], timer: StageTimer) -> list[int | None]:
+    def first_tokens(self, utterances: Sequence[torch.Tensor], timer: PhaseTimer) -> list[int | None]:
         """The first of them alone."""
         return self._run(utterances, timer, self.search.first_tokens)
 
-    def _run(self, utterances: Sequence[torch.Tensor], timer: StageTimer, search: Callable) -> list:
-        with timer.stage("features"):
+    def _run(self, utterances: Sequence[torch.Tensor], timer: PhaseTimer, search: Callable) -> list:
+        with timer.phase("features"):
             wavs = pad_sequence(list(utterances), batch_first=True).to(self.device)
             lengths = torch.tensor([len(samples) for samples in utterances], device=self.device)
             features, lengths = self.features(wavs, lengths)
-        with timer.stage("encoder"):
+        with timer.phase("encoder"):
             output = self.model(features, lengths)
-        with timer.stage("decoding"):
+        with timer.phase("decoding"):
             return search(output)
 
 
@@ -101,18 +101,18 @@ def measure(
                 warm = [
                     tokens
                     for batch in batches
-                    for tokens in subject.recognise(batch, StageTimer(subject.device))
+                    for tokens in subject.recognise(batch, PhaseTimer(subject.device))
                 ]
             hypotheses[name].append(warm)
-        timers: dict[str, list[StageTimer]] = {name: [] for name in subjects}
+        timers: dict[str, list[PhaseTimer]] = {name: [] for name in subjects}
         for _ in range(passes):
             for name, subject in subjects.items():
-                timers[name].append(StageTimer(subject.device))
+                timers[name].append(PhaseTimer(subject.device))
                 for batch in batches:
                     subject.recognise(batch, timers[name][-1])
         for name, subject in subjects.items():
             memory = added_memory_mib(
-                lambda: subject.recognise(batches[0], StageTimer(subject.device)), subject.device
+                lambda: subject.recognise(batches[0], PhaseTimer(subject.device)), subject.device
             )  # noqa: B023
             found[name][way] = _figures(timers[name], audio, memory)
     for name, latency in _first_tokens(subjects, ordered, passes).items():
@@ -136,10 +136,10 @@ def _first_tokens(
 ) -> dict[str, dict[str, float]]:
     taken: dict[str, list[float]] = {name: [] for name in subjects}
     for utterance in utterances:
-        timers: dict[str, list[StageTimer]] = {name: [] for name in subjects}
+        timers: dict[str, list[PhaseTimer]] = {name: [] for name in subjects}
         for number in range(WARMUP + passes):
             for name, subject in subjects.items():
-                timer = StageTimer(subject.device)
+                timer = PhaseTimer(subject.device)
                 subject.first_tokens([utterance], timer)
                 timers[name] += [timer] if number >= WARMUP else []
         for name in subjects:
@@ -147,7 +147,7 @@ def _first_tokens(
     return {name: spread(seconds) for name, seconds in taken.items()}
 
 
-def _figures(timers: Sequence[StageTimer], audio: float, memory: float | None) -> dict[str, Any]:
+def _figures(timers: Sequence[PhaseTimer], audio: float, memory: float | None) -> dict[str, Any]:
     rtf = [timer.total / audio for timer in timers]
     stages = {
         stage: statistics.median(timer.seconds[stage] for timer in timers) / audio

@@ -19,7 +19,7 @@ import numpy as np
 
 from hmamba_asr.evaluation.segmentation import (
     TOLERANCES,
-    Chunks,
+    Segmentation,
     agreements,
     candidates,
     check_stage,
@@ -86,7 +86,12 @@ class Speed:
 
 
 def compare_boundaries(
-    clean: Sequence[Chunks], changed: Sequence[Chunks], *, stretch: float, stage: int = 0, seed: int = 0
+    clean: Sequence[Segmentation],
+    changed: Sequence[Segmentation],
+    *,
+    stretch: float,
+    stage: int = 0,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """{tolerance in ms: what `boundaries.summarise` returns} of the same utterances in the same order; times
     of the changed ones times ``stretch`` are those of the clean ones.

@@ -1,24 +1,31 @@
-"""Processing speed: time per stage, real-time factor, peak memory, and the hardware they were measured on."""
+"""Processing time: seconds of each phase, real-time factor, and the sum over processes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 
+from hmamba_asr.evaluation.results import EfficiencyRecord
+
 Seconds = float
-MIB = 1024**2  # bytes
 
 
-class StageTimer:
-    """Accumulates wall-clock seconds per named stage: `with timer.stage("encoder"): ...`.
+class PhaseTimer:
+    """Add up wall-clock seconds of named phases: `with timer.phase("encoder"): ...`.
 
-    A CUDA device is synchronised when a stage begins and when it ends, so that each stage pays for its own
-    kernels. Measure warm: run one batch first, then `reset()`. Stages must not nest: time would count twice.
+    A CUDA device is synchronised when a phase begins and when it ends, so that each phase pays for its own kernels.
+    Run one batch first to warm up, then call `reset`.
+
+    Parameters
+    ----------
+    device
+        Where the phases compute.
     """
 
     def __init__(self, device: str | torch.device) -> None:
@@ -27,14 +34,16 @@ class StageTimer:
         self._running: str | None = None
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time of the block to stage `name`, also when the block raises.
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to phase `name`, also when the block raises.
 
-        Raises:
-            RuntimeError: another stage is being timed.
+        Raises
+        ------
+        RuntimeError
+            If another phase is being timed: its time would count twice.
         """
         if self._running is not None:
-            raise RuntimeError(f"Stage '{name}' begins inside '{self._running}': its time would count twice.")
+            raise RuntimeError(f"phase '{name}' begins inside '{self._running}'; its time would count twice.")
         self._synchronize()
         self._running = name
         start = time.perf_counter()
@@ -46,12 +55,12 @@ class StageTimer:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def reset(self) -> None:
-        """Forget the times measured so far (after warming up)."""
+        """Set all times back to zero, after warming up."""
         self.seconds = {}
 
     @property
     def total(self) -> Seconds:
-        """Seconds of all stages together."""
+        """Seconds of all phases together."""
         return sum(self.seconds.values())
 
     def _synchronize(self) -> None:
@@ -63,61 +72,83 @@ class StageTimer:
 class Efficiency:
     """How fast a split was decoded.
 
-    Attributes:
-        audio_seconds: duration of the audio processed. stage_seconds: processing time per stage (read,
-        features, encoder, ...), summed over processes. wall_seconds: elapsed time from the first to the last
-        utterance, in the slowest process; of an evaluation that was
-            interrupted the sum of its pieces, without what lies between them.
-        batch: utterances per batch, or a description such as "dynamic, at most 200 s".
-        hardware: what `hardware` returned.
-        processes: number of processes (ranks) the work was spread over.
+    Attributes
+    ----------
+    audio_seconds
+        Duration of the audio.
+    phase_seconds
+        Processing time of each phase (read, features, encoder, decoding), summed over processes.
+    wall_seconds
+        Elapsed time from the first to the last utterance in the slowest process. Of an interrupted evaluation it is
+        the sum of the pieces, without the time between them.
+    batch
+        Utterances in a batch, or a description such as "at most 200 s of audio and 16 utterances".
+    hardware
+        What `system.hardware.hardware` returned.
+    processes
+        Number of processes (ranks) that shared the work.
     """
 
     audio_seconds: Seconds
-    stage_seconds: dict[str, Seconds]
+    phase_seconds: Mapping[str, Seconds]
     wall_seconds: Seconds
     batch: int | str
-    hardware: dict[str, Any]
+    hardware: Mapping[str, Any]
     processes: int = 1
 
     @property
     def processing_seconds(self) -> Seconds:
-        """Time of all stages, of all processes."""
-        return sum(self.stage_seconds.values())
+        """Time of all phases, summed over processes."""
+        return sum(self.phase_seconds.values())
 
     @property
     def rtf(self) -> float:
-        """Real-time factor of one process: processing seconds per audio second. Lower is faster.
+        """Real-time factor of one process: processing seconds for each second of audio. Lower is faster.
 
-        Both add over processes, so that the figure of 4 GPUs compares with that of one.
+        Both sums run over all processes, so that the figure of 4 GPUs compares with the figure of one.
 
-        Raises:
-            ValueError: no audio was processed.
+        Raises
+        ------
+        ValueError
+            If no audio was processed.
         """
         if self.audio_seconds <= 0:
-            raise ValueError("No real-time factor: no audio was processed.")
+            raise ValueError("no real-time factor: no audio was processed; check that the split has utterances.")
         return self.processing_seconds / self.audio_seconds
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and the RTF, as results.json holds them."""
-        return {"rtf": self.rtf, "processing_seconds": self.processing_seconds, **asdict(self)}
+    def record(self) -> EfficiencyRecord:
+        """Return the record for results.json, with the real-time factor."""
+        fields = {
+            "rtf": self.rtf,
+            "processing_seconds": self.processing_seconds,
+            "audio_seconds": self.audio_seconds,
+            "stage_seconds": dict(self.phase_seconds),
+            "wall_seconds": self.wall_seconds,
+            "batch": self.batch,
+            "hardware": dict(self.hardware),
+            "processes": self.processes,
+        }
+        return msgspec.convert(fields, EfficiencyRecord)
 
 
 def merge(parts: Sequence[Efficiency]) -> Efficiency:
-    """One measurement of several: audio and stage times add, the wall-clock time is the slowest process's.
+    """Join the measurements of several processes.
 
-    Batch descriptions and hardware that differ between processes are all named, joined by " + ".
+    Audio and phase times are summed. The wall-clock time is that of the slowest process. Batch descriptions and
+    hardware that differ between processes are all named, joined by " + ".
 
-    Raises:
-        ValueError: `parts` is empty.
+    Raises
+    ------
+    ValueError
+        If there are no parts.
     """
     if not parts:
-        raise ValueError("Nothing to merge: no process measured its speed.")
-    stages = dict.fromkeys(name for part in parts for name in part.stage_seconds)
+        raise ValueError("nothing to merge: no process measured its speed.")
+    phases = dict.fromkeys(name for part in parts for name in part.phase_seconds)
     keys = dict.fromkeys(key for part in parts for key in part.hardware)
     return Efficiency(
         audio_seconds=sum(part.audio_seconds for part in parts),
-        stage_seconds={name: sum(part.stage_seconds.get(name, 0.0) for part in parts) for name in stages},
+        phase_seconds={name: sum(part.phase_seconds.get(name, 0.0) for part in parts) for name in phases},
         wall_seconds=max(part.wall_seconds for part in parts),
         batch=_common([part.batch for part in parts]),
         hardware={key: _common([part.hardware.get(key) for part in parts]) for key in keys},
@@ -126,6 +157,6 @@ def merge(parts: Sequence[Efficiency]) -> Efficiency:
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """The value all share, or the distinct ones joined."""
+    """Return the value that all share, or the distinct ones joined."""
     distinct = list(dict.fromkeys(values))
     return distinct[0] if len(distinct) == 1 else " + ".join(sorted(map(str, distinct)))

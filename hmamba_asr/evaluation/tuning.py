@@ -14,6 +14,7 @@ from tqdm import tqdm
 from hmamba_asr.data.loaders import Ranks, load_dataset
 from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.evaluation.recordings import split_recordings
+from hmamba_asr.evaluation.results import plain
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.lengths import to_absolute
@@ -59,7 +60,7 @@ def tune_weights(
     grid = [{"ctc": c, "lm": w} for c, w in itertools.product(ctc or [None], lm or [None])]
     weights = []
     for chosen in grid:  # all of them before any work is done
-        searcher.weigh(**chosen)
+        searcher.set_weights(**chosen)
         weights.append(searcher.weights())
     if split in recogniser.hparams["train_splits"]:
         raise ValueError(
@@ -79,7 +80,7 @@ def tune_weights(
             wavs, relative = batch.to(recogniser.device).sig
             _, output = recogniser.listen(wavs, to_absolute(relative, wavs.shape[1]))
             for chosen, of_weights in zip(grid, texts, strict=True):
-                searcher.weigh(**chosen)
+                searcher.set_weights(**chosen)
                 of_weights.update(
                     zip(batch.id, recogniser.tokenizer.decode(recogniser.search(output)), strict=True)
                 )
@@ -92,7 +93,7 @@ def tune_weights(
         "hardware": hardware(recogniser.device),
         "precision": "fp32",
         "results": [
-            {"weights": used, "wer": score_split(references, of_weights).wer_entry()}
+            {"weights": used, "wer": plain(score_split(references, of_weights).wer_record(), "wer")}
             for used, of_weights in zip(weights, texts, strict=True)
         ],
     }

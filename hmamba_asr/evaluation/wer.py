@@ -1,12 +1,11 @@
 """Word and character error rates of a split, with alignments and sclite transcripts.
 
-References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, which is
-all that is done to a text before it is scored. The edit distance is SpeechBrain's
-(`speechbrain.utils.edit_distance`), whose insertion, deletion and substitution counts follow Kaldi's
-`compute-wer`.
+References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, the only change
+that a text undergoes before it is scored. The edit distance is SpeechBrain's (`speechbrain.utils.edit_distance`), whose
+counts of insertions, deletions and substitutions follow Kaldi's `compute-wer`.
 
-The character error rate follows SpeechBrain's `split_tokens` convention: words are joined by one space and
-every character counts, the space included. Tools that leave the space out give slightly different figures.
+The character error rate follows SpeechBrain's `split_tokens`: words are joined by one space, and every character
+counts, the space included. Tools that leave the space out give slightly different figures.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from speechbrain.dataio.dataio import split_word
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 from speechbrain.utils.metric_stats import ErrorRateStats
 
+from hmamba_asr.evaluation.alignment import AlignedUtterance
+from hmamba_asr.evaluation.results import ErrorRates
 from hmamba_asr.evaluation.significance import Interval, bootstrap_interval
 from hmamba_asr.system.files import write_atomically
 
 _NAMED_IDS = 5  # how many utterance IDs an error message spells out
-
-
 _TRN_LINE = re.compile(r"(?P<words>.*?)\s*\((?P<id>[^()\s]+)\)\s*")
 
 
 def normalise(text: str) -> list[str]:
-    """The words of a transcript as they are scored: Unicode's composed form (NFC), upper case, split at white
-    space.
+    """Return the words of a transcript as they are scored.
 
-    Nothing else: punctuation, apostrophes, hyphens and digits count as they stand.
+    The text gets Unicode's composed form (NFC) and upper case, and is split at white space. Nothing else changes:
+    punctuation, apostrophes, hyphens and digits count as they stand.
     """
     return unicodedata.normalize("NFC", text).upper().split()
 
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Error counts of a corpus. `tokens` are reference tokens (words for WER, characters for CER)."""
+    """Error counts of a corpus. `tokens` counts the reference's words (WER) or characters (CER)."""
 
     tokens: int
     insertions: int
@@ -53,50 +52,62 @@ class ErrorCounts:
 
     @property
     def errors(self) -> int:
-        """Insertions, deletions and substitutions together."""
+        """Number of insertions, deletions and substitutions."""
         return self.insertions + self.deletions + self.substitutions
 
     @property
     def rate(self) -> float:
-        """Error rate in percent of the reference tokens; can exceed 100.
+        """Error rate in percent of the reference tokens. It can exceed 100.
 
-        Raises:
-            ValueError: the references hold no token, so that no rate exists.
+        Raises
+        ------
+        ValueError
+            If the references hold no token.
         """
         if self.tokens == 0:
-            raise ValueError("No error rate: the references hold no words. Check the split's transcripts.")
+            raise ValueError("no error rate: the references hold no words; check the split's transcripts.")
         return 100.0 * self.errors / self.tokens
 
     @property
     def sentence_error_rate(self) -> float:
         """Percentage of sentences with at least one error.
 
-        Raises:
-            ValueError: there are no sentences.
+        Raises
+        ------
+        ValueError
+            If there are no sentences.
         """
         if self.sentences == 0:
-            raise ValueError("No sentence error rate: there are no utterances. Check the split's manifest.")
+            raise ValueError("no sentence error rate: there are no utterances; check the split's manifest.")
         return 100.0 * self.sentence_errors / self.sentences
 
-    def to_dict(self) -> dict[str, int | float]:
-        """Counts and both rates (percent), as results.json holds them."""
-        return {
-            "rate": self.rate,
-            "tokens": self.tokens,
-            "errors": self.errors,
-            "insertions": self.insertions,
-            "deletions": self.deletions,
-            "substitutions": self.substitutions,
-            "sentences": self.sentences,
-            "sentence_errors": self.sentence_errors,
-            "sentence_error_rate": self.sentence_error_rate,
-        }
+    def record(self, interval: Interval | None = None) -> ErrorRates:
+        """Return the record for results.json: counts and both rates, and the 95% interval if there is one."""
+        return ErrorRates(
+            rate=self.rate,
+            tokens=self.tokens,
+            errors=self.errors,
+            insertions=self.insertions,
+            deletions=self.deletions,
+            substitutions=self.substitutions,
+            sentences=self.sentences,
+            sentence_errors=self.sentence_errors,
+            sentence_error_rate=self.sentence_error_rate,
+            interval_95=None if interval is None else (interval.low, interval.high),
+        )
 
 
 @dataclass(frozen=True)
 class SplitScore:
-    """Word and character errors of one split; word errors and reference words of each utterance, sorted by
-    ID."""
+    """Errors of one split.
+
+    Attributes
+    ----------
+    wer, cer
+        Word and character errors.
+    utterance_errors, utterance_words
+        Word errors and reference words of each utterance, sorted by ID.
+    """
 
     wer: ErrorCounts
     cer: ErrorCounts
@@ -104,43 +115,26 @@ class SplitScore:
     utterance_words: tuple[int, ...]
 
     def wer_interval(self) -> Interval:
-        """95% bootstrap interval of the WER in percent; drawn anew, which takes a moment."""
+        """Return the 95% bootstrap interval of the WER in percent. It is drawn anew, which takes a moment."""
         return bootstrap_interval(self.utterance_errors, self.utterance_words)
 
-    def wer_entry(self) -> dict[str, Any]:
-        """The word errors as results.json has them: counts, rate and `interval_95`."""
-        return {**self.wer.to_dict(), "interval_95": list(self.wer_interval())}
-
-
-@dataclass(frozen=True)
-class AlignedUtterance:
-    """One utterance's reference and hypothesis word by word: `pairs` of (reference, hypothesis), None where
-    one has no word."""
-
-    id: str
-    pairs: tuple[tuple[str | None, str | None], ...]
-
-    @property
-    def words(self) -> int:
-        """Words of the reference."""
-        return sum(reference is not None for reference, _ in self.pairs)
-
-    @property
-    def errors(self) -> int:
-        """Insertions, deletions and substitutions together."""
-        return sum(reference != hypothesis for reference, hypothesis in self.pairs)
-
-    @property
-    def speaker(self) -> str:
-        """The first part of LibriSpeech's `speaker-chapter-utterance`; the whole ID where it has no dash."""
-        return self.id.split("-")[0]
+    def wer_record(self) -> ErrorRates:
+        """Return the word errors for results.json, with their 95% interval."""
+        return self.wer.record(self.wer_interval())
 
 
 def align(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> list[AlignedUtterance]:
-    """Word alignments with the fewest errors of every utterance, sorted by ID.
+    """Align the words of every utterance with the fewest errors.
 
-    Raises:
-        ValueError: the utterance IDs differ, or the references hold no words.
+    Returns
+    -------
+    list of AlignedUtterance
+        Sorted by ID.
+
+    Raises
+    ------
+    ValueError
+        If the utterance IDs differ, or the references hold no words.
     """
     ids, ref_words, hyp_words = _paired_words(references, hypotheses)
     aligned = []
@@ -154,10 +148,12 @@ def align(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> list[
 
 
 def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) -> SplitScore:
-    """Score the hypotheses of a split: every reference exactly once.
+    """Score the hypotheses of a split.
 
-    Raises:
-        ValueError: the utterance IDs differ, or the references hold no words.
+    Raises
+    ------
+    ValueError
+        If the utterance IDs differ, or the references hold no words.
     """
     ids, ref_words, hyp_words = _paired_words(references, hypotheses)
     ref_chars, hyp_chars = split_word(ref_words, space=" "), split_word(hyp_words, space=" ")
@@ -175,8 +171,10 @@ def score_split(references: Mapping[str, str], hypotheses: Mapping[str, str]) ->
 def write_alignments(path: str | Path, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
     """Write SpeechBrain's WER file: the summary, then each utterance's word alignment, sorted by ID.
 
-    Raises:
-        ValueError: the utterance IDs differ, or the references hold no words.
+    Raises
+    ------
+    ValueError
+        If the utterance IDs differ, or the references hold no words.
     """
     ids, ref_words, hyp_words = _paired_words(references, hypotheses)
     stats = ErrorRateStats()
@@ -188,12 +186,14 @@ def write_alignments(path: str | Path, references: Mapping[str, str], hypotheses
 def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
     """Write `ref.trn` and `hyp.trn` for `sclite -r ref.trn trn -h hyp.trn trn -i spu_id`, sorted by ID.
 
-    One line per utterance, `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin
-    with the speaker, so IDs stand as they are. Words are those of `normalise`: sclite gives a meaning of its
-    own to `{ a / b }`, `@` and a leading `;;`.
+    Each utterance gets a line `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin with the
+    speaker, so IDs stand as they are. Words are those of `normalise`. sclite gives `{ a / b }`, `@` and a leading `;;` a
+    meaning of its own.
 
-    Raises:
-        ValueError: the utterance IDs differ, hold whitespace or parentheses, or the references hold no words.
+    Raises
+    ------
+    ValueError
+        If the utterance IDs differ, an ID holds white space or parentheses, or the references hold no words.
     """
     ids, ref_words, hyp_words = _paired_words(references, hypotheses)
     unfit = [key for key in ids if not key or any(c.isspace() or c in "()" for c in key)]
@@ -206,11 +206,19 @@ def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Map
 
 
 def read_trn(folder: str | Path) -> tuple[dict[str, str], dict[str, str]]:
-    """References and hypotheses by utterance ID, as `write_trn` left them in `folder`.
+    """Read the files of `write_trn` in `folder`.
 
-    Raises:
-        FileNotFoundError: one of the two files is not there.
-        ValueError: a line does not end in `(ID)`, or an ID comes twice.
+    Returns
+    -------
+    tuple of dict
+        References and hypotheses by utterance ID.
+
+    Raises
+    ------
+    FileNotFoundError
+        If one of the two files does not exist.
+    ValueError
+        If a line does not end in `(ID)`, or an ID comes twice.
     """
     return _read_trn_file(Path(folder) / "ref.trn"), _read_trn_file(Path(folder) / "hyp.trn")
 
@@ -235,7 +243,7 @@ def _read_trn_file(path: Path) -> dict[str, str]:
 def _paired_words(
     references: Mapping[str, str], hypotheses: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """IDs in order, and the words of reference and hypothesis of each."""
+    """Return the sorted IDs, and the words of each reference and hypothesis."""
     missing = sorted(references.keys() - hypotheses.keys())
     extra = sorted(hypotheses.keys() - references.keys())
     problems = []
@@ -244,15 +252,15 @@ def _paired_words(
     if extra:
         problems.append(f"{len(extra)} hypotheses have no reference: {_name(extra)}")
     if problems:
-        raise ValueError(f"Cannot score: {'; '.join(problems)}. Decode exactly the split's manifest.")
+        raise ValueError(f"cannot score: {'; '.join(problems)}; decode exactly the split's manifest.")
     ids = sorted(references)
     ref_words = [normalise(references[key]) for key in ids]
     if not any(ref_words):
-        raise ValueError("Cannot score: the references hold no words. Check the transcripts of this split.")
+        raise ValueError("cannot score: the references hold no words; check the transcripts of this split.")
     return ids, ref_words, [normalise(hypotheses[key]) for key in ids]
 
 
-def _counts(details: list[dict]) -> ErrorCounts:
+def _counts(details: list[dict[str, Any]]) -> ErrorCounts:
     summary = wer_summary(details)
     return ErrorCounts(
         tokens=summary["num_scored_tokens"],

@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hmamba_asr.evaluation.segmentation import Alignment, Chunks
+    from hmamba_asr.evaluation.segmentation import Alignment, Segmentation
 
 Seconds = float
 
@@ -96,7 +96,7 @@ def draw_boundaries(
 
 
 def draw_chunks(
-    samples: np.ndarray, sample_rate: int, chunks: Chunks, *, alignment: Alignment | None = None
+    samples: np.ndarray, sample_rate: int, chunks: Segmentation, *, alignment: Alignment | None = None
 ) -> Figure:
     """The spectrogram of mono samples (S,), below it each stage's chunks, and words and phones where they are
     known."""

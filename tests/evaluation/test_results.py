@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from hmamba_asr.system import environment as module
-from hmamba_asr.system.environment import _git_state
+from hmamba_asr.evaluation.results import load_results, plain, write_results
 from hmamba_asr.evaluation.timing import Efficiency
 from hmamba_asr.evaluation.wer import score_split
-from hmamba_asr.report.summary import load_results, write_results
-from hmamba_asr.system.environment import collect_environment
+from hmamba_asr.system import environment as module
+from hmamba_asr.system.environment import _git_state, collect_environment
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.hardware import hardware
 
@@ -25,12 +24,12 @@ from hmamba_asr.system.hardware import hardware
 def test_what_the_package_produces_fits_the_schema(tmp_path, make_results):
     score = score_split({"u": "A B"}, {"u": "A"})
     speed = Efficiency(
-        audio_seconds=2.0, stage_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu")
+        audio_seconds=2.0, phase_seconds={"read": 0.1}, wall_seconds=0.2, batch=1, hardware=hardware("cpu")
     )
-    entry = {"wer": score.wer.to_dict(), "cer": score.cer.to_dict(), "efficiency": speed.to_dict()}
+    entry = {"wer": score.wer_record(), "cer": score.cer.record(), "efficiency": speed.record(), "stages": []}
     written = make_results("x", {"dev": {"greedy": entry}}, environment=collect_environment("cpu"))
     write_results(tmp_path / "run" / "results.json", written)
-    assert load_results([tmp_path]) == [written]
+    assert load_results([tmp_path]) == [plain(written, "results")]
 
 
 def test_numbers_become_jsons(tmp_path, make_results):
@@ -149,9 +148,9 @@ def test_wrong_types_and_other_schemas_are_refused(tmp_path, make_results):
     path = tmp_path / "results.json"
     for content, message in (
         (make_results("x", {}, seed="1234"), "'seed' should be int, but is str"),
-        (make_results("x", {}, parameters=None), "'parameters' should be dict, but is NoneType"),
+        (make_results("x", {}, parameters=None), "'parameters' should be object, but is null"),
         (make_results("x", {}, schema=2), "schema 2, but this version reads 1"),
-        ([], "the whole file should be dict, but is list"),
+        ([], "the whole file should be object, but is list"),
     ):
         path.write_text(json.dumps(content))
         with pytest.raises(ValueError, match=message):

@@ -9,10 +9,11 @@ import shutil
 import pytest
 import torch
 
-from hmamba_asr.evaluation import run as testing
-from hmamba_asr.evaluation.resume import DecodedBatch, DecodedBatches, Fingerprints
-from hmamba_asr.evaluation.run import evaluate, load_best
-from hmamba_asr.evaluation.segmentation import Chunks
+from hmamba_asr.data.loaders import Ranks
+from hmamba_asr.evaluation import run as evaluation
+from hmamba_asr.evaluation.resume import BatchCache, CachedBatch, CacheKeys
+from hmamba_asr.evaluation.run import evaluate
+from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.evaluation.wer import read_trn
 
 SMALL_BATCHES = {"eval_loader": "{max_batch_size: 2}"}  # three a split
@@ -20,9 +21,9 @@ SPLITS, SEARCHES = ("test-clean", "test-other"), ("greedy", "beam")
 
 
 def batch_of(*names, seconds=1.5):
-    chunks = [Chunks(name, 9, 0.1, 0.04, ((0, 3, 7), (0, 2))) for name in names]
+    chunks = [Segmentation(name, 9, 0.1, 0.04, ((0, 3, 7), (0, 2))) for name in names]
     times = {"read": 0.25, "decoding": 1 / 3}
-    return DecodedBatch(
+    return CachedBatch(
         {name: f"SAID {name}" for name in names},
         seconds,
         0.75,
@@ -37,14 +38,14 @@ def batch_of(*names, seconds=1.5):
 
 def test_batches_come_back_as_they_were(tmp_path):
     path = tmp_path / "new" / "decoded.jsonl"
-    first = DecodedBatches(path, "same")
+    first = BatchCache(path, "same")
     assert first.batches == []
     for names in (("a", "b"), ("c",)):
         first.append(batch_of(*names))
-    again = DecodedBatches(path, "same")
+    again = BatchCache(path, "same")
     assert again.batches == first.batches == [batch_of("a", "b"), batch_of("c")]
-    assert DecodedBatches(path, "other").batches == []
-    assert DecodedBatches(path, "same").batches == []  # the other run began the file anew
+    assert BatchCache(path, "other").batches == []
+    assert BatchCache(path, "same").batches == []  # the other run began the file anew
 
 
 @pytest.mark.parametrize(
@@ -52,27 +53,27 @@ def test_batches_come_back_as_they_were(tmp_path):
 )
 def test_what_a_kill_left_half_written_is_cut_off(tmp_path, end):
     path = tmp_path / "decoded.jsonl"
-    DecodedBatches(path, "same").append(batch_of("a"))
+    BatchCache(path, "same").append(batch_of("a"))
     with path.open("ab") as file:
         file.write(end)
-    again = DecodedBatches(path, "same")
+    again = BatchCache(path, "same")
     assert again.batches == [batch_of("a")]
     again.append(batch_of("b"))
-    assert DecodedBatches(path, "same").batches == [batch_of("a"), batch_of("b")]
+    assert BatchCache(path, "same").batches == [batch_of("a"), batch_of("b")]
 
 
 def test_a_header_that_was_being_written_is_no_header(tmp_path):
     path = tmp_path / "decoded.jsonl"
-    for beginning in (b"", b'{"finger'):
+    for beginning in (b"", b'{"k'):
         path.write_bytes(beginning)
-        assert DecodedBatches(path, "same").batches == []
-        assert json.loads(path.read_text()) == {"fingerprint": "same"}
+        assert BatchCache(path, "same").batches == []
+        assert json.loads(path.read_text()) == {"key": "same"}
 
 
-# ---- the fingerprint ----------------------------------------------------------------------------------------------------
+# ---- the key ------------------------------------------------------------------------------------------------------------
 
 
-def test_whatever_results_depend_on_is_in_the_fingerprint(new_brain, tmp_path):
+def test_whatever_results_depend_on_is_in_the_key(new_brain, tmp_path):
     brain, _, _, tests = new_brain()
     folder = tmp_path / "lm"
     folder.mkdir()
@@ -80,33 +81,40 @@ def test_whatever_results_depend_on_is_in_the_fingerprint(new_brain, tmp_path):
     dataset, search = tests["test-clean"], brain.hparams.test_searches["beam"]
     search.lm_folder = folder
 
-    def fingerprint(dataset=dataset, name="beam", search=search, **changed):
-        given = {"checkpoints": ["CKPT+1"], "hparams_text": "seed: 1", **changed}
-        return Fingerprints(brain, **given).of(dataset, name, search)
+    def key(dataset=dataset, name="beam", search=search, **changed):
+        given = {
+            "checkpoints": ["CKPT+1"],
+            "modules": [brain.modules.features, brain.raw_model],
+            "tokenizer": brain.tokenizer,
+            "hparams_text": "seed: 1",
+            "precision": "fp32",
+            "device": torch.device("cpu"),
+            "ranks": Ranks(),
+            **changed,
+        }
+        return CacheKeys(**given).key_of(dataset, name, search)
 
-    seen = [fingerprint()]
-    assert fingerprint() == seen[0]
+    seen = [key()]
+    assert key() == seen[0]
     brain.modules["model"] = torch.nn.DataParallel(
         brain.raw_model
     )  # wrapped as training wraps it for several ranks
-    assert fingerprint() == seen[0]
-    seen.append(fingerprint(checkpoints=["CKPT+2"]))
-    seen.append(fingerprint(hparams_text="seed: 2"))
-    seen.append(fingerprint(name="another"))
-    seen.append(fingerprint(search=torch.nn.Linear(1, 1)))
-    seen.append(fingerprint(dataset=tests["test-other"]))
+    assert key() == seen[0]
+    seen.append(key(checkpoints=["CKPT+2"]))
+    seen.append(key(hparams_text="seed: 2"))
+    seen.append(key(name="another"))
+    seen.append(key(search=torch.nn.Linear(1, 1)))
+    seen.append(key(dataset=tests["test-other"]))
     first = dataset.data_ids[0]
     dataset.data[first]["duration"] += 0.5
-    seen.append(fingerprint())
+    seen.append(key())
     with torch.no_grad():
         next(brain.raw_model.parameters()).flatten()[0] += 1e-3
-    seen.append(fingerprint())
-    brain.eval_precision = "bf16"
-    seen.append(fingerprint())
-    brain.ranks.world_size = 2
-    seen.append(fingerprint())
+    seen.append(key())
+    seen.append(key(precision="bf16"))
+    seen.append(key(ranks=Ranks(0, 2)))
     (folder / "ngram.bin").write_bytes(b"another")
-    seen.append(fingerprint())
+    seen.append(key())
     assert len(set(seen)) == len(seen) == 11
 
 
@@ -121,7 +129,7 @@ class Interrupted(Exception):
 def decoded_ids(monkeypatch):
     """What is decoded from now on: (number of batches after which it is interrupted, utterances of each); no
     warm-ups."""
-    limit, seen, inner = [None], [], testing._decode_batch
+    limit, seen, inner = [None], [], evaluation._decode_batch
 
     def decode(brain, batch, search, timer):
         found = inner(brain, batch, search, timer)
@@ -131,7 +139,7 @@ def decoded_ids(monkeypatch):
             seen.append(list(batch.id))
         return found
 
-    monkeypatch.setattr(testing, "_decode_batch", decode)
+    monkeypatch.setattr(evaluation, "_decode_batch", decode)
     return limit, seen
 
 
@@ -143,7 +151,7 @@ def evaluated(new_brain, tmp_path):
 
     def run(text="the yaml", **overrides):
         brain, _, _, tests = new_brain(number_of_epochs=1, test_only=True, **{**SMALL_BATCHES, **overrides})
-        return evaluate(brain, tests, name="conmamba_mini", hparams_text=text)
+        return evaluate(brain.trained_system(name="conmamba_mini", hparams_text=text), tests)
 
     return run
 
@@ -176,9 +184,7 @@ def test_an_interrupted_evaluation_decodes_the_rest(evaluated, decoded_ids, tmp_
     with pytest.raises(Interrupted):
         evaluated()
     assert seen == everything[:8] and not (folder / "results.json").exists()
-    pieces = {
-        place: DecodedBatches(path, fingerprint_of(path)).batches for place, path in kept(folder).items()
-    }
+    pieces = {place: BatchCache(path, key_of(path)).batches for place, path in kept(folder).items()}
     counts = {place: len(batches) for place, batches in pieces.items()}
     assert counts == {("test-clean", "greedy"): 3, ("test-clean", "beam"): 3, ("test-other", "greedy"): 2}
 
@@ -188,23 +194,23 @@ def test_an_interrupted_evaluation_decodes_the_rest(evaluated, decoded_ids, tmp_
     assert kept(folder) == {} and hypotheses(folder) == texts
     for split in SPLITS:
         for search in SEARCHES:
-            ours, theirs = (results["evaluation"][split][search] for results in (resumed, expected))
-            assert ours["wer"] == theirs["wer"] and ours["cer"] == theirs["cer"]
-            efficiency = ours["efficiency"]
-            assert efficiency["audio_seconds"] == pytest.approx(6 * 0.8, rel=0.01)
+            ours, theirs = (results.evaluation[split][search] for results in (resumed, expected))
+            assert ours.wer == theirs.wer and ours.cer == theirs.cer
+            efficiency = ours.efficiency
+            assert efficiency.audio_seconds == pytest.approx(6 * 0.8, rel=0.01)
             before = pieces.get((split, search), [])
             for stage in ("read", "features", "encoder", "decoding"):
-                measured = sum(batch.stage_seconds[stage] for batch in before)
+                measured = sum(batch.phase_seconds[stage] for batch in before)
                 if len(before) == 3:  # nothing was left: the times are those of the first run
-                    assert efficiency["stage_seconds"][stage] == pytest.approx(measured)
+                    assert efficiency.stage_seconds[stage] == pytest.approx(measured)
                 else:
-                    assert efficiency["stage_seconds"][stage] > measured
-            assert efficiency["wall_seconds"] >= efficiency["processing_seconds"]
-    assert resumed["evaluation"]["test-clean"]["greedy"]["efficiency"]["hardware"]["device"] == "cpu"
+                    assert efficiency.stage_seconds[stage] > measured
+            assert efficiency.wall_seconds >= efficiency.processing_seconds
+    assert resumed.evaluation["test-clean"]["greedy"].efficiency.hardware.device == "cpu"
 
 
-def fingerprint_of(path):
-    return json.loads(path.read_text().splitlines()[0])["fingerprint"]
+def key_of(path):
+    return json.loads(path.read_text().splitlines()[0])["key"]
 
 
 def test_what_was_decoded_under_other_circumstances_is_not_used(evaluated, decoded_ids, tmp_path):
@@ -213,11 +219,11 @@ def test_what_was_decoded_under_other_circumstances_is_not_used(evaluated, decod
     with pytest.raises(Interrupted):
         evaluated()
     path = kept(folder)["test-clean", "greedy"]
-    before = fingerprint_of(path)
+    before = key_of(path)
     limit[0] = len(seen) + 1
     with pytest.raises(Interrupted):
         evaluated(text="another yaml")
-    assert seen[4] == seen[0] and fingerprint_of(path) != before  # from the first batch on
+    assert seen[4] == seen[0] and key_of(path) != before  # from the first batch on
     limit[0] = None
     done = len(seen)
     evaluated(text="another yaml")
@@ -228,11 +234,11 @@ def test_what_was_decoded_under_other_circumstances_is_not_used(evaluated, decod
 
 KILLED_WHILE_WRITING = """
 import os, signal
-from hmamba_asr.evaluation import resume as decoded
+from hmamba_asr.evaluation import resume
 from hmamba_asr.training.experiment import run_script
 from train import main
 
-append, count = decoded.DecodedBatches.append, 0
+append, count = resume.BatchCache.append, 0
 
 
 def append_and_die(self, batch):
@@ -245,7 +251,7 @@ def append_and_die(self, batch):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-decoded.DecodedBatches.append = append_and_die
+resume.BatchCache.append = append_and_die
 run_script(main)
 """
 
@@ -284,8 +290,8 @@ def test_new_checkpoints_are_decoded_anew(evaluated, new_brain, decoded_ids, tmp
     with pytest.raises(Interrupted):
         evaluated()
     brain, train_set, valid_set, _ = new_brain(number_of_epochs=2, **SMALL_BATCHES)
-    before = load_best(brain)
+    before = brain.load_best()
     brain.fit(brain.hparams.epoch_counter, train_set, valid_set)
     limit[0] = None
     results = evaluated()
-    assert results["checkpoints"] != before and len(seen) == 4 + 12
+    assert results.checkpoints != before and len(seen) == 4 + 12

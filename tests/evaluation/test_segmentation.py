@@ -18,13 +18,13 @@ from hmamba_asr import cli
 from hmamba_asr.evaluation.segmentation import (
     Agreement,
     Alignment,
-    Chunks,
+    Segmentation,
     describe_boundaries,
     hits,
     read_alignment,
     read_alignments,
-    read_chunks,
-    write_chunks,
+    read_segmentations,
+    write_segmentations,
 )
 
 TEXTGRID = """\
@@ -126,21 +126,21 @@ def test_measures_by_hand(true, found, right, precision, recall, f1, r_value):
 
 def test_times_of_chunks():
     """Frame t begins half a frame before its centre; the first chunk's start is no boundary."""
-    chunks = Chunks("u", frames=10, first=-0.02, step=0.04, starts=((0, 3, 4), (0, 4)))
+    chunks = Segmentation("u", frames=10, first=-0.02, step=0.04, starts=((0, 3, 4), (0, 4)))
     assert chunks.boundaries() == pytest.approx([0.1, 0.14]) and chunks.boundaries(1) == pytest.approx([0.14])
     assert chunks.durations() == pytest.approx([0.12, 0.04, 0.24])
 
 
 def test_chunks_read_back(tmp_path):
-    chunks = [Chunks("b", 4, -0.02, 0.04, ((0, 2),)), Chunks("a", 3, -0.02, 0.04, ((0,),))]
+    chunks = [Segmentation("b", 4, -0.02, 0.04, ((0, 2),)), Segmentation("a", 3, -0.02, 0.04, ((0,),))]
     path = tmp_path / "new" / "chunks.jsonl"
-    write_chunks(path, chunks)
-    assert read_chunks(path) == chunks[::-1]
+    write_segmentations(path, chunks)
+    assert read_segmentations(path) == chunks[::-1]
     path.write_text('{"id": "a"}\n')
     with pytest.raises(ValueError, match=r"chunks\.jsonl, line 1 does not describe"):
-        read_chunks(path)
+        read_segmentations(path)
     with pytest.raises(FileNotFoundError, match="only runs that chunk have one"):
-        read_chunks(tmp_path / "chunks.jsonl")
+        read_segmentations(tmp_path / "chunks.jsonl")
 
 
 def test_a_textgrid_is_read(grid):
@@ -165,8 +165,8 @@ def test_what_is_no_alignment_is_refused(grid, text):
 def test_boundaries_at_every_phone_are_perfect_for_phones_and_too_many_for_words():
     ends = [0.2 * k for k in range(1, 11)]
     alignments = {"u": Alignment({"phones": tier(*ends), "words": tier(*ends[1::2])})}
-    chunks = Chunks("u", frames=20, first=0.0, step=0.1, starts=(tuple(range(0, 20, 2)),))
-    found = describe_boundaries([chunks, Chunks("other", 3, 0.0, 0.1, ((0,),))], alignments)
+    chunks = Segmentation("u", frames=20, first=0.0, step=0.1, starts=(tuple(range(0, 20, 2)),))
+    found = describe_boundaries([chunks, Segmentation("other", 3, 0.0, 0.1, ((0,),))], alignments)
     phones, words = (found["agreement"][name]["20"] for name in ("phones", "words"))
     over = phones["chunks"].pop("f1_over")
     assert (
@@ -199,7 +199,7 @@ def test_random_boundaries_hit_as_often_as_chance_has_it():
         intervals = tier(*places.tolist(), 5.0)
         alignments[f"u{number}"] = Alignment({"phones": intervals, "words": intervals})
         starts = (0, *np.sort(random.choice(np.arange(1, 50), 12, replace=False)).tolist())
-        chunks.append(Chunks(f"u{number}", 50, 0.0, 0.1, (starts,)))
+        chunks.append(Segmentation(f"u{number}", 50, 0.0, 0.1, (starts,)))
     at_20 = describe_boundaries(chunks, alignments)["agreement"]["phones"]["20"]
     for kind in (
         "random",
@@ -215,7 +215,7 @@ def test_random_boundaries_hit_as_often_as_chance_has_it():
 
 def test_silence_is_counted():
     phones = ((0.0, 1.0, "sil"), (1.0, 2.0, "A"), (2.0, 4.0, "B"))
-    chunks = Chunks("u", 40, 0.0, 0.1, ((0, 2, 5, 15, 30),))
+    chunks = Segmentation("u", 40, 0.0, 0.1, ((0, 2, 5, 15, 30),))
     found = describe_boundaries([chunks], {"u": Alignment({"phones": phones, "words": phones})})
     assert found["silence"] == {"boundaries": 0.5, "time": 0.25}
     with pytest.raises(ValueError, match="no chunking stage 1; these chunks have 1"):
@@ -226,7 +226,9 @@ def test_silence_is_counted():
 
 def test_the_command_prints_text_and_json(grid, tmp_path, capsys):
     """An utterance of one chunk has no boundaries: what cannot be measured is null."""
-    write_chunks(tmp_path / "run" / "test" / "dev" / "chunks.jsonl", [Chunks("u1", 25, -0.02, 0.04, ((0,),))])
+    write_segmentations(
+        tmp_path / "run" / "test" / "dev" / "chunks.jsonl", [Segmentation("u1", 25, -0.02, 0.04, ((0,),))]
+    )
     command = ["boundaries", str(tmp_path / "run"), "--split", "dev", "--alignments", str(grid.parent)]
     assert cli.main(command) == 0
     text = capsys.readouterr().out

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from hmamba_asr.evaluation.alignment import AlignedUtterance
 from hmamba_asr.evaluation.significance import bootstrap_interval, matched_pairs, paired_bootstrap
-from hmamba_asr.evaluation.wer import AlignedUtterance, align, read_trn, score_split
+from hmamba_asr.evaluation.wer import align, read_trn, score_split
 
 OUTPUTS = Path(__file__).parents[1] / "outputs"  # of a conmamba_demo run on test-other
 # What sctk 2.4.10 says of them: sclite -o sgml of each, then sc_stats -t mapsswe -v
@@ -117,7 +118,7 @@ def test_p_values_of_equal_systems_are_spread_evenly():
 
 
 def test_unequal_numbers_and_no_words_are_refused():
-    with pytest.raises(ValueError, match="one of words"):
+    with pytest.raises(ValueError, match="give both for each utterance"):
         bootstrap_interval([1, 2], [3])
     with pytest.raises(ValueError, match="references are empty"):
         bootstrap_interval([1], [0])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hmamba_asr.evaluation.segmentation import Chunks
+from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.evaluation.stability import Noise, Speed, compare_boundaries
 
 RATE = 16000
@@ -51,8 +51,8 @@ def test_speed_changes_duration_and_pitch(factor):
 def test_boundaries_of_a_faster_recording_are_found_at_their_clean_times():
     """Frames of 10 ms: starts at 1.1 times these places in the clean recording, 0.3 frames off at most."""
     places = np.array([11, 22, 47, 80, 130])
-    changed = Chunks("u", 200, 0.0, 0.01, ((0, *places.tolist()),))
-    clean = Chunks("u", 220, 0.0, 0.01, ((0, *np.round(1.1 * places).astype(int).tolist()),))
+    changed = Segmentation("u", 200, 0.0, 0.01, ((0, *places.tolist()),))
+    clean = Segmentation("u", 220, 0.0, 0.01, ((0, *np.round(1.1 * places).astype(int).tolist()),))
     found = compare_boundaries([clean], [changed], stretch=1.1)
     assert found["20"]["chunks"]["f1"] == 1.0 and found["20"]["chunks"]["true"] == 5
     assert (

@@ -1,4 +1,4 @@
-"""Stage times, real-time factor and merging, on a clock that the test turns."""
+"""Phase times, real-time factor and merging, on a clock that the test turns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmamba_asr.evaluation import timing as efficiency
-from hmamba_asr.evaluation.timing import Efficiency, StageTimer, merge
+from hmamba_asr.evaluation import timing
+from hmamba_asr.evaluation.results import plain
+from hmamba_asr.evaluation.timing import Efficiency, PhaseTimer, merge
 from hmamba_asr.system.hardware import hardware
 from hmamba_asr.system.memory import added_memory_mib, available_memory_mib, peak_memory_kind, peak_memory_mib
 
@@ -26,17 +27,17 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(efficiency.time, "perf_counter", clock)
+    monkeypatch.setattr(timing.time, "perf_counter", clock)
     return clock
 
 
-def test_stages_add_up(clock):
-    timer = StageTimer("cpu")
+def test_phases_add_up(clock):
+    timer = PhaseTimer("cpu")
     for seconds in (1.0, 2.0):
-        with timer.stage("features"):
+        with timer.phase("features"):
             clock.now += seconds
-        clock.now += 50.0  # between stages: nobody's time
-        with timer.stage("encoder"):
+        clock.now += 50.0  # between phases: nobody's time
+        with timer.phase("encoder"):
             clock.now += 10 * seconds
     assert timer.seconds == {"features": 3.0, "encoder": 30.0}
     assert timer.total == 33.0
@@ -44,25 +45,25 @@ def test_stages_add_up(clock):
     assert timer.seconds == {} and timer.total == 0.0
 
 
-def test_a_stage_that_raises_is_counted_and_closed(clock):
-    timer = StageTimer("cpu")
-    with pytest.raises(KeyError), timer.stage("read"):
+def test_a_phase_that_raises_is_counted_and_closed(clock):
+    timer = PhaseTimer("cpu")
+    with pytest.raises(KeyError), timer.phase("read"):
         clock.now += 4.0
         raise KeyError
-    with timer.stage("read"):
+    with timer.phase("read"):
         clock.now += 1.0
     assert timer.seconds == {"read": 5.0}
 
 
-def test_nested_stages_are_refused():
-    timer = StageTimer("cpu")
-    with timer.stage("encoder"), pytest.raises(RuntimeError, match="'features' begins inside 'encoder'"):  # noqa: SIM117
-        with timer.stage("features"):
+def test_nested_phases_are_refused():
+    timer = PhaseTimer("cpu")
+    with timer.phase("encoder"), pytest.raises(RuntimeError, match="'features' begins inside 'encoder'"):  # noqa: SIM117
+        with timer.phase("features"):
             pass
 
 
 def test_the_device_is_synchronised_at_both_edges(clock, monkeypatch):
-    """Kernels queued before a stage are not its own; those it queued are."""
+    """Kernels queued before a phase are not its own; those it queued are."""
     queued = [7.0]
 
     def synchronize(device):
@@ -71,8 +72,8 @@ def test_the_device_is_synchronised_at_both_edges(clock, monkeypatch):
         queued.clear()
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    timer = StageTimer("cuda")
-    with timer.stage("encoder"):
+    timer = PhaseTimer("cuda")
+    with timer.phase("encoder"):
         queued.append(3.0)
     assert timer.seconds == {"encoder": 3.0}
 
@@ -80,10 +81,10 @@ def test_the_device_is_synchronised_at_both_edges(clock, monkeypatch):
 def _measured(**changes) -> Efficiency:
     values = {
         "audio_seconds": 100.0,
-        "stage_seconds": {"read": 1.0, "decoding": 4.0},
+        "phase_seconds": {"read": 1.0, "decoding": 4.0},
         "wall_seconds": 6.0,
         "batch": 8,
-        "hardware": {"device": "cpu", "cpu": "EPYC", "cores": 2},
+        "hardware": {"device": "cpu", "cpu": "EPYC", "cores": 2, "gpu": None},
     }
     return Efficiency(**{**values, **changes})
 
@@ -91,14 +92,23 @@ def _measured(**changes) -> Efficiency:
 def test_rtf_is_processing_time_per_audio_time():
     measured = _measured()
     assert measured.rtf == pytest.approx(0.05)
-    assert json.loads(json.dumps(measured.to_dict())) == {
+    assert plain(measured.record(), "efficiency") == {
         "rtf": 0.05,
         "processing_seconds": 5.0,
         "audio_seconds": 100.0,
         "stage_seconds": {"read": 1.0, "decoding": 4.0},
         "wall_seconds": 6.0,
         "batch": 8,
-        "hardware": {"device": "cpu", "cpu": "EPYC", "cores": 2},
+        "hardware": {
+            "device": "cpu",
+            "cpu": "EPYC",
+            "cores": 2,
+            "torch_threads": None,
+            "gpu": None,
+            "gpu_memory_mib": None,
+            "cuda": None,
+            "platform": None,
+        },
         "processes": 1,
     }
     with pytest.raises(ValueError, match="no audio"):
@@ -106,23 +116,27 @@ def test_rtf_is_processing_time_per_audio_time():
 
 
 def test_merge_adds_audio_and_takes_the_longest_wall_time():
-    other = _measured(audio_seconds=300.0, stage_seconds={"read": 2.0, "lm": 3.0}, wall_seconds=9.0)
+    other = _measured(audio_seconds=300.0, phase_seconds={"read": 2.0, "lm": 3.0}, wall_seconds=9.0)
     merged = merge([_measured(), other])
     assert merged.audio_seconds == 400.0
     assert merged.wall_seconds == 9.0
-    assert merged.stage_seconds == {"read": 3.0, "decoding": 4.0, "lm": 3.0}
+    assert merged.phase_seconds == {"read": 3.0, "decoding": 4.0, "lm": 3.0}
     assert merged.processes == 2
     assert merged.rtf == pytest.approx(10.0 / 400.0)
     assert merged.hardware == _measured().hardware and merged.batch == 8
 
 
 def test_merge_of_equal_processes_keeps_the_rtf_and_names_mixed_hardware():
-    parts = [_measured(), _measured(hardware={"device": "cpu", "cpu": "Xeon", "cores": 4}, batch=4)]
+    parts = [
+        _measured(),
+        _measured(hardware={"device": "cpu", "cpu": "Xeon", "cores": 4, "gpu": None}, batch=4),
+    ]
     merged = merge(parts)
     assert merged.rtf == parts[0].rtf
-    assert merged.hardware == {"device": "cpu", "cpu": "EPYC + Xeon", "cores": "2 + 4"}
+    assert merged.hardware == {"device": "cpu", "cpu": "EPYC + Xeon", "cores": "2 + 4", "gpu": None}
+    assert merged.record().hardware.cores == "2 + 4"
     assert merged.batch == "4 + 8"
-    with pytest.raises(ValueError, match="Nothing to merge"):
+    with pytest.raises(ValueError, match="nothing to merge"):
         merge([])
 
 
@@ -166,7 +180,7 @@ def test_on_cuda():
     assert found["gpu"] == torch.cuda.get_device_name() and found["gpu_memory_mib"] > 0
     assert added_memory_mib(lambda: torch.ones(2**22, device="cuda"), "cuda") == pytest.approx(16)
     assert 0 < available_memory_mib("cuda") <= found["gpu_memory_mib"]
-    timer = StageTimer("cuda")
-    with timer.stage("sleep"):
+    timer = PhaseTimer("cuda")
+    with timer.phase("sleep"):
         torch.cuda._sleep(100_000_000)  # cycles: returns at once, runs for tens of milliseconds
     assert timer.seconds["sleep"] > 0.01

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmamba_asr.evaluation.results import plain
 from hmamba_asr.evaluation.wer import ErrorCounts, align, read_trn, score_split, write_alignments, write_trn
 
 REFERENCES = {
@@ -32,7 +33,7 @@ def test_known_word_errors():
     assert wer.errors == 5
     assert wer.rate == pytest.approx(100 * 5 / 11)
     assert wer.sentence_error_rate == 75.0
-    assert wer.to_dict() == {
+    assert plain(wer.record(), "wer") == {
         "rate": wer.rate,
         "tokens": 11,
         "errors": 5,
