@@ -14,20 +14,20 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from hmamba_asr.inference.recogniser import Recogniser
-from hmamba_asr.models.outputs import StageOutput
+from hmamba_asr.models.outputs import EncoderOutput
 from hmamba_asr.report.figures import Stage, draw_boundaries
 
 
-def stages_in_time(stages: tuple[StageOutput, ...], seconds_of) -> list[Stage]:
-    """Of a batch of one; ``seconds_of`` turns positions in encoder frames into seconds."""
-    drawn, positions = [], torch.arange(stages[0].boundary_prob.shape[1] if stages else 0)
-    for stage in stages:
+def stages_in_time(encoded: EncoderOutput, hop_seconds: float) -> list[Stage]:
+    """Return the chunking stages of a batch of one, with the times of the states that each was given."""
+    drawn: list[Stage] = []
+    positions = torch.arange(int(encoded.time_axis.frames[0]))
+    for stage in encoded.stages:
         states = int(stage.lengths)
-        times = np.asarray(seconds_of(positions[:states]), dtype=float)
+        times = encoded.time_axis.seconds(positions[:states] + 0.5, hop_seconds).numpy()  # a frame's centre
         drawn.append(
             Stage(times, stage.boundary_prob[0, :states].numpy(), stage.boundary_mask[0, :states].numpy())
         )
@@ -38,8 +38,8 @@ def stages_in_time(stages: tuple[StageOutput, ...], seconds_of) -> list[Stage]:
 def draw(recogniser: Recogniser, audio: Path, picture: Path) -> None:
     spectrogram, output = recogniser.listen(recogniser.read(audio))
     transcript = recogniser.tokenizer.decode(recogniser.search(output))[0]
-    hop, centres = recogniser.features.hop_seconds, recogniser.model.frontend.centres
-    stages = stages_in_time(output.encoded.stages, lambda frames: centres(frames) * hop)
+    hop = recogniser.features.hop_seconds
+    stages = stages_in_time(output.encoded, hop)
     draw_boundaries(
         picture,
         spectrogram=spectrogram[0].numpy(),

@@ -14,17 +14,21 @@ from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.nnet.linear import Linear
 
+from hmamba_asr.modules.chunkers import CTCChunker
 from hmamba_asr.system.hardware import default_device
 from hmamba_asr.system.memory import keep_freed_memory
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
 
 
-def forced_novelty(chunker: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def forced_novelty(
+    chunker: CTCChunker, x: torch.Tensor, lengths: torch.Tensor, ctc_head: Linear
+) -> torch.Tensor:
     """A chunker's novelty, computed and then replaced: only every ``target_ratio``-th frame is new, of a
     broken one on average, so that every window is given just what is its due."""
-    computed = type(chunker).novelty(chunker, x, lengths)
+    computed = type(chunker).novelty(chunker, x, lengths, ctc_head)
     due = (torch.arange(x.shape[1] + 1, device=x.device, dtype=torch.float64) / chunker.target_ratio).ceil()
     begins = due.diff() > 0
     return computed.masked_fill(begins, 0.5) * begins
@@ -56,7 +60,7 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: float
     hparams = load_hyperpyyaml(text, {"data_folder": folder, "output_folder": folder, **overrides})
     if frames_per_chunk is not None:
         chunker = hparams["encoder"].chunker
-        chunker.novelty = lambda x, lengths: forced_novelty(chunker, x, lengths)
+        chunker.novelty = lambda x, lengths, ctc_head: forced_novelty(chunker, x, lengths, ctc_head)
     return hparams
 
 

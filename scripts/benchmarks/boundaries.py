@@ -4,8 +4,8 @@
     python scripts/benchmarks/boundaries.py [--batch 64] [--seconds 15] [--units 128 5000] [--json FILE]
 
 The CTCChunker of hparams/hmamba_small_ls100.yaml on random states at 25 Hz: the CTC head on every frame,
-boundaries, and the means of the chunks, by the kernels (hmamba_asr/ops/boundaries_triton.py,
-pooling_triton.py) and by PyTorch's operations on the same GPU; forward, and with the backward pass to the
+boundaries, and the means of the chunks, by the kernels (hmamba_asr/ops/segment/kernels.py,
+pooling_kernels.py) and by PyTorch's operations on the same GPU; forward, and with the backward pass to the
 states. "graph" replays CUDA graphs, the GPU's part without the host's, without chunks_per_label, which has to
 wait for the GPU to count. Needs a CUDA GPU.
 
@@ -31,40 +31,37 @@ from benchmarking import (
 )
 from speechbrain.nnet.linear import Linear
 
-from hmamba_asr.modules.chunk_ops import as_many_as
+from hmamba_asr.modules.chunk_ops import trim_starts
 from hmamba_asr.modules.chunkers import CTCChunker
-from hmamba_asr.ops.segment import on_budget
-from hmamba_asr.ops.segment.pooling import pool_chunks
+from hmamba_asr.ops.segment import pool_chunks, select_boundaries
 from hmamba_asr.system.hardware import hardware, machine_name
 
 D_MODEL, FRAMES_PER_SECOND = 144, 25
 DIFFERENT = 1e-4  # of the frames
 
 
-def chunkers(units: int, device: torch.device, *, chunks_per_label: float) -> dict[str, CTCChunker]:
+def chunkers(*, chunks_per_label: float) -> dict[str, CTCChunker]:
     """The same one twice, by kernels and by plain operations."""
-    torch.manual_seed(0)
-    head = Linear(n_neurons=units, input_size=D_MODEL).to(device)
     found = {}
     for backend in ("triton", "reference"):
-        found[backend] = CTCChunker(
-            ctc_head=head, target_ratio=2.0, window=100, chunks_per_label=chunks_per_label
-        )
+        found[backend] = CTCChunker(target_ratio=2.0, window=100, chunks_per_label=chunks_per_label)
         found[backend].backend = backend
     return found
 
 
-def check(case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: torch.Tensor) -> None:
+def check(
+    case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: torch.Tensor, head: Linear
+) -> None:
     """Each kernel on what the plain operations before it gave."""
     plain = found["reference"]
-    novelty = plain.novelty(x, lengths)
-    require(f"novelty, {case}", relative_error(found["triton"].novelty(x, lengths), novelty), 1e-5)
+    novelty = plain.novelty(x, lengths, head)
+    require(f"novelty, {case}", relative_error(found["triton"].novelty(x, lengths, head), novelty), 1e-5)
     settings = {
         "target_ratio": plain.target_ratio,
         "window": plain.window,
         "chunks_per_label": plain.chunks_per_label,
     }
-    bounds = {backend: on_budget(novelty, lengths, **settings, backend=backend) for backend in found}
+    bounds = {backend: select_boundaries(novelty, lengths, **settings, backend=backend) for backend in found}
     different = (bounds["triton"].mask != bounds["reference"].mask).double().mean().item()
     require(f"the boundaries, {case}", different, DIFFERENT)
     same = bounds["reference"]
@@ -74,7 +71,7 @@ def check(case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: tor
         out = pool_chunks(
             leaf,
             same.scores,
-            chunk_frames=as_many_as(same.counts, None, same.chunk_frames),
+            chunk_frames=trim_starts(same.chunk_frames, same.counts, None),
             frame_to_chunk=same.frame_to_chunk,
             counts=same.counts,
             lengths=lengths,
@@ -85,17 +82,19 @@ def check(case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: tor
     require(f"the gradient, {case}", relative_error(grads["triton"], grads["reference"]), 1e-5)
 
 
-def runs_of(chunker: CTCChunker, x: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], object]]:
+def runs_of(
+    chunker: CTCChunker, x: torch.Tensor, lengths: torch.Tensor, head: Linear
+) -> dict[str, Callable[[], object]]:
     """Forward without gradients, and both passes."""
     leaf = x.detach().requires_grad_()
     weights = torch.randn_like(x)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
-            return chunker(x, lengths).chunks
+            return chunker(x, lengths, ctc_head=head).states
 
     def both() -> torch.Tensor:
-        chunks = chunker(leaf, lengths).chunks
+        chunks = chunker(leaf, lengths, ctc_head=head).states
         return torch.autograd.grad(chunks, leaf, weights[:, : chunks.shape[1]])[0]
 
     return {"forward": forward, "forward and backward": both}
@@ -128,10 +127,12 @@ def main() -> None:
     lengths = torch.linspace(x.shape[1] // 2, x.shape[1], options.batch, device=device).long()
     for units in options.units:
         for chunks_per_label in (1.1, 0.0):
-            found = chunkers(units, device, chunks_per_label=chunks_per_label)
+            torch.manual_seed(0)
+            head = Linear(n_neurons=units, input_size=D_MODEL).to(device)
+            found = chunkers(chunks_per_label=chunks_per_label)
             case = f"{units} units" + (f", {chunks_per_label} chunks a label" if chunks_per_label else "")
-            check(case, found, x, lengths)
-            ours, theirs = (runs_of(chunker, x, lengths) for chunker in found.values())
+            check(case, found, x, lengths, head)
+            ours, theirs = (runs_of(chunker, x, lengths, head) for chunker in found.values())
             if not chunks_per_label:
                 ours, theirs = ({**runs, "graph": graphed(runs["forward"])} for runs in (ours, theirs))
             for part in ours:

@@ -29,7 +29,7 @@ from benchmarking import (
     write_json,
 )
 
-from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conformer import ConformerEncoder
 from hmamba_asr.models.conmamba import ConMambaEncoder
 from hmamba_asr.system.hardware import hardware, machine_name
 from hmamba_asr.system.memory import added_memory_mib
@@ -50,7 +50,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     torch.manual_seed(0)
     conmamba = ConMambaEncoder(**COMMON, num_layers=12).to(device)
-    conformer = ConformerControl(**COMMON, num_layers=13, nhead=4).to(device)
+    conformer = ConformerEncoder(**COMMON, num_layers=13, nhead=4).to(device)
     sizes = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (conmamba, conformer)]
     machine = machine_name(hardware(device))
     print(
