@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.ops.dispatch import unavailable_reason
+from hmamba_asr.ops.attention import additive_mask, attend, attention_weights, split_heads
 
 
 class KeyValuePool:
@@ -174,7 +174,7 @@ class TransformerStepper:
             state.memory = [layer.project_memory(states) for layer in self.layers]
             if int(lengths.min()) < states.shape[1]:
                 mask = valid_mask(lengths, states.shape[1])[:, None, None]
-                state.memory_mask = _additive(mask, state.memory[0][0].dtype)
+                state.memory_mask = additive_mask(mask, state.memory[0][0].dtype)
         return state
 
     def step(
@@ -200,7 +200,7 @@ class TransformerStepper:
         for index, layer in enumerate(self.layers):
             query, keys_values = layer.project_self(x)
             if mask is None:
-                mask = _additive(ancestors, query.dtype)
+                mask = additive_mask(ancestors, query.dtype)
             x = layer.attend_self(
                 x, query, *state.pool.write(index, keys_values, layer.attention.num_heads), mask
             )
@@ -243,17 +243,17 @@ class _Layer:
         )
 
     def attend_self(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        return self._add(x, _attend(self.attention, query, keys, values, mask), 0)
+        return self._add(x, self.attention.out_proj(attend(query, keys, values, mask)), 0)
 
     def project_memory(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-attention keys and values (B, heads, T, d_head) of encoder states (B, T, d_model)."""
         width, heads = self.cross.embed_dim, self.cross.num_heads
         weight, bias = self.cross.in_proj_weight[width:], self.cross.in_proj_bias[width:]
         keys, values = F.linear(states, weight, bias).chunk(2, -1)
-        return _heads(keys, heads).contiguous(), _heads(values, heads).contiguous()
+        return split_heads(keys, heads).contiguous(), split_heads(values, heads).contiguous()
 
     def attend_memory(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        return self._add(x, _attend(self.cross, self._memory_query(x), keys, values, mask), 1)
+        return self._add(x, self.cross.out_proj(attend(self._memory_query(x), keys, values, mask)), 1)
 
     def skip_memory(self, x: Tensor) -> Tensor:
         """As :meth:`attend_memory` where the attention's output is zero."""
@@ -261,7 +261,7 @@ class _Layer:
 
     def memory_weights(self, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
         """Attention weights (B, hypotheses, T), the mean over the heads."""
-        return _weights(_heads(self._memory_query(x), self.cross.num_heads), keys, mask).mean(1)
+        return attention_weights(split_heads(self._memory_query(x), self.cross.num_heads), keys, mask).mean(1)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self._add(x, self.ffn(self.norms[-1](x) if self.pre_norm else x), len(self.norms) - 1)
@@ -287,49 +287,6 @@ def _attention(module: nn.Module) -> nn.MultiheadAttention:
             "attention with kdim, vdim, extra keys or without biases cannot be stepped; leave these options out."
         )
     return attention
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """(B, L, d_model) -> (B, heads, L, d_head)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where ``mask`` is true and -inf elsewhere: made once a step, and not by every layer's attention
-    anew."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
-
-
-def _weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention weights (B, heads, hypotheses, keys)."""
-    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    return (scores if mask is None else scores + mask).softmax(-1)
-
-
-def _by_kernel(query: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
-    """Whether attention is our kernel's. With 16 bits it would round the scores, as products do."""
-    if not query.is_cuda or unavailable_reason(query.device) is not None:
-        return False
-    from hmamba_asr.ops.attention import kernels as attention_triton
-
-    return attention_triton.can_attend(query, keys, mask) and attention_triton.pays(query, keys)
-
-
-def _attend(
-    attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-) -> Tensor:
-    """Few queries and many keys, of which PyTorch's fused float32 attention would keep a program for each
-    head busy."""
-    if _by_kernel(query, keys, mask):
-        from hmamba_asr.ops.attention import kernels as attention_triton
-
-        return attention.out_proj(attention_triton.attend(query, keys, values, mask))
-    query = _heads(query, attention.num_heads)
-    if query.is_cuda and query.element_size() > 2:
-        context = _weights(query, keys, mask) @ values
-    else:
-        context = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    return attention.out_proj(context.transpose(1, 2).flatten(2))
 
 
 def decoder_stepper(model: nn.Module) -> TransformerStepper:

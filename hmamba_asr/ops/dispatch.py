@@ -1,15 +1,16 @@
-"""Which of an operation's implementations runs: a plain one, its oracle, or Triton kernels."""
+"""The one place that decides which backend of an operation runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 
 def unavailable_reason(device: torch.device) -> str | None:
-    """Why the kernels cannot run on tensors of ``device``, as one sentence; None where they can."""
+    """Say in one sentence why Triton kernels cannot run on tensors of ``device``; None where they can."""
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -26,33 +27,58 @@ def unavailable_reason(device: torch.device) -> str | None:
     return None
 
 
-def resolve(
+def resolve_backend(
     backend: str,
     x: Tensor,
     *,
     operation: str,
     plain: tuple[str, ...] = ("reference",),
-    other: tuple[str, ...] = (),
+    optional: Mapping[str, Callable[[], str | None]] | None = None,
+    kernels_suit: bool = True,
 ) -> str:
-    """What ``backend`` stands for with inputs like x: "auto" is "triton" on a GPU, but for float64, else the
-    last of ``plain``; the ``other`` ones have to be asked for.
+    """Return the backend that ``backend`` stands for with inputs like ``x``.
+
+    "auto" is "triton" on a GPU, except for float64 and where ``kernels_suit`` is False; otherwise "auto" is
+    the last of ``plain``.
+
+    Parameters
+    ----------
+    backend : str
+        "auto", one of ``plain``, "triton", or a key of ``optional``.
+    x : Tensor
+        An input; its device and dtype count.
+    operation : str
+        The name of the operation, for messages.
+    plain : tuple of str
+        The backends in plain PyTorch, which run anywhere and in any precision; the fastest comes last.
+    optional : mapping of str to callable, optional
+        Backends of other packages, which are only taken when asked for. Each comes with a function that
+        returns the reason why the backend cannot run here, or None.
+    kernels_suit : bool
+        Whether "auto" may take the kernels.
 
     Raises
     ------
     ValueError
-        For an unknown backend, or float64 with "triton".
+        If the backend is unknown, or takes no float64 and ``x`` is float64.
     RuntimeError
-        If "triton" cannot run here.
+        If the backend cannot run here.
     """
-    backends = ("auto", *plain, "triton", *other)
+    optional = optional or {}
+    backends = ("auto", *plain, "triton", *optional)
     if backend not in backends:
         raise ValueError(f"{operation} backend '{backend}' is unknown; choose one of {', '.join(backends)}.")
     if backend == "auto":
-        by_kernel = x.is_cuda and x.dtype != torch.float64 and unavailable_reason(x.device) is None
-        return "triton" if by_kernel else plain[-1]
-    if backend == "triton" and (reason := unavailable_reason(x.device)):
+        by_kernels = (
+            kernels_suit and x.is_cuda and x.dtype != torch.float64 and unavailable_reason(x.device) is None
+        )
+        return "triton" if by_kernels else plain[-1]
+    if backend in plain:
+        return backend
+    reason = unavailable_reason(x.device) if backend == "triton" else optional[backend]()
+    if reason:
         raise RuntimeError(reason)
-    if backend not in plain and x.dtype == torch.float64:
+    if x.dtype == torch.float64:
         raise ValueError(
             f"the {backend} backend has no float64; use backend {' or '.join(map(repr, reversed(plain)))}."
         )

@@ -26,15 +26,13 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from hmamba_asr.ops import (  # noqa: E402
-    attention_triton,
-    boundaries,
-    boundaries_triton,
-    ctc_triton,
-    ema_triton,
-    mixer_kernels,
-    pooling_triton,
-)
+from hmamba_asr.ops.attention import kernels as attention_kernels  # noqa: E402
+from hmamba_asr.ops.attention.limits import BLOCK_Q  # noqa: E402
+from hmamba_asr.ops.ctc import kernels as ctc_kernels  # noqa: E402
+from hmamba_asr.ops.ema import kernels as ema_kernels  # noqa: E402
+from hmamba_asr.ops.mixer import kernels as mixer_kernels  # noqa: E402
+from hmamba_asr.ops.segment import MAX_WINDOW, pooling_kernels, reference  # noqa: E402
+from hmamba_asr.ops.segment import kernels as segment_kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan import kernels  # noqa: E402
 from hmamba_asr.ops.selective_scan.fused import BACKWARD, FORWARD  # noqa: E402
 
@@ -68,35 +66,35 @@ INT64 = (
     "counts",
 )
 FLOAT32 = tuple(
-    module.__name__ for module in (attention_triton, boundaries_triton, ema_triton, pooling_triton)
+    module.__name__ for module in (attention_kernels, segment_kernels, ema_kernels, pooling_kernels)
 )
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
-def variants(n: int, exact: bool) -> dict[str, tuple]:
-    """What training uses: kernel, constants by name, warps."""
+def variants(n: int, exact: bool, ptx: bool) -> dict[str, tuple]:
+    """Return what training uses, by name: the kernel, its constants by name, and its warps."""
     scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "channels": 288}
     n_pad = max(16, 1 << (n - 1).bit_length())
     tile = {"N": n, "N_PAD": n_pad, "HAS_LENGTHS": True}
     walk = {"REVERSE_BITS": 2, "G": 2, "K": 4, "BLOCK_D": 32, "HAS_LENGTHS": True}
     gate = {"G": 2, "ROWS": 32, "COLS": 64, "HAS_LENGTHS": True, "ALIGNED": True}
-    ctc = {"HAS_WINDOW": True, "BLOCK_T": ctc_triton.BLOCK_T}
-    attention = {"D": 36, "SCALE": 1 / 6, "HAS_MASK": True, "BLOCK_Q": attention_triton.BLOCK_Q}
-    attention |= {"BLOCK_T": attention_triton.BLOCK_T, "BLOCK_D": 64}
+    ctc = {"HAS_WINDOW": True, "BLOCK_T": ctc_kernels.BLOCK_T}
+    attention = {"D": 36, "SCALE": 1 / 6, "HAS_MASK": True, "BLOCK_Q": BLOCK_Q}
+    attention |= {"BLOCK_T": attention_kernels.BLOCK_T, "BLOCK_D": 64}
     budget = {
         "RATIO": 2.0,
         "WINDOW": 100,
         "PER_LABEL": 1.1,
         "WIDTH": 128,
-        "BLOCK_T": boundaries_triton.BLOCK_T,
+        "BLOCK_T": segment_kernels.BLOCK_T,
     }
-    names = ("MIN_NOVELTY", "MIN_SPREAD", "SHARPNESS", "FAR", "MOST_FURTHER", "ROUNDING")
+    names = ("MIN_NOVELTY", "MIN_SPREAD", "SHARPNESS", "FAR", "MAX_EXTRA", "ROUNDING")
     budget |= {
-        "BLOCK_J": boundaries_triton.PAIRS // 128,
-        **{name: getattr(boundaries, name) for name in names},
+        "BLOCK_J": segment_kernels.PAIRS // 128,
+        **{name: getattr(reference, name) for name in names},
     }
-    largest = budget | {"WINDOW": boundaries.MAX_WINDOW, "WIDTH": boundaries.MAX_WINDOW}
-    largest["BLOCK_J"] = boundaries_triton.PAIRS // boundaries.MAX_WINDOW
+    largest = budget | {"WINDOW": MAX_WINDOW, "WIDTH": MAX_WINDOW}
+    largest["BLOCK_J"] = segment_kernels.PAIRS // MAX_WINDOW
     pool = {"D": 144, "BLOCK_D": 256}
     prepass = {"WRITE_Y": False, "WRITE_SPANS": True, "HAS_D": False}
     return {
@@ -104,7 +102,7 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "scan before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": False}, 1),
         "adjoint before segments": (kernels.scan_kernel, scan | prepass | {"ADJOINT": True}, 1),
         "pass": (kernels.pass_kernel, {"N": n, "BLOCK": 128, "FROM_END": True, "HAS_INITIAL": True}, 4),
-        "backward": (kernels.backward_kernel, scan | {"ATOMIC": True, "EXACT": exact}, 1),
+        "backward": (kernels.backward_kernel, scan | {"ATOMIC": True, "EXACT": exact, "INLINE_PTX": ptx}, 1),
         "tile": (kernels.tile_kernel, tile | {"FROM_TILES": False}, 1),
         "tile back": (kernels.tile_kernel, tile | {"FROM_TILES": True}, 1),
         "conv_silu": (mixer_kernels.conv_silu_kernel, walk, 1),
@@ -114,21 +112,21 @@ def variants(n: int, exact: bool) -> dict[str, tuple]:
         "prepare": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
         "prepare, 16-bit weights": (mixer_kernels.prepare_kernel, {"G": 2, "N": n, "BLOCK": 1024}, 4),
         "finish": (mixer_kernels.finish_kernel, {"N": n, "K": 4, "ROWS": 128, "COLS": 32}, 4),
-        "ema": (ema_triton.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
-        "ema backward": (ema_triton.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
-        "attend": (attention_triton.attend_kernel, attention, attention_triton.WARPS),
+        "ema": (ema_kernels.ema_kernel, {"BACKWARD": False, "BLOCK_D": 32}, 1),
+        "ema backward": (ema_kernels.ema_kernel, {"BACKWARD": True, "BLOCK_D": 32}, 1),
+        "attend": (attention_kernels.attend_kernel, attention, attention_kernels.WARPS),
         "novelty": (
-            boundaries_triton.label_novelty_kernel,
-            {"LEAST": 1e-5, "BLOCK_V": boundaries_triton.BLOCK_V},
+            segment_kernels.label_novelty_kernel,
+            {"LEAST": 1e-5, "BLOCK_V": segment_kernels.BLOCK_V},
             1,
         ),
-        "budget": (boundaries_triton.on_budget_kernel, budget, boundaries_triton.WARPS),
-        "budget, large windows": (boundaries_triton.on_budget_kernel, largest, boundaries_triton.WARPS),
-        "pool": (pooling_triton.pool_kernel, pool, 1),
-        "pool backward": (pooling_triton.pool_backward_kernel, pool | {"OF_X": True, "OF_SCORES": True}, 1),
-        "ctc begin": (ctc_triton.begin_kernel, ctc, ctc_triton.WARPS),
-        "ctc scores": (ctc_triton.scores_kernel, {"BLOCK_V": ctc_triton.BLOCK_V}, ctc_triton.WARPS),
-        "ctc extend": (ctc_triton.extend_kernel, ctc, ctc_triton.WARPS),
+        "boundaries": (segment_kernels.select_boundaries_kernel, budget, segment_kernels.WARPS),
+        "boundaries, large windows": (segment_kernels.select_boundaries_kernel, largest, segment_kernels.WARPS),
+        "pool": (pooling_kernels.pool_kernel, pool, 1),
+        "pool backward": (pooling_kernels.pool_backward_kernel, pool | {"OF_X": True, "OF_SCORES": True}, 1),
+        "ctc begin": (ctc_kernels.begin_kernel, ctc, ctc_kernels.WARPS),
+        "ctc scores": (ctc_kernels.scores_kernel, {"BLOCK_V": ctc_kernels.BLOCK_V}, ctc_kernels.WARPS),
+        "ctc extend": (ctc_kernels.extend_kernel, ctc, ctc_kernels.WARPS),
     }
 
 
@@ -144,11 +142,11 @@ def signature(function, constants: dict, dtype: str) -> dict[str, str]:
             types[name] = "constexpr"
         elif name in INT64:
             types[name] = "*i64"
-        elif name == "mask" and module == boundaries_triton.__name__:
+        elif name == "mask" and module == segment_kernels.__name__:
             types[name] = "*i1"
         elif integers.match(name):
             types[name] = "i32"
-        elif module == ctc_triton.__name__:
+        elif module == ctc_kernels.__name__:
             types[name] = "*fp32" if name in ("log_probs", "phi", "products") else "*fp64"
         elif name == "states":
             types[name] = "*bf16" if dtype == "bf16" else "*fp32"
@@ -206,10 +204,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--states", type=int, default=16, help="d_state (default 16)")
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16")
+    parser.add_argument("--plain", action="store_true", help="the plain Triton form, without PTX assembly")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these (default: all)")
     options = parser.parse_args(argv)
     failed = False
-    chosen = variants(options.states, options.dtype == "fp32")
+    chosen = variants(options.states, options.dtype == "fp32", not options.plain)
     if unknown := set(options.kernels or ()) - chosen.keys():
         parser.error(f"there is no kernel {unknown.pop()}; there are: {', '.join(chosen)}")
     print(

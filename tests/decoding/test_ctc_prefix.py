@@ -12,7 +12,9 @@ from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding import scorers
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.ctc_prefix import IMPOSSIBLE, CTCPrefixScorer, ctc_greedy
+from hmamba_asr.decoding.ctc_prefix import CTCPrefixScorer
+from hmamba_asr.decoding.greedy import ctc_greedy
+from hmamba_asr.ops.ctc import IMPOSSIBLE
 from hmamba_asr.ops.dispatch import unavailable_reason
 
 BLANK, EOS = 0, 3
@@ -170,8 +172,8 @@ def test_a_search_with_the_kernels_finds_what_one_without_finds(recogniser, monk
         torch.tensor([9, 4, 1]),
     )
     found = []
-    for fused in (False, True):
-        monkeypatch.setattr(scorers, "CTCPrefixScorer", partial(CTCPrefixScorer, fused=fused))
+    for backend in ("reference", "triton"):
+        monkeypatch.setattr(scorers, "CTCPrefixScorer", partial(CTCPrefixScorer, backend=backend))
         ctc = CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)
         search = JointBeamSearcher(
             modules=[model, model.output_head],

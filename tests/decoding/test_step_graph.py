@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_flatten
 from hmamba_asr.decoding import beam as beam_module
 from hmamba_asr.decoding import stepper as incremental
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.step_graph import StepGraph, _captures, record_cuda_graph
+from hmamba_asr.decoding.step_graph import StepGraph, _captures, capture_cuda_graph
 
 BLANK, BOS, EOS, VOCAB, D = 0, 1, 2, 40, 16
 LENGTHS = [25, 19, 13, 25, 7, 2, 1]
@@ -150,8 +150,8 @@ def test_replays_are_the_steps(name, recogniser, monkeypatch):
         search = make_searcher(recogniser(seed=seed, vocab=VOCAB, eos_bias=1.0), **SETTINGS[name])
         expected = search.search(*data(seed))
         with monkeypatch.context() as patch:
-            patch.setattr(beam_module, "StepGraph", partial(StepGraph, record=Recorder(counts)))
-            patch.setattr(JointBeamSearcher, "_can_graph", lambda self, device: True)
+            patch.setattr(beam_module, "StepGraph", partial(StepGraph, capture=Recorder(counts)))
+            patch.setattr(JointBeamSearcher, "_use_cuda_graph", lambda self, device: True)
             patch.setattr(incremental, "KeyValuePool", partial(incremental.KeyValuePool, whole=True))
             found = search.search(*data(seed))
         check_same(found, expected)
@@ -169,8 +169,8 @@ def test_a_capture_without_memory_is_given_up_for_plain_steps(recogniser, monkey
     tried = []
     search = make_searcher(recogniser(vocab=VOCAB, eos_bias=1.0))
     expected = search.search(*data(0))
-    monkeypatch.setattr(beam_module, "StepGraph", partial(StepGraph, record=record))
-    monkeypatch.setattr(JointBeamSearcher, "_can_graph", lambda self, device: True)
+    monkeypatch.setattr(beam_module, "StepGraph", partial(StepGraph, capture=record))
+    monkeypatch.setattr(JointBeamSearcher, "_use_cuda_graph", lambda self, device: True)
     check_same(search.search(*data(0)), expected)
     assert tried == [torch.device("cpu")]
 
@@ -193,7 +193,7 @@ def test_idle_memory_is_given_back_before_a_capture_misses_it(free, emptied, mon
     device, before = torch.device("cuda", 0), object()
     monkeypatch.setattr(_captures, "graphs", {device: before})
     with pytest.raises(Reached):
-        record_cuda_graph(lambda: None, device)
+        capture_cuda_graph(lambda: None, device)
     assert len(calls) == emptied and _captures.graphs == ({} if emptied else {device: before})
 
 
@@ -230,20 +230,20 @@ def test_a_capture_that_failed_leaves_its_pool_to_nobody(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(_captures, "graphs", {})
     monkeypatch.setattr(_captures, "streams", {})
-    record_cuda_graph(lambda: None, device)
+    capture_cuda_graph(lambda: None, device)
     assert device in _captures.graphs
     with pytest.raises(RuntimeError, match="not permitted"):
-        record_cuda_graph(fail, device)
+        capture_cuda_graph(fail, device)
     assert not _captures.graphs
 
 
 def test_what_works_on_the_host_is_not_recorded(recogniser):
     search = make_searcher(recogniser(vocab=VOCAB))
     gpu = torch.device("cuda")
-    assert search._can_graph(gpu) and not search._can_graph(torch.device("cpu"))
-    search.scorers[0].on_device = False  # as KenLM's
-    assert not search._can_graph(gpu)
-    assert not make_searcher(recogniser(vocab=VOCAB), cuda_graph=False)._can_graph(gpu)
+    assert search._use_cuda_graph(gpu) and not search._use_cuda_graph(torch.device("cpu"))
+    search.scorers[0].capturable = False  # as KenLM's
+    assert not search._use_cuda_graph(gpu)
+    assert not make_searcher(recogniser(vocab=VOCAB), cuda_graph=False)._use_cuda_graph(gpu)
 
 
 @pytest.mark.gpu
@@ -253,14 +253,14 @@ def test_what_works_on_the_host_is_not_recorded(recogniser):
 def test_graphs_on_the_gpu_find_what_steps_find(name, device, recogniser, monkeypatch):
     if int(device[-1]) >= torch.cuda.device_count():
         pytest.skip("needs a second GPU")
-    from hmamba_asr.ops.attention import kernels as attention_triton
+    from hmamba_asr.ops.attention import limits
 
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)  # which SpeechBrain allows on import
     for seed in range(3):
         model = recogniser(seed=seed, vocab=VOCAB, eos_bias=1.0).to(device)
         found = []
         for graph, least in ((True, 1), (False, 10**6)):  # attention by the kernel, and as products
-            monkeypatch.setattr(attention_triton, "MIN_PROGRAMS", least)
+            monkeypatch.setattr(limits, "MIN_PROGRAMS", least)
             search = make_searcher(model, device=device, cuda_graph=graph, **SETTINGS[name])
             found.append(search.search(*data(seed, device)))
         check_same(*found)

@@ -8,6 +8,7 @@ from torch import nn
 
 from hmamba_asr.decoding import stepper as incremental
 from hmamba_asr.decoding.stepper import KeyValuePool, LanguageModelStepper, decoder_stepper
+from hmamba_asr.ops.attention import attend, kernel_takes
 from hmamba_asr.ops.dispatch import unavailable_reason
 
 VOCAB, D = 11, 16
@@ -144,9 +145,11 @@ def test_decoder_steps_are_the_whole_prefixes(normalize_before, dtype, attention
 def test_attention_by_the_kernel_gives_the_same(whole, lengths, monkeypatch):
     """Of views as the stepper gives it: queries beside keys, a pool's keys, a mask of ancestors, one of
     padding, and none."""
-    from hmamba_asr.ops.attention import kernels as attention_triton
 
-    monkeypatch.setattr(incremental, "_by_kernel", attention_triton.can_attend)
+    def by_kernel(query, keys, values, mask):
+        return attend(query, keys, values, mask, backend="triton" if kernel_takes(query, keys, mask) else "auto")
+
+    monkeypatch.setattr(incremental, "attend", by_kernel)
     monkeypatch.setattr(KeyValuePool.__init__, "__defaults__", (8, whole))  # the pool moves and grows
     model, language = (
         transformer_asr(normalize_before=True, dtype=torch.float32),

@@ -9,13 +9,14 @@ from hmamba_asr.ops.dispatch import unavailable_reason
 
 if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None:
     pytest.skip("Triton cannot run", allow_module_level=True)
-from hmamba_asr.ops.attention import kernels as attention_triton  # noqa: E402
+from hmamba_asr.ops.attention import attend, kernel_pays, kernel_takes, limits  # noqa: E402
+from hmamba_asr.ops.attention import kernels as attention_kernels  # noqa: E402
 
 
-@pytest.fixture(autouse=True, params=[16, attention_triton.BLOCK_T], ids="keys at a time: {}".format)
+@pytest.fixture(autouse=True, params=[16, attention_kernels.BLOCK_T], ids="keys at a time: {}".format)
 def keys_at_a_time(request, monkeypatch):
     """Few, so that there are several blocks, and as many as there are."""
-    monkeypatch.setattr(attention_triton, "BLOCK_T", request.param)
+    monkeypatch.setattr(attention_kernels, "BLOCK_T", request.param)
 
 
 def plain(query, keys, values, mask):
@@ -33,7 +34,7 @@ def random_inputs(device, *, queries=3, keys=21, d_head=5, heads=2, batch=2):
 
 
 def assert_same(inputs, mask):
-    actual = attention_triton.attend(*inputs, mask)
+    actual = attention_kernels.kernel_attend(*inputs, mask)
     torch.testing.assert_close(actual.double(), plain(*inputs, mask), rtol=1e-5, atol=1e-6)
 
 
@@ -46,15 +47,15 @@ def test_the_kernel_is_attention(keys, queries, device, poisoned):
 @pytest.mark.parametrize("d_head", [1, 16, 36, 64])
 def test_heads_of_any_width_up_to_the_limit(d_head, device):
     inputs = random_inputs(device, d_head=d_head)
-    assert attention_triton.can_attend(*inputs[:2], None)
+    assert kernel_takes(*inputs[:2], None)
     assert_same(inputs, None)
 
 
 def test_what_it_does_not_take(device):
     query, keys, _ = random_inputs(device)
-    wider = random_inputs(device, d_head=attention_triton.MAX_D_HEAD + 1)
+    wider = random_inputs(device, d_head=limits.MAX_D_HEAD + 1)
     mask = torch.zeros(2, 1, 3, 21, device=device)
-    assert attention_triton.can_attend(query, keys, mask)
+    assert kernel_takes(query, keys, mask)
     for refused in (
         (*wider[:2], None),
         (query.double(), keys, None),
@@ -63,7 +64,7 @@ def test_what_it_does_not_take(device):
         (query, keys, mask.bool()),
         (query.clone().requires_grad_(), keys, None),
     ):
-        assert not attention_triton.can_attend(*refused)
+        assert not kernel_takes(*refused)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,8 @@ def test_what_it_does_not_take(device):
 )
 def test_few_programs_do_not_pay(batch, queries, keys, pays, device):
     query, keys, _ = random_inputs(device, batch=batch, queries=queries, keys=keys)
-    assert attention_triton.pays(query, keys) == pays
-    assert not attention_triton.pays(query, keys.repeat(1, 1, 200, 1))
+    assert kernel_pays(query, keys) == pays
+    assert not kernel_pays(query, keys.repeat(1, 1, 200, 1))
 
 
 def test_large_scores(device):
@@ -95,9 +96,9 @@ def test_what_is_masked_for_all_queries_is_not_read_where_whole_blocks_are(devic
     mask = torch.zeros(1, 1, 1, 100, device=device)  # the same for both utterances
     mask[..., 32:] = -math.inf
     expected = plain(query, keys, values, mask)
-    beyond = max(32, attention_triton.BLOCK_T)
+    beyond = max(32, attention_kernels.BLOCK_T)
     keys[:, :, beyond:], values[:, :, beyond:] = math.nan, math.nan
-    actual = attention_triton.attend(query, keys, values, mask)
+    actual = attention_kernels.kernel_attend(query, keys, values, mask)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -107,10 +108,10 @@ def test_views_are_read_where_they_lie(device):
     wide = torch.cat([query, query], -1)[..., : query.shape[-1]]
     pool = torch.stack([torch.cat([x, x], 2) for x in (keys, values)])[..., : keys.shape[2], :]
     assert not wide.is_contiguous() and not pool[0].is_contiguous()
-    expected = attention_triton.attend(query, keys, values, None)
-    assert torch.equal(attention_triton.attend(wide, pool[0], pool[1], None), expected)
+    expected = attention_kernels.kernel_attend(query, keys, values, None)
+    assert torch.equal(attention_kernels.kernel_attend(wide, pool[0], pool[1], None), expected)
     across = keys.transpose(2, 3).contiguous().transpose(2, 3)
-    assert torch.equal(attention_triton.attend(query, across, values, None), expected)
+    assert torch.equal(attention_kernels.kernel_attend(query, across, values, None), expected)
 
 
 def test_a_query_that_sees_nothing_is_not_a_number(device):
@@ -118,6 +119,6 @@ def test_a_query_that_sees_nothing_is_not_a_number(device):
     inputs = random_inputs(device)
     mask = torch.zeros(2, 1, 3, 21, device=device)
     mask[0, :, 1] = -math.inf
-    actual, expected = attention_triton.attend(*inputs, mask), plain(*inputs, mask)
+    actual, expected = attention_kernels.kernel_attend(*inputs, mask), plain(*inputs, mask)
     assert torch.isnan(actual[0, 1]).all() and torch.isnan(expected[0, 1]).all()
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)

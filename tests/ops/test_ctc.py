@@ -42,7 +42,8 @@ def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
         log_probs[row, length:] = math.nan
     log_probs, lengths = log_probs.transpose(0, 1).contiguous().transpose(0, 1).to(device), lengths.to(device)
     plain, fused = (
-        CTCPrefixScorer(log_probs, lengths, blank=BLANK, eos=EOS, fused=fused) for fused in (False, True)
+        CTCPrefixScorer(log_probs, lengths, blank=BLANK, eos=EOS, backend=backend)
+        for backend in ("reference", "triton")
     )
     inside = torch.arange(frames, device=device) < lengths.view(-1, 1, 1)
     state, other, count = plain.start(), fused.start(), 1
@@ -76,10 +77,14 @@ def test_a_prefix_does_not_depend_on_its_mates_or_padding(device):
         torch.randn(2, 20, VOCAB, generator=torch.Generator().manual_seed(0)).log_softmax(-1).to(device)
     )
     together = CTCPrefixScorer(
-        log_probs, torch.tensor([20, 11], device=device), blank=BLANK, eos=EOS, fused=True
+        log_probs, torch.tensor([20, 11], device=device), blank=BLANK, eos=EOS, backend="triton"
     )
     alone = CTCPrefixScorer(
-        log_probs[1:, :11].contiguous(), torch.tensor([11], device=device), blank=BLANK, eos=EOS, fused=True
+        log_probs[1:, :11].contiguous(),
+        torch.tensor([11], device=device),
+        blank=BLANK,
+        eos=EOS,
+        backend="triton",
     )
     states = [scorer.start() for scorer in (together, alone)]
     for label in (4, 4, 5):

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hmamba_asr.ops.dispatch import unavailable_reason
-from hmamba_asr.ops.segment import positions
-from hmamba_asr.ops.segment.pooling import pool_chunks
+from hmamba_asr.ops.segment import pool_chunks, positions
 
 LENGTHS = torch.tensor([23, 1, 8, 0])
 

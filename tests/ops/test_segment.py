@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hmamba_asr.ops import segment as boundaries
 from hmamba_asr.ops.dispatch import unavailable_reason
-from hmamba_asr.ops.segment import label_novelty, on_budget, positions
+from hmamba_asr.ops.segment import label_novelty, positions, select_boundaries
 
 by_kernel = pytest.mark.skipif(
     unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None,
@@ -28,8 +28,8 @@ def small_blocks(monkeypatch):
 def both(novelty, lengths, device, **settings):
     """Boundaries by the reference and by the kernel, both in float32, in which certainties are far from those
     of float64."""
-    plain = on_budget(novelty, lengths, **settings, backend="reference")
-    return plain, on_budget(novelty.to(device), lengths.to(device), **settings, backend="triton")
+    plain = select_boundaries(novelty, lengths, **settings, backend="reference")
+    return plain, select_boundaries(novelty.to(device), lengths.to(device), **settings, backend="triton")
 
 
 def assert_same(plain, fused):
@@ -101,9 +101,9 @@ def test_what_the_kernel_gives_an_utterance_does_not_depend_on_its_batch(device,
     novelty, lengths = torch.rand(3, 60, device=device), torch.tensor([60, 33, 7], device=device)
     novelty *= torch.arange(60, device=device) < lengths.unsqueeze(1)
     settings = {"target_ratio": 2.0, "window": 20, "chunks_per_label": 1.0, "backend": "triton"}
-    batch = on_budget(novelty, lengths, **settings)
+    batch = select_boundaries(novelty, lengths, **settings)
     for row, n in enumerate(lengths.tolist()):
-        alone = on_budget(novelty[row : row + 1, :n], lengths[row : row + 1], **settings)
+        alone = select_boundaries(novelty[row : row + 1, :n], lengths[row : row + 1], **settings)
         for name in ("scores", "prob", "mask", "frame_to_chunk", "chunk_frames"):
             assert torch.equal(getattr(batch, name)[row, :n], getattr(alone, name)[0]), name
 
@@ -160,13 +160,13 @@ def test_rounding_does_not_decide(backend, device):
     device = device if backend == "triton" else torch.device("cpu")
     novelty = torch.rand(1, 39, device=device)
     settings = {"window": 50, "backend": backend}
-    assert on_budget(
+    assert select_boundaries(
         novelty, torch.tensor([39], device=device), target_ratio=1.3, **settings
     ).counts.tolist() == [30]
     labels = torch.full((2, 10), 0.6, device=device)
     labels[1] += 0.004  # which is more
     lengths = torch.tensor([10, 10], device=device)
-    counts = on_budget(labels, lengths, target_ratio=2.0, chunks_per_label=1.0, **settings).counts
+    counts = select_boundaries(labels, lengths, target_ratio=2.0, chunks_per_label=1.0, **settings).counts
     assert counts.tolist() == [6, 7]
 
 
@@ -175,9 +175,9 @@ def test_padding_is_not_read(backend, device):
     device = device if backend == "triton" else torch.device("cpu")
     novelty, lengths = torch.rand(2, 20, device=device).T.contiguous().T, torch.tensor([20, 9], device=device)
     settings = {"target_ratio": 2.0, "window": 8, "chunks_per_label": 1.0, "backend": backend}
-    clean = on_budget(novelty, lengths, **settings)
+    clean = select_boundaries(novelty, lengths, **settings)
     novelty[1, 9:] = float("nan")
-    dirty = on_budget(novelty, lengths, **settings)
+    dirty = select_boundaries(novelty, lengths, **settings)
     for name in ("prob", "scores", *EXACT):
         assert torch.equal(getattr(dirty, name), getattr(clean, name)), name
 
@@ -202,7 +202,7 @@ def test_a_blank_counted_from_the_end(device):
 def test_no_utterances():
     none = torch.zeros(0, dtype=torch.long)
     novelty = label_novelty(torch.zeros(0, 7, 3), torch.eye(3), None, none, blank=0)
-    found = on_budget(novelty, none, target_ratio=2.0, window=4, chunks_per_label=1.0)
+    found = select_boundaries(novelty, none, target_ratio=2.0, window=4, chunks_per_label=1.0)
     assert novelty.shape == found.mask.shape == (0, 7) and found.counts.shape == (0,)
 
 
@@ -221,7 +221,7 @@ def test_what_is_no_number_is_not_new(device, small_blocks):
     plain, fused = both(novelty, lengths, device, **settings)
     assert_same(plain, fused)
     assert torch.equal(
-        plain.mask, on_budget(novelty.nan_to_num(0.0), lengths, **settings, backend="reference").mask
+        plain.mask, select_boundaries(novelty.nan_to_num(0.0), lengths, **settings, backend="reference").mask
     )
     assert plain.mask[0, 0] and not plain.mask[0, [5, 6, 29]].any()
     logits = torch.randn(1, 6, 5)
@@ -257,7 +257,7 @@ def test_novelty_by_the_kernel_does_not_depend_on_the_batch(device, small_blocks
 
 def test_no_frames():
     for window in (None, 4):
-        found = on_budget(torch.zeros(2, 0), torch.tensor([0, 0]), target_ratio=2.0, window=window)
+        found = select_boundaries(torch.zeros(2, 0), torch.tensor([0, 0]), target_ratio=2.0, window=window)
         assert found.mask.shape == (2, 0) and found.counts.tolist() == [0, 0]
 
 
@@ -265,13 +265,13 @@ def test_no_frames():
 def test_bad_requests_are_one_sentence(device):
     novelty, lengths = torch.rand(1, 8), torch.tensor([8])
     with pytest.raises(
-        ValueError, match="on_budget backend 'fast' is unknown; choose one of auto, reference, triton"
+        ValueError, match="select_boundaries backend 'fast' is unknown; choose one of auto, reference, triton"
     ):
-        on_budget(novelty, lengths, target_ratio=2, window=4, backend="fast")
+        select_boundaries(novelty, lengths, target_ratio=2, window=4, backend="fast")
     for bad in (None, 513):
         with pytest.raises(ValueError, match="has no gradient and needs a window of at most 512 frames"):
-            on_budget(novelty, lengths, target_ratio=2, window=bad, backend="triton")
+            select_boundaries(novelty, lengths, target_ratio=2, window=bad, backend="triton")
     with pytest.raises(ValueError, match="has no gradient"):
-        on_budget(novelty.requires_grad_(), lengths, target_ratio=2, window=4, backend="triton")
+        select_boundaries(novelty.requires_grad_(), lengths, target_ratio=2, window=4, backend="triton")
     with pytest.raises(ValueError, match="no float64; use backend 'reference'"):
         novelty_of(torch.zeros(1, 1, 3).double(), lengths, "triton", device)

@@ -1,11 +1,10 @@
-"""Attention of a few queries to many keys in one launch: a step of a beam search, each head's hypotheses
-against an utterance.
+"""Attention of a few queries to many keys in one launch.
 
-PyTorch's fused attention takes a program for each head and lets most of a GPU idle, or none for float32 with
-a mask; as matrix products it is five launches that write the scores and read them again. Here a program takes
-a head's queries, 16 at a time, through all keys with a running softmax (Milakov and Gimelshein,
-https://arxiv.org/abs/1805.02867), and skips blocks that none of its queries may see: those of slots not yet
-taken. A product of float32 is three of TF32, whose sum is as exact.
+PyTorch's fused attention takes a program for each head, which lets most of a GPU idle, or none for float32
+with a mask. As matrix products attention is five launches that write the scores and read them again. Here a
+program takes a head's queries, 16 at a time, through all keys with a running softmax (Milakov and Gimelshein
+2018, https://arxiv.org/abs/1805.02867). It skips blocks of keys that none of its queries may see, such as
+slots that no token has taken yet. A float32 product is three of TF32, whose sum is as exact.
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hmamba_asr.ops.attention.limits import BLOCK_Q
 from hmamba_asr.ops.launch import kernel, launch
+from hmamba_asr.ops.register import KernelOp
 
-BLOCK_Q, BLOCK_T = 16, 64  # queries of a program, and keys at a time
-MAX_D_HEAD = 64  # a block of keys and one of values must fit the registers
-MIN_PROGRAMS, MAX_KEYS = (
-    64,
-    2048,
-)  # fewer programs, or longer walks of each, leave a GPU idle: products are faster then
+BLOCK_T = 64  # keys at a time
 WARPS = 4
 
 
@@ -51,9 +47,11 @@ def attend_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """out (B, Q, heads D) = softmax(SCALE query keys^T + mask) values, head by head: query (B, Q, heads D),
-    keys and values (B, heads, T, D), mask (B, Q, T), 0 or -inf. Strides of a batch, query and head; 0 where a
-    mask repeats."""
+    """Write out (B, Q, heads D) = softmax(SCALE query keys^T + mask) values, head by head.
+
+    query (B, Q, heads D); keys and values (B, heads, T, D); mask (B, Q, T), 0 or -inf. The strides are those
+    of utterances (``_b``), queries (``_q``) and heads (``_h``); a mask that repeats has stride 0.
+    """
     b, h = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     i = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     d, j = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_T)
@@ -91,33 +89,12 @@ def attend_kernel(
     tl.store(at, context / total[:, None], mask=in_q & in_d)
 
 
-def can_attend(query: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
-    """Whether :func:`attend` takes these: float32, heads of up to 64, a mask for all heads, and no gradient
-    wanted."""
-    in_reach = keys.shape[-1] <= MAX_D_HEAD and (
-        mask is None or (mask.shape[1] == 1 and mask.dtype == torch.float32)
-    )
-    return (
-        in_reach
-        and query.dtype == keys.dtype == torch.float32
-        and not (torch.is_grad_enabled() and query.requires_grad)
-    )
-
-
-def pays(query: Tensor, keys: Tensor) -> bool:
-    """Whether a GPU has enough to do with it: some 64 heads and more, as of sixteen utterances."""
-    programs = keys.shape[0] * keys.shape[1] * -(-query.shape[1] // BLOCK_Q)
-    return programs >= MIN_PROGRAMS and keys.shape[2] <= MAX_KEYS
-
-
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Query (B, Q, d_model), keys and values (B, heads, T, d_head) with rows in line, mask (B or 1, 1, Q or
-    1, T), 0 or -inf, or None -> context (B, Q, d_model). Not a number for a query that sees nothing."""
+def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     batch, heads, frames, d_head = keys.shape
     query = query if query.stride(-1) == 1 else query.contiguous()
     keys, values = (x if x.stride()[2:] == (d_head, 1) else x.contiguous() for x in (keys, values))
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    strides = (0, 0)
+    strides: tuple[int, ...] = (0, 0)
     if mask is not None:
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         strides = tuple(0 if mask.shape[dim] == 1 else mask.stride(dim) for dim in (0, 2))
@@ -138,3 +115,11 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
         num_warps=WARPS,
     )
     return out
+
+
+_attend_op = KernelOp("attend", _attend)
+
+
+def kernel_attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute what :func:`hmamba_asr.ops.attention.attend` describes; mask (B or 1, 1, Q or 1, T) or None."""
+    return _attend_op(query, keys, values, mask)

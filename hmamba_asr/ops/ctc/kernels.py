@@ -1,10 +1,9 @@
-"""CTC prefix scores by Triton kernels: the work of a step of
-:class:`~hmamba_asr.decoding.ctc_prefix.CTCPrefixScorer` in four launches.
+"""CTC prefix scores by Triton kernels: a search step's work in four launches.
 
-A program takes one prefix and its frames in blocks. A first-order recurrence in log space, r_t =
-log(e^r_{t-1} + e^b_t) + x_t, is a scan of pairs (x_t, b_t + x_t). Sums of log-probabilities are float64, of
-which workstation cards do few: exponentials and logarithms are float32, of differences taken before, so that
-one addition is off by some 2e-7 at most.
+A program takes one prefix, and its frames in blocks. A first-order recurrence in log space, r_t =
+log(e^r_{t-1} + e^b_t) + x_t, is a scan of pairs (x_t, b_t + x_t). Sums of log-probabilities are float64.
+Workstation cards are slow at float64, so exponentials and logarithms are float32: differences are taken
+before, in float64, and one addition is off by some 2e-7 at most.
 """
 
 from __future__ import annotations
@@ -14,23 +13,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hmamba_asr.ops.ctc.reference import IMPOSSIBLE as IMPOSSIBLE_LOG_PROB
+from hmamba_asr.ops.ctc.reference import MIN_PRODUCT, Posteriors
 from hmamba_asr.ops.launch import kernel, launch
+from hmamba_asr.ops.register import KernelOp
 
 BLOCK_T, BLOCK_V = 512, 1024  # frames and labels at a time
 WARPS = 4
-IMPOSSIBLE = tl.constexpr(-1e20)  # as in decoding/ctc.py
-LEAST = tl.constexpr(1e-35)
+IMPOSSIBLE = tl.constexpr(IMPOSSIBLE_LOG_PROB)
+LEAST = tl.constexpr(MIN_PRODUCT)
 
 
 @triton.jit
 def _impossible():
-    """In float64: a bare number would be rounded to float32 first."""
+    """Return IMPOSSIBLE in float64. A bare number would be rounded to float32 first."""
     return tl.full([], IMPOSSIBLE, tl.float64)
 
 
 @triton.jit
 def _log_add(a, b):
-    """log(e^a + e^b) of float64."""
+    """Return log(e^a + e^b) of float64 values."""
     high = tl.maximum(a, b)
     gap = tl.maximum(tl.minimum(a, b) - high, -100.0).to(tl.float32)
     return high + tl.log(1.0 + tl.exp(gap)).to(tl.float64)
@@ -38,14 +40,13 @@ def _log_add(a, b):
 
 @triton.jit
 def _then(x1, y1, x2, y2):
-    """r -> log(e^(r + x) + e^y), first that of (x1, y1)."""
+    """Compose two maps r -> log(e^(r + x) + e^y), of which (x1, y1) comes first."""
     return x1 + x2, _log_add(y1 + x2, y2)
 
 
 @triton.jit
 def _log_sum(values, most, total):
-    """The running log of a sum of exponentials as its largest term and the sum relative to it, with
-    ``values`` added."""
+    """Add ``values`` to a running log-sum-exp, kept as its largest term and the sum relative to that."""
     higher = tl.maximum(most, tl.max(values, 0))
     gained = tl.sum(tl.exp(tl.maximum(values - higher, -100.0).to(tl.float32)), 0)
     return higher, total * tl.exp(tl.maximum(most - higher, -100.0).to(tl.float32)) + gained
@@ -53,7 +54,7 @@ def _log_sum(values, most, total):
 
 @triton.jit
 def _bounds(last_frames, window, b, HAS_WINDOW: tl.constexpr):
-    """The utterance's last frame, and the first and the last plus one at which a label may begin."""
+    """Load the utterance's last frame, and the first and the last plus one at which a label may begin."""
     last_frame = tl.load(last_frames + b)
     first, end = last_frame * 0, last_frame + 1
     if HAS_WINDOW:
@@ -63,8 +64,8 @@ def _bounds(last_frames, window, b, HAS_WINDOW: tl.constexpr):
 
 @triton.jit
 def _before(in_label, in_blank, row, t, T, newest, only_blank, first, end):
-    """What precedes a label that begins at frames t: the prefix, one frame earlier; only paths that end in a
-    blank if so said."""
+    """Load what precedes a label that begins at frames t: the prefix, one frame earlier. With ``only_blank``
+    only paths that end in a blank count."""
     there = (t >= 1) & (t < T)
     at = row * T + t - 1
     blank = tl.load(in_blank + at, mask=there, other=_impossible())
@@ -92,8 +93,11 @@ def begin_kernel(
     HAS_WINDOW: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """phi (B, K, T): what precedes a label at each frame, scaled to 1 at its largest. values (B, K, 3), less
-    the prefix' score: the log of that scale, the log psi of its last label once more, and of the end."""
+    """Write phi (B, K, T), what precedes a label at each frame, scaled to 1 at its largest.
+
+    Write ``values`` (B, K, 3), each less the prefix' score: the log of that scale, the log psi of the last
+    label once more, and the log psi of the end.
+    """
     row = tl.program_id(0).to(tl.int64)
     b = row // K
     last_frame, first, end = _bounds(last_frames, window, b, HAS_WINDOW)
@@ -120,7 +124,7 @@ def begin_kernel(
 
 @kernel
 def scores_kernel(products, values, newest, V, eos, blank, BLOCK_V: tl.constexpr):
-    """Turns phi times the labels' probabilities (B, K, V) into log psi(g c) - log psi(g), in place."""
+    """Turn phi times the labels' probabilities (B, K, V) into log psi(g c) - log psi(g), in place."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     scale, again, at_end = (
@@ -157,8 +161,11 @@ def extend_kernel(
     HAS_WINDOW: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """The forward variables out_label, out_blank (B, K', T) and the score (B, K') of the prefixes ``parents``
-    followed by ``labels`` (B, K'); blanks (B, T) is the log-probability of a blank, 0 past the end."""
+    """Write the forward variables out_label and out_blank (B, K', T), and the score (B, K'), of the prefixes
+    ``parents`` (B, K'), each followed by its label of ``labels`` (B, K').
+
+    blanks (B, T) is the log-probability of a blank, 0 past the end.
+    """
     new = tl.program_id(0).to(tl.int64)
     b = new // K_new
     last_frame, first, end = _bounds(last_frames, window, b, HAS_WINDOW)
@@ -195,12 +202,11 @@ def extend_kernel(
     tl.store(out_score + new, tl.where(label == eos, at_end, psi))
 
 
-def next_scores(
+def _next_scores(
     in_label: Tensor,
     in_blank: Tensor,
     score: Tensor,
     last: Tensor,
-    *,
     log_probs: Tensor,
     probs: Tensor,
     last_frame: Tensor,
@@ -208,7 +214,6 @@ def next_scores(
     blank: int,
     eos: int,
 ) -> Tensor:
-    """See :meth:`~hmamba_asr.decoding.ctc_prefix.CTCPrefixScorer.next_scores`."""
     batch, prefixes, frames = in_label.shape
     vocab = probs.shape[-1]
     phi = torch.empty(batch, prefixes, frames, dtype=torch.float32, device=in_label.device)
@@ -235,39 +240,33 @@ def next_scores(
     return scores
 
 
-def extend(
+def _extend(
     in_label: Tensor,
     in_blank: Tensor,
     last: Tensor,
     parents: Tensor,
     labels: Tensor,
-    *,
     log_probs: Tensor,
     blanks: Tensor,
     last_frame: Tensor,
     window: Tensor | None,
     eos: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Forward variables in a label and in a blank, and scores; see
-    :meth:`~hmamba_asr.decoding.ctc_prefix.CTCPrefixScorer.extend`."""
-    batch, prefixes, frames = in_label.shape
+    prefixes, frames = in_label.shape[1:]
     out_label, out_blank = (in_label.new_empty(*labels.shape, frames) for _ in range(2))
     score = in_label.new_empty(labels.shape)
-    in_label, in_blank, last, parents, labels = (
-        x.contiguous() for x in (in_label, in_blank, last, parents, labels)
-    )
-    given = last if window is None else window.contiguous()
+    given = (x.contiguous() for x in (in_label, in_blank, last))
+    parents, labels = parents.contiguous(), labels.contiguous()
+    bounds = parents if window is None else window.contiguous()
     launch(
         extend_kernel,
         (labels.numel(), 1, 1),
         (
-            in_label,
-            in_blank,
-            last,
+            *given,
             log_probs,
             blanks,
             last_frame,
-            given,
+            bounds,
             parents,
             labels,
             out_label,
@@ -279,3 +278,42 @@ def extend(
         num_warps=WARPS,
     )
     return out_label, out_blank, score
+
+
+_next_scores_op = KernelOp("ctc_next_scores", _next_scores)
+_extend_op = KernelOp("ctc_extend", _extend, results=3)
+
+
+def next_scores(
+    in_label: Tensor,
+    in_blank: Tensor,
+    score: Tensor,
+    last: Tensor,
+    posteriors: Posteriors,
+    *,
+    window: Tensor | None,
+    eos: int,
+) -> Tensor:
+    """Compute what :func:`hmamba_asr.ops.ctc.next_scores` describes."""
+    p = posteriors
+    return _next_scores_op(
+        in_label, in_blank, score, last, p.log_probs, p.probs, p.last_frame, window, p.blank, eos
+    )
+
+
+def extend(
+    in_label: Tensor,
+    in_blank: Tensor,
+    last: Tensor,
+    parents: Tensor,
+    labels: Tensor,
+    posteriors: Posteriors,
+    *,
+    window: Tensor | None,
+    eos: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what :func:`hmamba_asr.ops.ctc.extend` describes."""
+    p = posteriors
+    return _extend_op(
+        in_label, in_blank, last, parents, labels, p.log_probs, p.blanks, p.last_frame, window, eos
+    )

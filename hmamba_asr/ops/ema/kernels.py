@@ -1,24 +1,28 @@
-"""The exponential moving average by Triton: a warp takes one utterance's block of channels through time."""
+"""The exponential moving average by a Triton kernel: a warp takes a block of an utterance's channels through
+time."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hmamba_asr.ops.ema import gradients
+from hmamba_asr.ops.ema.reference import ema_gradients
 from hmamba_asr.ops.launch import kernel, launch
+from hmamba_asr.ops.register import KernelOp
 
 BLOCK_D = 32
 
 
 @kernel
 def ema_kernel(x, weights, state, y, s_b, s_t, L, channels, BACKWARD: tl.constexpr, BLOCK_D: tl.constexpr):
-    """y_t = (1 - p_t) y_{t-1} + p_t x_t from ``state`` (batch, D); BACKWARD: y_t = x_t + (1 - p_{t+1})
-    y_{t+1} from the end.
+    """Write y_t = (1 - p_t) y_{t-1} + p_t x_t, from ``state`` (batch, D) on. With BACKWARD, write
+    y_t = x_t + (1 - p_{t+1}) y_{t+1}, from the end on.
 
-    Sixteen frames are read before the first of them is needed; x and y (batch, L, D) contiguous.
+    x and y (batch, L, D) are contiguous. Sixteen frames are read before the first of them is needed.
     """
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     b = tl.program_id(1).to(tl.int64)
@@ -62,38 +66,25 @@ def _run(x: Tensor, weights: Tensor, state: Tensor, *, backward: bool) -> Tensor
     return y
 
 
-@torch.library.custom_op("hmamba_asr::ema", mutates_args=())
-def _ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
+def _forward(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
     return _run(x, weights, initial, backward=False)
 
 
-@torch.library.custom_op("hmamba_asr::ema_gradient", mutates_args=())
-def _ema_gradient(gy: Tensor, weights: Tensor) -> Tensor:
-    return _run(gy, weights, weights, backward=True)
+def _backward(grads: Sequence[Tensor], saved: list[Tensor], wanted: list[bool]) -> tuple[Tensor, ...]:
+    x, weights, initial, y = saved
+    return ema_gradients(_run(grads[0], weights, weights, backward=True), x, weights, y, initial)
 
 
-@_ema.register_fake
-def _(x, weights, initial):
-    return x.new_empty(x.shape)
+_ema = KernelOp(
+    "ema",
+    _forward,
+    backward=_backward,
+    differentiable=(0, 1, 2),
+    save=lambda inputs, outputs: (*inputs, *outputs),
+    fake=lambda x, weights, initial: x.new_empty(x.shape),
+)
 
 
-@_ema_gradient.register_fake
-def _(gy, weights):
-    return gy.new_empty(gy.shape)
-
-
-def _setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs, output)
-
-
-def _backward(ctx, gy):
-    x, weights, initial, y = ctx.saved_tensors
-    return gradients(_ema_gradient(gy, weights), x, weights, y, initial)
-
-
-_ema.register_autograd(_backward, setup_context=_setup)
-
-
-def ema_function(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
-    """x (batch, L, D), weights (batch, L), initial (batch, D), all float32, no padding to mind."""
+def kernel_ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
+    """Compute what :func:`~hmamba_asr.ops.ema.reference.reference_ema` computes, in float32."""
     return _ema(x, weights, initial)

@@ -1,4 +1,8 @@
-"""A Mamba mixer in any number of time directions."""
+"""A Mamba mixer in any number of time directions.
+
+:mod:`.reference` holds the plain steps, :mod:`.fused` the mixer as one operation, which runs the selective
+scan's kernels and those of :mod:`.kernels` (convolution, gate, weights) between matrix products.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmamba_asr.lengths import zero_padding
-from hmamba_asr.ops.depthwise_conv import depthwise_conv
-from hmamba_asr.ops.selective_scan import check_directions, resolve_backend, scan_directions
+from hmamba_asr.ops.mixer.reference import reference_mixer
+from hmamba_asr.ops.selective_scan import check_directions, resolve_scan_backend
 
 
 def mamba_mixer(
@@ -27,55 +30,60 @@ def mamba_mixer(
     directions: tuple[str, ...] = ("forward", "reverse"),
     backend: str = "auto",
 ) -> Tensor:
-    """Input projection, convolution and SiLU, selective scan and skip for each direction, then their mean,
-    gated and projected.
+    """Mix frames over time: project in, scan in each direction, average, gate, project out.
 
-    Shapes, with G directions: x (batch, L, d_model); in_proj (2 D, d_model), giving the convolution's input
-    and the gate; conv_weight (G, D, K), conv_bias (G, D); x_proj (G, D, 2 N + R), giving B, C and dt; dt_proj
-    (G, R, D), dt_bias (G, D); A_log (G, D, N), for A = -exp(A_log); D (G, D); out_proj (d_out, D); lengths
-    (batch,). Returns (batch, L, d_out), zero past the end.
+    A direction is a short convolution with SiLU, the selective scan, and its skip connection. The mixer is
+    that of Gu and Dao 2023, https://arxiv.org/abs/2312.00752, Figure 3; the directions share their input and
+    gate as in Zhu et al. 2024, https://arxiv.org/abs/2401.09417, Algorithm 1.
 
-    Gu and Dao, https://arxiv.org/abs/2312.00752, Figure 3; both directions as in Zhu et al.,
-    https://arxiv.org/abs/2401.09417, Algorithm 1.
+    Parameters
+    ----------
+    x : Tensor
+        (batch, L, d_model).
+    in_proj : Tensor
+        (2 D, d_model); gives the convolution's input, then the gate.
+    conv_weight, conv_bias : Tensor
+        (G, D, K) and (G, D), with G directions and K taps.
+    x_proj : Tensor
+        (G, D, 2 N + R); gives B, C and dt.
+    dt_proj, dt_bias : Tensor
+        (G, R, D) and (G, D).
+    A_log : Tensor
+        (G, D, N), where A = -exp(A_log).
+    D : Tensor
+        (G, D), the skip connection.
+    out_proj : Tensor
+        (d_out, D).
+    lengths : Tensor, optional
+        (batch,), valid frames of each utterance; all L if None.
+    directions : tuple of str
+        "forward" or "reverse" for each of the G directions.
+    backend : str
+        As in :func:`~hmamba_asr.ops.selective_scan.scan_directions`. "triton" runs the whole mixer as one
+        operation, all others run the plain steps with that scan.
+
+    Returns
+    -------
+    Tensor
+        (batch, L, d_out), zero past the end.
+
+    Raises
+    ------
+    ValueError
+        If a direction or the backend is unknown, or the number of directions is not G.
+    RuntimeError
+        If the backend cannot run here.
     """
+    weights = (in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj)
     check_directions(directions, conv_weight.shape[0])
     if not x.numel():  # no utterance, or none with a frame
         return F.linear(F.linear(x, in_proj)[..., : D.shape[1]], out_proj)
-    if resolve_backend(backend, x) == "triton":
-        from hmamba_asr.ops.mixer.fused import mixer
+    if resolve_scan_backend(backend, x) != "triton":
+        return reference_mixer(x, *weights, lengths=lengths, directions=directions, backend=backend)
 
-        kind = x.device.type
-        x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-        with torch.autocast(kind, enabled=False):
-            reversed_groups = tuple(name == "reverse" for name in directions)
-            return mixer(
-                x,
-                in_proj,
-                conv_weight,
-                conv_bias,
-                x_proj,
-                dt_proj,
-                dt_bias,
-                A_log,
-                D,
-                out_proj,
-                lengths,
-                reversed_groups,
-            )
-    inner, gate = F.linear(x, in_proj).chunk(2, dim=-1)
-    if lengths is not None:
-        inner, gate = zero_padding(inner, lengths), zero_padding(gate, lengths)
-    u = torch.stack(
-        [
-            F.silu(depthwise_conv(inner, conv_weight[g], conv_bias[g], direction=name))
-            for g, name in enumerate(directions)
-        ]
-    )
-    projected = torch.bmm(u.flatten(1, 2), x_proj).view(*u.shape[:3], -1)
-    A, n = -torch.exp(A_log.float()), A_log.shape[-1]
-    B, C, dt = projected.split([n, n, dt_proj.shape[1]], dim=-1)
-    delta = torch.bmm(dt.flatten(1, 2), dt_proj).view_as(u)
-    y = scan_directions(
-        u, delta, A, B, C, D, dt_bias, lengths=lengths, directions=directions, backend=backend
-    )
-    return F.linear(y.mean(0) * F.silu(gate), out_proj)
+    from hmamba_asr.ops.mixer.fused import mixer
+
+    device = x.device.type
+    x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    with torch.autocast(device, enabled=False):
+        return mixer(x, *weights, lengths, tuple(direction == "reverse" for direction in directions))

@@ -10,13 +10,14 @@ Under ``torch.compile`` this is the custom op ``hmamba_asr::mamba_mixer``, elsew
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hmamba_asr.ops.register import KernelOp
 from hmamba_asr.ops.selective_scan import fused as scan
 
 ROWS, COLS = 32, 64  # frames and channels of a program of the gate kernels
@@ -208,12 +209,23 @@ NAMES = ("in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "dt_bias", 
 
 
 def _forward(
-    x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, bits: int
-) -> tuple[Tensor, ...]:
-    """The output, what the backward pass needs beside the inputs: the mean of the directions, and the
-    prepared weights."""
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    lengths: Tensor | None,
+    reverse_bits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the output and what the backward pass needs beside the inputs: the mean of the directions, and
+    the prepared weights."""
     prepared = _Prepared.of(x_proj, dt_proj, A_log, in_proj, out_proj, x.dtype)
-    mixer = _Mixer(x, conv_weight, conv_bias, dt_bias, D, prepared, lengths, bits)
+    mixer = _Mixer(x, conv_weight, conv_bias, dt_bias, D, prepared, lengths, reverse_bits)
     inner, z = F.linear(x, prepared.in_proj).split(mixer.channels, dim=-1)
     u = mixer.convolve(inner, mixer.inner(mixer.groups))
     projected, delta = mixer.project(u)
@@ -228,27 +240,56 @@ def _forward(
         (mixer.groups, *mixer.options),
         num_warps=4,
     )
-    return F.linear(out, prepared.out_proj), mean, *vars(prepared).values()
+    return (
+        F.linear(out, prepared.out_proj),
+        mean,
+        prepared.A2,
+        prepared.x_proj,
+        prepared.dt_proj,
+        prepared.in_proj,
+        prepared.out_proj,
+    )
 
 
-def _gradients(gy_model: Tensor, tensors: list[Tensor], bits: int, deterministic: bool) -> list[Tensor]:
-    """Of x and the weights, for ``tensors``: the inputs of :func:`_forward` and all but the first of what it
-    returned. Takes the mean out of them."""
-    with torch.autocast(
-        gy_model.device.type, enabled=False
-    ):  # a backward pass may be called where a forward pass was autocast
-        return _gradients_as_given(gy_model.contiguous(), tensors, bits, deterministic)
+def _fake(
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    lengths: Tensor | None,
+    reverse_bits: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    groups, channels, n = A_log.shape
+    columns = -(-x_proj.shape[2] // ALIGNMENT) * ALIGNMENT
+    return (
+        x.new_empty(*x.shape[:2], out_proj.shape[0]),
+        x.new_empty(*x.shape[:2], channels),
+        A_log.new_empty(groups, n, channels, dtype=torch.float32),
+        x.new_empty(groups, channels, columns),
+        x.new_empty(groups, columns - 2 * n, channels),
+        x.new_empty(in_proj.shape),
+        x.new_empty(out_proj.shape),
+    )
 
 
-def _gradients_as_given(
-    gy_model: Tensor, tensors: list[Tensor], bits: int, deterministic: bool
+def _backward(
+    grads: Sequence[Tensor], saved: list[Tensor], wanted: list[bool], reverse_bits: int
 ) -> list[Tensor]:
-    mean = tensors.pop(len(NAMES) + 2)
-    x, lengths, prepared = tensors[0], tensors[len(NAMES) + 1], _Prepared(*tensors[len(NAMES) + 2 :])
-    weights = dict(zip(NAMES, tensors[1:], strict=False))
-    grads = {name: torch.empty(w.shape, device=w.device, dtype=w.dtype) for name, w in weights.items()}
+    """Return the gradients of x and the weights. Takes the mean out of ``saved``, which are the inputs of
+    :func:`_forward` and all its outputs but the first."""
+    gy_model = grads[0].contiguous()
+    mean = saved.pop(len(NAMES) + 2)
+    x, lengths, prepared = saved[0], saved[len(NAMES) + 1], _Prepared(*saved[len(NAMES) + 2 :])
+    weights = dict(zip(NAMES, saved[1:], strict=False))
+    found = {name: torch.empty(w.shape, device=w.device, dtype=w.dtype) for name, w in weights.items()}
     vectors = [weights[name] for name in ("conv_weight", "conv_bias", "dt_bias", "D")]
-    mixer = _Mixer(x, *vectors, prepared, lengths, bits)
+    mixer = _Mixer(x, *vectors, prepared, lengths, reverse_bits)
     channels = mixer.channels
 
     z, gy, out = (
@@ -264,159 +305,42 @@ def _gradients_as_given(
         (mixer.groups, *mixer.options),
         num_warps=4,
     )
-    _product(gy_model.flatten(0, 1), out.flatten(0, 1), grads["out_proj"])
+    _product(gy_model.flatten(0, 1), out.flatten(0, 1), found["out_proj"])
     del mean, out
     frames = x.flatten(0, 1)
-    into_inner, into_gate = grads["in_proj"].split(channels)
+    into_inner, into_gate = found["in_proj"].split(channels)
     gz = z.flatten(0, 1)
     gx = torch.mm(gz, prepared.in_proj[channels:])
     _product(gz, frames, into_gate)
     del z, gz
-    ginner = mixer.scan_backward(gy, grads, deterministic).flatten(0, 1)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    ginner = mixer.scan_backward(gy, found, deterministic).flatten(0, 1)
     torch.addmm(gx, ginner, prepared.in_proj[:channels], out=gx)
     _product(ginner, frames, into_inner)
-    return [gx.view(x.shape), *grads.values()]
+    return [gx.view(x.shape), *found.values()]
 
 
-class _MixerFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        *tensors, ctx.bits = inputs
-        out, *saved = _forward(*inputs)
-        ctx.save_for_backward(*tensors, *saved)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gy):
-        tensors = list(ctx.saved_tensors)
-        ctx.maybe_clear_saved_tensors()  # unless the graph is kept: the mean is not needed to the end
-        return *_gradients(gy, tensors, ctx.bits, torch.are_deterministic_algorithms_enabled()), None, None
-
-
-@torch.library.custom_op("hmamba_asr::mamba_mixer", mutates_args=())
-def _mixer_op(
-    x: Tensor,
-    in_proj: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    out_proj: Tensor,
-    lengths: Tensor | None,
-    reverse_bits: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _forward(
-        x,
-        in_proj,
-        conv_weight,
-        conv_bias,
-        x_proj,
-        dt_proj,
-        dt_bias,
-        A_log,
-        D,
-        out_proj,
-        lengths,
-        reverse_bits,
-    )
-
-
-@_mixer_op.register_fake
-def _(
-    x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths, reverse_bits
-):
-    groups, channels, n = A_log.shape
-    columns = -(-x_proj.shape[2] // ALIGNMENT) * ALIGNMENT
-    return (
-        x.new_empty(*x.shape[:2], out_proj.shape[0]),
-        x.new_empty(*x.shape[:2], channels),
-        A_log.new_empty(groups, n, channels, dtype=torch.float32),
-        x.new_empty(groups, channels, columns),
-        x.new_empty(groups, columns - 2 * n, channels),
-        x.new_empty(in_proj.shape),
-        x.new_empty(out_proj.shape),
-    )
-
-
-@torch.library.custom_op("hmamba_asr::mamba_mixer_backward", mutates_args=())
-def _mixer_backward_op(
-    gy: Tensor,
-    x: Tensor,
-    in_proj: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    out_proj: Tensor,
-    lengths: Tensor | None,
-    mean: Tensor,
-    A2: Tensor,
-    x_padded: Tensor,
-    dt_padded: Tensor,
-    in_cast: Tensor,
-    out_cast: Tensor,
-    reverse_bits: int,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = [x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj, lengths]
-    saved = [mean, A2, x_padded, dt_padded, in_cast, out_cast]
-    return tuple(_gradients(gy, inputs + saved, reverse_bits, deterministic))
-
-
-@_mixer_backward_op.register_fake
-def _(gy, *inputs):
-    return tuple(x.new_empty(x.shape) for x in inputs[: 1 + len(NAMES)])
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.bits = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-
-
-def _backward(ctx, gy, *others):
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return *_mixer_backward_op(gy, *ctx.saved_tensors, ctx.bits, deterministic), None, None
-
-
-_mixer_op.register_autograd(_backward, setup_context=_setup)
+_mixer = KernelOp(
+    "mamba_mixer", _forward, backward=_backward, differentiable=range(1 + len(NAMES)), fake=_fake
+)
 
 
 def mixer(
-    x,
-    in_proj,
-    conv_weight,
-    conv_bias,
-    x_proj,
-    dt_proj,
-    dt_bias,
-    A_log,
-    D,
-    out_proj,
-    lengths,
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    lengths: Tensor | None,
     reversed_groups: tuple[bool, ...],
 ) -> Tensor:
-    """Same contract as :func:`hmamba_asr.ops.mixer.mamba_mixer`."""
+    """Run the whole mixer; the contract is that of :func:`hmamba_asr.ops.mixer.mamba_mixer`."""
     bits = sum(1 << g for g, reverse in enumerate(reversed_groups) if reverse)
     lengths = None if lengths is None else lengths.contiguous()
-    inputs = (
-        x.contiguous(),
-        in_proj,
-        conv_weight,
-        conv_bias,
-        x_proj,
-        dt_proj,
-        dt_bias,
-        A_log,
-        D,
-        out_proj,
-        lengths,
-        bits,
-    )
-    return _mixer_op(*inputs)[0] if torch.compiler.is_compiling() else _MixerFunction.apply(*inputs)
+    weights = (in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj)
+    return _mixer(x.contiguous(), *weights, lengths, bits)

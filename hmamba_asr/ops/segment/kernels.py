@@ -1,9 +1,9 @@
-"""Boundaries by Triton: in two launches what :mod:`~hmamba_asr.ops.segment` does in some ninety.
+"""Novelty and boundaries by Triton kernels: in two launches what the plain steps do in some ninety.
 
 One kernel goes through the logits once, block by block, for two neighbouring frames at a time, with running
-softmaxes of both (Milakov and Gimelshein, https://arxiv.org/abs/1805.02867). The other one takes an
-utterance, window by window; a frame's rank in its window is counted, as all of its frames are compared with
-all. Numbers of chunks are float64, as in the reference: rounding must not decide whether there is one more.
+softmaxes of both (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). The other takes an
+utterance, window by window. A frame's rank in its window is counted by comparing all frames with all. Numbers
+of chunks are float64, as in the reference: rounding must not decide whether there is one more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from hmamba_asr.ops.launch import kernel, launch
+from hmamba_asr.ops.register import KernelOp
+from hmamba_asr.ops.segment.reference import (
+    FAR,
+    MAX_EXTRA,
+    MIN_NOVELTY,
+    MIN_SPREAD,
+    ROUNDING,
+    SHARPNESS,
+)
 
 BLOCK_V, BLOCK_T, PAIRS = 512, 1024, 4096  # labels, frames, and pairs of frames to compare at a time
 WARPS = 4  # for an utterance; a frame has one, whose sums need no barrier
@@ -23,8 +32,10 @@ WARPS = 4  # for an utterance; a frame has one, whose sums need no barrier
 def label_novelty_kernel(
     logits, lengths, novelty, start, ahead, T, V, blank, LEAST: tl.constexpr, BLOCK_V: tl.constexpr
 ):
-    """Novelty (N,) of the frames from ``start`` on, utterances of T in line; logits (N + ahead, V). A program
-    has a frame and looks at the one before it."""
+    """Write the novelty (N,) of the frames from ``start`` on; the utterances, T frames each, stand in line.
+
+    logits (ahead + N, V). A program takes a frame and looks at the one before it.
+    """
     row = tl.program_id(0).to(tl.int64)
     t = ((start + row) % T).to(tl.int32)
     logits += ahead * V
@@ -50,24 +61,23 @@ def label_novelty_kernel(
             now, before = higher_now, higher_before
         stays = tl.where(first, 0.0, both / tl.where(first, 1.0, all_before))
         value = (labels - stays) / all_now
-        tl.store(
-            novelty + row, tl.where(value == value, tl.minimum(tl.maximum(value, LEAST), 1.0), LEAST)
-        )  # NaN: nothing new
+        bounded = tl.minimum(tl.maximum(value, LEAST), 1.0)
+        tl.store(novelty + row, tl.where(value == value, bounded, LEAST))  # NaN: nothing new
     else:
         tl.store(novelty + row, 0.0)
 
 
 @triton.jit
 def _novelty(novelty, i, there):
-    """Of the frames i, 0 where they are not there or it is not a number."""
+    """Load the novelty of the frames i; 0 where ``there`` is False and where it is NaN."""
     n = tl.load(novelty + i, mask=there, other=0.0)
     return tl.where(n == n, n, 0.0)
 
 
 @triton.jit
 def _logits(novelty, i, length, MIN_NOVELTY: tl.constexpr):
-    """Of the frames i of an utterance: log(n / (1 - n)), and whether they are there, not the first, and new
-    at all."""
+    """Return the logit of the novelty of an utterance's frames i, and which of them exist, are not the first
+    and are new at all."""
     n = _novelty(novelty, i, (i > 0) & (i < length))
     z = tl.minimum(tl.maximum(n, MIN_NOVELTY), 1.0 - MIN_NOVELTY)
     return tl.log(z / (1.0 - z)), n > MIN_NOVELTY
@@ -85,8 +95,8 @@ def _ranked(
     SHARPNESS: tl.constexpr,
     FAR: tl.constexpr,
 ):
-    """Scores of the frames i, and what they are ranked by: below all others from ``end`` on, where the window
-    has ended."""
+    """Return the scores of the frames i, what they are ranked by, and which are new. From ``end`` on, past the
+    window, a frame ranks below all others."""
     logits, differs = _logits(novelty, i, length, MIN_NOVELTY)
     scores = tl.where(i == 0, SHARPNESS, tl.where(differs, SHARPNESS * ((logits - mean) / spread), 0.0))
     ranked = tl.where(i == 0, FAR, tl.where(differs, scores, -FAR))
@@ -94,7 +104,7 @@ def _ranked(
 
 
 @kernel
-def on_budget_kernel(
+def select_boundaries_kernel(
     novelty,
     lengths,
     scores,
@@ -111,14 +121,14 @@ def on_budget_kernel(
     MIN_SPREAD: tl.constexpr,
     SHARPNESS: tl.constexpr,
     FAR: tl.constexpr,
-    MOST_FURTHER: tl.constexpr,
+    MAX_EXTRA: tl.constexpr,
     ROUNDING: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """novelty (B, T) -> what Boundaries has; chunk_frames is written at its first counts places. A program
-    has an utterance."""
+    """Write the fields of Boundaries for novelty (B, T); chunk_frames only at its first ``counts`` places. A
+    program takes an utterance."""
     b = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + b).to(tl.int32)
     novelty += b * T
@@ -135,8 +145,8 @@ def on_budget_kernel(
         total += tl.sum(tl.where(differs, (logits - mean) * (logits - mean), 0.0), 0)
     spread = tl.sqrt(total / among + MIN_SPREAD * MIN_SPREAD)
 
-    ratio, further = tl.full([], RATIO, tl.float64), tl.full([], 0.0, tl.float64)
-    due_before, taken = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    ratio, extra = tl.full([], RATIO, tl.float64), tl.full([], 0.0, tl.float64)
+    quota_before, taken = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for first in range(0, T, WINDOW):
         i = first + tl.arange(0, WIDTH)
         end = first + WINDOW
@@ -149,37 +159,41 @@ def on_budget_kernel(
             rank += tl.sum(((other[None, :] > ranked[:, None]) | earlier).to(tl.int32), 1)
 
         begins, ends = tl.minimum(first, length), tl.minimum(end, length)
-        due = tl.ceil(ends.to(tl.float64) / ratio).to(tl.int32)
+        quota = tl.ceil(ends.to(tl.float64) / ratio).to(tl.int32)
         if PER_LABEL > 0:
             own = _novelty(novelty, i, (i < end) & (i < length)).to(tl.float64)
             share = (ends - begins).to(tl.float64) / ratio
             wanted = tl.sum(own, 0) * tl.full([], PER_LABEL, tl.float64) - share
-            further += tl.minimum(tl.maximum(wanted, 0.0), share * MOST_FURTHER)
-            due += tl.maximum(tl.ceil(further - tl.full([], ROUNDING, tl.float64)), 0.0).to(tl.int32)
-        last = tl.minimum(due - due_before, WINDOW)
-        due_before = due
+            extra += tl.minimum(tl.maximum(wanted, 0.0), share * MAX_EXTRA)
+            quota += tl.maximum(tl.ceil(extra - tl.full([], ROUNDING, tl.float64)), 0.0).to(tl.int32)
+        last = tl.minimum(quota - quota_before, WINDOW)
+        quota_before = quota
 
         least = tl.where(last == 0, FAR, tl.sum(tl.where(rank == last - 1, ranked, 0.0), 0))
         most = tl.where(last == WINDOW, -FAR, tl.sum(tl.where(rank == last, ranked, 0.0), 0))
         p = tl.where(differs, 1.0 / (1.0 + tl.exp((least + most) / 2 - score)), 0.0)
         there = (i < end) & (i < length)
-        within = (rank < last) & differs & there
-        index = taken + tl.cumsum(within.to(tl.int32), 0) - 1
+        selected = (rank < last) & differs & there
+        index = taken + tl.cumsum(selected.to(tl.int32), 0) - 1
         written = (i < end) & (i < T)
         tl.store(scores + b * T + i, score, mask=written)
         tl.store(prob + b * T + i, tl.where(there, tl.where(i == 0, 1.0, p), 0.0), mask=written)
-        tl.store(mask + b * T + i, within, mask=written)
+        tl.store(mask + b * T + i, selected, mask=written)
         tl.store(frame_to_chunk + b * T + i, tl.maximum(index, 0).to(tl.int64), mask=written)
-        tl.store(chunk_frames + b * T + index, i.to(tl.int64), mask=within)
-        taken += tl.sum(within.to(tl.int32), 0)
+        tl.store(chunk_frames + b * T + index, i.to(tl.int64), mask=selected)
+        taken += tl.sum(selected.to(tl.int32), 0)
     tl.store(counts + b, taken.to(tl.int64))
 
 
-@torch.compiler.disable
-def label_novelty(
-    logits: Tensor, lengths: Tensor, *, start: int, ahead: int, frames: int, blank: int, least: float
+def _novelty_of_rows(
+    logits: Tensor,
+    lengths: Tensor,
+    start: int,
+    ahead: int,
+    frames: int,
+    blank: int,
+    least: float,
 ) -> Tensor:
-    """What ``_label_novelty`` of :mod:`~hmamba_asr.ops.segment` does."""
     rows, vocab = logits.shape[0] - ahead, logits.shape[1]
     novelty = torch.empty(rows, dtype=torch.float32, device=logits.device)
     launch(
@@ -193,11 +207,10 @@ def label_novelty(
     return novelty
 
 
-@torch.compiler.disable
-def on_budget(novelty: Tensor, lengths: Tensor, settings: tuple) -> tuple[Tensor, ...]:
-    """See :func:`~hmamba_asr.ops.segment.on_budget`; ``settings`` are the kernel's constants from RATIO to
-    ROUNDING."""
-    (batch, frames), width = novelty.shape, triton.next_power_of_2(settings[1])
+def _boundaries(
+    novelty: Tensor, lengths: Tensor, window: int, target_ratio: float, chunks_per_label: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (batch, frames), width = novelty.shape, triton.next_power_of_2(window)
     novelty = novelty.detach().float().contiguous()
     scores, prob = torch.empty_like(novelty), torch.empty_like(novelty)
     mask = torch.empty_like(novelty, dtype=torch.bool)
@@ -206,11 +219,44 @@ def on_budget(novelty: Tensor, lengths: Tensor, settings: tuple) -> tuple[Tensor
     counts = torch.empty(batch, dtype=torch.long, device=novelty.device)
     out = (scores, prob, mask, frame_to_chunk, chunk_frames, counts)
     launch(
-        on_budget_kernel,
+        select_boundaries_kernel,
         (batch, 1, 1),
         (novelty, lengths.contiguous(), *out),
         (frames,),
-        (*settings, width, BLOCK_T, max(1, PAIRS // width)),
+        (
+            float(target_ratio),
+            window,
+            float(chunks_per_label),
+            MIN_NOVELTY,
+            MIN_SPREAD,
+            SHARPNESS,
+            FAR,
+            MAX_EXTRA,
+            ROUNDING,
+            width,
+            BLOCK_T,
+            max(1, PAIRS // width),
+        ),
         num_warps=WARPS,
     )
     return out
+
+
+# Neither has a gradient. The chunker waits for the number of chunks, which breaks the graph anyway.
+_novelty_op = KernelOp("label_novelty", _novelty_of_rows)
+_boundaries_op = KernelOp("select_boundaries", _boundaries, results=6)
+
+
+def kernel_novelty(
+    logits: Tensor, lengths: Tensor, start: int, ahead: int, frames: int, blank: int, least: float
+) -> Tensor:
+    """Compute what :func:`~hmamba_asr.ops.segment.reference.reference_novelty` does, in float32."""
+    return _novelty_op(logits, lengths, start, ahead, frames, blank, least)
+
+
+def kernel_boundaries(
+    novelty: Tensor, lengths: Tensor, target_ratio: float, window: int, chunks_per_label: float
+) -> tuple[Tensor, ...]:
+    """Return the fields of :class:`~hmamba_asr.ops.segment.Boundaries`, for the arguments of
+    :func:`~hmamba_asr.ops.segment.select_boundaries`."""
+    return _boundaries_op(novelty, lengths, window, target_ratio, chunks_per_label)

@@ -1,23 +1,26 @@
-"""Chunk means by Triton: a program takes a chunk through its frames, in the backward pass a frame to its
-chunk; no atomics."""
+"""Chunk means by Triton kernels, without atomics: a program takes a chunk through its frames and, in the
+backward pass, a frame to its chunk."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hmamba_asr.ops.launch import kernel, launch
+from hmamba_asr.ops.register import KernelOp
 
 
 @kernel
 def pool_kernel(
     x, scores, chunk_frames, counts, lengths, out, norms, s_b, T, M, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """out (B, M, D): means of x (B, T, D) weighted by exp(scores (B, T)); norms (B, M): the log of the
-    weights' sum."""
+    """Write out (B, M, D), the means of x (B, T, D) weighted by exp(scores (B, T)), and norms (B, M), the
+    logarithms of the sums of weights."""
     row = tl.program_id(0).to(tl.int64)
     b, m = row // M, row % M
     d = tl.arange(0, BLOCK_D)
@@ -56,8 +59,8 @@ def pool_backward_kernel(
     OF_X: tl.constexpr,
     OF_SCORES: tl.constexpr,
 ):
-    """Gradients of x (B, T, D) and scores (B, T), 0 past the end; x and out are read, and gscores written,
-    only for OF_SCORES."""
+    """Write the gradients of x (B, T, D) and scores (B, T), 0 past the end. x and out are read, and gscores is
+    written, only with OF_SCORES."""
     row = tl.program_id(0).to(tl.int64)
     b, t = row // T, row % T
     d = tl.arange(0, BLOCK_D)
@@ -76,7 +79,12 @@ def pool_backward_kernel(
 
 
 def _launch(
-    function, rows: int, width: int, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], *flags: bool
+    function: Any,
+    rows: int,
+    width: int,
+    tensors: tuple[Tensor, ...],
+    numbers: tuple[int, ...],
+    *flags: bool,
 ) -> None:
     block = triton.next_power_of_2(width)
     launch(
@@ -89,57 +97,71 @@ def _launch(
     )
 
 
-class _Pool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, scores, chunk_frames, frame_to_chunk, counts, lengths):
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        batch, frames, width = x.shape
-        x, scores = x.contiguous(), scores.float().contiguous()
-        frame_to_chunk, counts, lengths = (y.contiguous() for y in (frame_to_chunk, counts, lengths))
-        chunk_frames = chunk_frames if chunk_frames.stride(1) == 1 else chunk_frames.contiguous()
-        chunks = chunk_frames.shape[1]
-        # A gradient of scores is made of differences from the means, which are not to be rounded.
-        out = torch.empty(
-            batch, chunks, width, dtype=torch.float32 if ctx.needs_input_grad[1] else x.dtype, device=x.device
-        )
-        norms = torch.empty(batch, chunks, dtype=torch.float32, device=x.device)
-        _launch(
-            pool_kernel,
-            batch * chunks,
-            width,
-            (x, scores, chunk_frames, counts, lengths, out, norms),
-            (chunk_frames.stride(0), frames, chunks),
-        )
-        # Of chunkers whose scores learn nothing only the shares are kept.
-        kept = (x, out) if ctx.needs_input_grad[1] else ()
-        ctx.save_for_backward(scores, norms, frame_to_chunk, lengths, *kept)
-        return out.to(x.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gout):
-        scores, norms, frame_to_chunk, lengths, *kept = ctx.saved_tensors
-        of_x, of_scores = ctx.needs_input_grad[:2]
-        gout = gout.contiguous()
-        gx = torch.empty(ctx.shape if of_x else 0, dtype=ctx.dtype, device=gout.device)
-        gscores = torch.empty_like(scores) if of_scores else scores
-        x, out = kept or (gout, gout)
-        batch, frames, width = ctx.shape
-        _launch(
-            pool_backward_kernel,
-            batch * frames,
-            width,
-            (gout, x, scores, out, norms, frame_to_chunk, lengths, gx, gscores),
-            (frames, norms.shape[1]),
-            of_x,
-            of_scores,
-        )
-        return gx if of_x else None, gscores if of_scores else None, None, None, None, None
+def _forward(
+    x: Tensor,
+    scores: Tensor,
+    chunk_frames: Tensor,
+    frame_to_chunk: Tensor,
+    counts: Tensor,
+    lengths: Tensor,
+    scores_learn: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means, the logarithms of the sums of weights, and the means as they were before rounding."""
+    batch, frames, width = x.shape
+    chunks = chunk_frames.shape[1]
+    # The gradient of the scores is made of differences from the means, which must not be rounded then.
+    dtype = torch.float32 if scores_learn else x.dtype
+    means = torch.empty(batch, chunks, width, dtype=dtype, device=x.device)
+    norms = torch.empty(batch, chunks, dtype=torch.float32, device=x.device)
+    _launch(
+        pool_kernel,
+        batch * chunks,
+        width,
+        (x, scores, chunk_frames, counts, lengths, means, norms),
+        (chunk_frames.stride(0), frames, chunks),
+    )
+    return means.to(x.dtype), norms, means
 
 
-@torch.compiler.disable
-def pool_chunks(
+def _save(inputs: tuple, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Save the frames and the means only where the scores learn."""
+    x, scores, _, frame_to_chunk, _, lengths, scores_learn = inputs
+    _, norms, means = outputs
+    return (scores, norms, frame_to_chunk, lengths, *((x, means) if scores_learn else ()))
+
+
+def _backward(
+    grads: Sequence[Tensor], saved: list[Tensor], wanted: list[bool], scores_learn: bool
+) -> tuple[Tensor, Tensor]:
+    scores, norms, frame_to_chunk, lengths, *kept = saved
+    gout = grads[0].contiguous()
+    (batch, frames), width = scores.shape, gout.shape[2]
+    of_x, of_scores = wanted
+    gx = torch.empty((batch, frames, width) if of_x else 0, dtype=gout.dtype, device=gout.device)
+    gscores = torch.empty_like(scores) if of_scores else scores
+    x, means = kept or (gout, gout)
+    _launch(
+        pool_backward_kernel,
+        batch * frames,
+        width,
+        (gout, x, scores, means, norms, frame_to_chunk, lengths, gx, gscores),
+        (frames, norms.shape[1]),
+        of_x,
+        of_scores,
+    )
+    return gx, gscores
+
+
+# The number of chunks is a value that the chunker waits for, which breaks the graph anyway.
+_pool = KernelOp("pool_chunks", _forward, backward=_backward, differentiable=(0, 1), save=_save)
+
+
+def kernel_pool(
     x: Tensor, scores: Tensor, chunk_frames: Tensor, frame_to_chunk: Tensor, counts: Tensor, lengths: Tensor
 ) -> Tensor:
-    """See :func:`~hmamba_asr.ops.segment.pooling.pool_chunks`."""
-    return _Pool.apply(x, scores, chunk_frames, frame_to_chunk, counts, lengths)
+    """Compute what :func:`hmamba_asr.ops.segment.pool_chunks` describes."""
+    scores_learn = scores.requires_grad and torch.is_grad_enabled()
+    frame_to_chunk, counts, lengths = (y.contiguous() for y in (frame_to_chunk, counts, lengths))
+    chunk_frames = chunk_frames if chunk_frames.stride(1) == 1 else chunk_frames.contiguous()
+    x, scores = x.contiguous(), scores.float().contiguous()
+    return _pool(x, scores, chunk_frames, frame_to_chunk, counts, lengths, scores_learn)

@@ -4,19 +4,20 @@ Inputs may be float32, bfloat16 or float16; states, decays and sums are float32.
 nothing but the inputs: it runs the recurrence once more and holds the states before its tiles only for the
 segments in work, for bfloat16 inputs rounded to bfloat16.
 
-Under ``torch.compile`` the scan is the custom op ``hmamba_asr::selective_scan``, which the compiler keeps
-whole; elsewhere it is an ordinary autograd function, which costs the host less.
+PyTorch sees the scan as the operation ``hmamba_asr::selective_scan`` (:mod:`~hmamba_asr.ops.register`).
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from hmamba_asr.ops.register import KernelOp
 
 LOG2_E = 1.4426950408889634
 T = 16  # frames of a tile
@@ -325,65 +326,7 @@ def run_backward(
     }
 
 
-def _forward(u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits: int) -> tuple[Tensor, Tensor]:
-    tiles = to_tiles(B, C, lengths, reverse_bits)
-    return run_forward(u, delta, in_base_2(A), tiles, D, delta_bias, lengths, initial, reverse_bits)
-
-
-def _gradients(gy, glast, tensors, reverse_bits: int, deterministic: bool) -> list[Tensor]:
-    u, delta, A, B, C, D, delta_bias, lengths, initial = tensors
-    grads = run_backward(
-        gy,
-        glast,
-        u,
-        delta,
-        in_base_2(A),
-        to_tiles(B, C, lengths, reverse_bits),
-        D,
-        delta_bias,
-        lengths,
-        initial,
-        reverse_bits,
-        deterministic=deterministic,
-    )
-    gB, gC = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (B, C))
-    from_tiles(grads["BC"], gB, gC, lengths, reverse_bits)
-    gA = grads["A"].sum(1).transpose(1, 2).to(A.dtype).contiguous()
-    sums = grads["vectors"].sum(1).unbind(1)
-    vectors = [
-        g.to(torch.float32 if x is None else x.dtype).contiguous()
-        for g, x in zip(sums, (D, delta_bias), strict=True)
-    ]
-    return [grads["u"], grads["delta"], gA, gB, gC, *vectors, grads["initial"]]
-
-
-def _for_inputs(grads: list[Tensor], tensors) -> tuple:
-    """In the order of the op's arguments, None for what was not given and for ``lengths`` and
-    ``reverse_bits``."""
-    *first, gD, gbias, ginitial = grads
-    _, _, _, _, _, D, delta_bias, _, initial = tensors
-    optional = [g if x is not None else None for g, x in ((gD, D), (gbias, delta_bias))]
-    return *first, *optional, None, ginitial if initial is not None else None, None
-
-
-class _ScanFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *inputs):
-        *tensors, ctx.reverse_bits = inputs
-        ctx.save_for_backward(*tensors)
-        return _forward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gy, glast):
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        return _for_inputs(
-            _gradients(gy, glast, ctx.saved_tensors, ctx.reverse_bits, deterministic), ctx.saved_tensors
-        )
-
-
-@torch.library.custom_op("hmamba_asr::selective_scan", mutates_args=())
-def _scan_op(
+def _forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -395,60 +338,53 @@ def _scan_op(
     initial: Tensor | None,
     reverse_bits: int,
 ) -> tuple[Tensor, Tensor]:
-    y, last = _forward(u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits)
-    return y, last.clone()
+    tiles = to_tiles(B, C, lengths, reverse_bits)
+    return run_forward(u, delta, in_base_2(A), tiles, D, delta_bias, lengths, initial, reverse_bits)
 
 
-@_scan_op.register_fake
-def _(u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits):
+def _fake(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Tensor | int | None
+) -> tuple[Tensor, Tensor]:
     groups, batch, _, channels = u.shape
     return u.new_empty(u.shape), u.new_empty(groups, batch, A.shape[-1], channels, dtype=torch.float32)
 
 
-@torch.library.custom_op("hmamba_asr::selective_scan_backward", mutates_args=())
-def _scan_backward_op(
-    gy: Tensor,
-    glast: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    lengths: Tensor | None,
-    initial: Tensor | None,
-    reverse_bits: int,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *grads, ginitial = _gradients(
-        gy, glast, (u, delta, A, B, C, D, delta_bias, lengths, initial), reverse_bits, deterministic
+def _backward(
+    grads: Sequence[Tensor], saved: list[Tensor], wanted: list[bool], reverse_bits: int
+) -> list[Tensor | None]:
+    """Return the gradients of all inputs but ``lengths``, in their order."""
+    u, delta, A, B, C, D, delta_bias, lengths, initial = saved
+    found = run_backward(
+        *grads,
+        u,
+        delta,
+        in_base_2(A),
+        to_tiles(B, C, lengths, reverse_bits),
+        D,
+        delta_bias,
+        lengths,
+        initial,
+        reverse_bits,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
-    return *grads, ginitial.clone()
-
-
-@_scan_backward_op.register_fake
-def _(gy, glast, u, delta, A, B, C, D, delta_bias, lengths, initial, reverse_bits, deterministic):
-    groups, batch, _, channels = u.shape
+    gB, gC = (torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (B, C))
+    from_tiles(found["BC"], gB, gC, lengths, reverse_bits)
+    gA = found["A"].sum(1).transpose(1, 2).to(A.dtype).contiguous()
     vectors = [
-        u.new_empty(groups, channels, dtype=torch.float32 if x is None else x.dtype) for x in (D, delta_bias)
+        None if x is None else g.to(x.dtype).contiguous()
+        for g, x in zip(found["vectors"].sum(1).unbind(1), (D, delta_bias), strict=True)
     ]
-    state = u.new_empty(groups, batch, A.shape[-1], channels, dtype=torch.float32)
-    return *[x.new_empty(x.shape) for x in (u, delta, A, B, C)], *vectors, state
+    return [found["u"], found["delta"], gA, gB, gC, *vectors, found["initial"]]
 
 
-def _setup(ctx, inputs, output):
-    *tensors, ctx.reverse_bits = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, gy, glast):
-    tensors = ctx.saved_tensors
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    return _for_inputs(_scan_backward_op(gy, glast, *tensors, ctx.reverse_bits, deterministic), tensors)
-
-
-_scan_op.register_autograd(_backward, setup_context=_setup)
+_scan = KernelOp(
+    "selective_scan",
+    _forward,
+    backward=_backward,
+    differentiable=(0, 1, 2, 3, 4, 5, 6, 8),
+    results=2,
+    fake=_fake,
+)
 
 
 def scan_groups(
@@ -463,14 +399,31 @@ def scan_groups(
     initial: Tensor | None,
     reversed_groups: tuple[bool, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Scan of G parameter sets in one launch, each forwards or in reverse, with softplus, bias and skip
-    inside.
+    """Scan G parameter sets at once, each forwards or in reverse, with softplus, bias and skip inside.
 
-    Shapes: u, delta (G, batch, L, D); A (G, D, N); B, C (G, batch, L, N); D, delta_bias (G, D); lengths
-    (batch,); initial (G, batch, N, D). Returns y like u and the last state (G, batch, N, D) in float32.
+    Parameters
+    ----------
+    u, delta : Tensor
+        (G, batch, L, D).
+    A : Tensor
+        (G, D, N).
+    B, C : Tensor
+        (G, batch, L, N).
+    D, delta_bias : Tensor or None
+        (G, D).
+    lengths : Tensor or None
+        (batch,).
+    initial : Tensor or None
+        (G, batch, N, D), float32.
+    reversed_groups : tuple of bool
+        Which sets run in reverse.
+
+    Returns
+    -------
+    tuple of Tensor
+        y like u, and the last state (G, batch, N, D) in float32.
     """
     bits = sum(1 << g for g, reverse in enumerate(reversed_groups) if reverse)
     D, delta_bias, lengths = (None if x is None else x.contiguous() for x in (D, delta_bias, lengths))
     C = C.to(B.dtype)  # one kernel copies both
-    run = _scan_op if torch.compiler.is_compiling() else _ScanFunction.apply
-    return run(u, delta, A, B, C, D, delta_bias, lengths, initial, bits)
+    return _scan(u, delta, A, B, C, D, delta_bias, lengths, initial, bits)

@@ -1,9 +1,9 @@
 """The selective scan as the paper writes it, one time step after the other: the oracle of every other
 backend.
 
-Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
-https://arxiv.org/abs/2312.00752, Algorithm 2 with the zero-order hold of A and the Euler step of B that the
-authors' code uses.
+Source: Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces",
+https://arxiv.org/abs/2312.00752, Algorithm 2. As in the authors' code, A is discretised by a zero-order hold
+and B by an Euler step.
 """
 
 from __future__ import annotations
@@ -13,10 +13,23 @@ from torch import Tensor
 
 
 def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One frame: h = exp(delta A) h + delta B u,  y = C h.
+    """Compute one frame: h = exp(delta A) h + delta B u, y = C h.
 
-    Shapes: u, delta (..., D) with delta > 0; A (D, N); B, C (..., N); state (..., D, N). Returns y (..., D)
-    and the new state.
+    Parameters
+    ----------
+    u, delta : Tensor
+        (..., D), delta > 0.
+    A : Tensor
+        (D, N).
+    B, C : Tensor
+        (..., N).
+    state : Tensor
+        (..., D, N), h before the frame.
+
+    Returns
+    -------
+    tuple of Tensor
+        y (..., D) and the new state (..., D, N).
     """
     decay = torch.exp(delta.unsqueeze(-1) * A)
     state = decay * state + (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
@@ -33,12 +46,27 @@ def scan(
     reverse: bool,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`step` over each utterance's own frames, forwards or, with ``reverse``, from its last valid frame
-    to its first.
+    """Run :func:`step` over each utterance's own frames.
 
-    Shapes: u, delta (batch, L, D) with delta > 0; A (D, N); B, C (batch, L, N); lengths (batch,) or None;
-    initial_state (batch, D, N) or None for zeros. Returns y (batch, L, D), zero past the end, and the last
-    state (batch, D, N).
+    Parameters
+    ----------
+    u, delta : Tensor
+        (batch, L, D), delta > 0.
+    A : Tensor
+        (D, N).
+    B, C : Tensor
+        (batch, L, N).
+    lengths : Tensor or None
+        (batch,), valid frames; all L if None.
+    reverse : bool
+        Whether time runs from the last valid frame to the first.
+    initial_state : Tensor, optional
+        (batch, D, N); zeros if None.
+
+    Returns
+    -------
+    tuple of Tensor
+        y (batch, L, D), zero past the end, and the last state (batch, D, N).
     """
     batch, length, channels = u.shape
     rows, states = [], []
