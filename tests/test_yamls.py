@@ -1,5 +1,5 @@
-"""Every YAML of hparams/: no key is idle or doubled, the recipe's facts, equal sizes, and two steps of real
-training."""
+"""Every YAML of hparams/ and every variant: no key is idle or doubled, the recipe's facts, equal sizes, and
+two steps of real training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 import soundfile
 import torch
 import yaml
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from speechbrain.utils.run_opts import RunOptions
 
+from hmamba_asr.config.compose import compose, run_name
+from hmamba_asr.config.difference import yaml_difference
+from hmamba_asr.config.hparams import load_hparams, resolve, top_level_nodes
 from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.tokenizer import train_tokenizer
 from hmamba_asr.evaluation.run import evaluate
@@ -23,8 +25,13 @@ from hmamba_asr.training.asr import ASRBrain
 from hmamba_asr.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
-YAMLS = sorted((ROOT / "hparams").glob("*.yaml"))
-CONMAMBA, CONFORMER = (ROOT / "hparams" / f"{name}_small_ls100.yaml" for name in ("conmamba", "conformer"))
+HPARAMS = ROOT / "hparams"
+YAMLS = sorted(HPARAMS.glob("*.yaml"))
+FLAT = [path for path in YAMLS if not path.stem.startswith("hmamba")]
+VARIANTS = sorted((HPARAMS / "variants").glob("*.yaml"))
+CONMAMBA, CONFORMER, HMAMBA = (
+    HPARAMS / f"{name}_small_ls100.yaml" for name in ("conmamba", "conformer", "hmamba")
+)
 VOCABULARY = 30
 WORDS = [
     "ALPHA",
@@ -45,7 +52,7 @@ TINY_LM = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 16}
 each_yaml = pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 
 
-# ---- the text ---------------------------------------------------------------------------------------------------------
+# ---- the text ---------------------------------------------------------------------------------------------
 
 
 def _top_level_keys(text: str) -> list[str]:
@@ -96,146 +103,67 @@ def test_every_key_is_used_and_given_once(path):
     )
 
 
+@each_yaml
+def test_no_value_stands_twice(path):
+    """Learning rate, blocks, widths: a number that two places share is a key of its own."""
+    nodes = top_level_nodes(path.read_text(encoding="utf-8"))
+    shared = {"lr", "lr_initial", "num_layers", "kernel_size", "d_state", "scan_backend", "d_model", "d_ffn"}
+    stages = [dict(_arguments_of(nodes[key])) for key in ("outer", "inner", "encoder") if key in nodes]
+    for arguments in (
+        *stages,
+        *(dict(_arguments_of(nodes[key])) for key in ("opt_class", "lr_schedule", "model")),
+    ):
+        for name in shared & arguments.keys():
+            assert arguments[name].tag == "!ref", name
+
+
+def _arguments_of(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
+    return [(key.value, value) for key, value in node.value]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "hparams" / "lm").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_of_a_language_model_is_used_and_given_once(path):
     text = path.read_text(encoding="utf-8")
     assert _unused_keys(text, _code()) == []
     assert _doubled_keys(yaml.compose(text)) == []
     assert path.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert path.stem in _default_output_folder(path)
-
-
-@each_yaml
-def test_the_description_of_the_evaluation_batches_is_true(path):
-    text = path.read_text(encoding="utf-8")
-    said, (seconds, size) = (
-        re.search(r"^eval_batching: (.*)$", text, flags=re.MULTILINE)[1],
-        re.search(
-            r"^eval_loader:.*\n    max_batch_seconds: (\d+)\n    max_batch_size: (\d+)",
-            text,
-            flags=re.MULTILINE,
-        ).groups(),
-    )
-    assert said == f"at most {seconds} s of audio and {size} utterances"
-
-
-def _sections(text: str) -> dict[str, str]:
-    """Top-level blocks without their comments."""
-    bare = "\n".join(re.sub(r"(^|\s+)#.*$", "", line) for line in text.splitlines())
-    blocks = re.split(r"^(?=\w+:)", bare, flags=re.MULTILINE)
-    return {block.split(":")[0]: block.rstrip() for block in blocks if block.strip()}
+    assert _default_output_folder(path) == "results/<name>/<seed>"
 
 
 def test_the_control_differs_in_nothing_but_the_encoder():
-    ours, control = (_sections(path.read_text(encoding="utf-8")) for path in (CONMAMBA, CONFORMER))
-    assert ours.keys() == control.keys()
-    assert {key for key in ours if ours[key] != control[key]} == {"output_folder", "encoder"}
+    given = {"data_folder": "DIR", "output_folder": "OUT"}
+    ours, control = (resolve(compose(path), given) for path in (CONMAMBA, CONFORMER))
+    changed = yaml_difference(ours, control)
+    assert changed and all(key.split(".")[0] == "encoder" for key in changed)
 
 
-def _sections_of(name: str) -> dict[str, str]:
-    return _sections((ROOT / "hparams" / f"{name}.yaml").read_text(encoding="utf-8"))
+# ---- the objects ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in YAMLS if p.stem.startswith(("hmamba", "router", "hnet", "fixedstride"))],
-    ids=lambda path: path.stem,
-)
-def test_hmamba_and_its_control_differ_from_conmamba_in_nothing_but_the_encoder_and_its_loss(path, tmp_path):
-    kind = path.stem.split("_")[0]
-    sibling = path.stem.replace(kind, "conmamba").removesuffix("_n3")
-    flat, chunked = _sections_of(sibling), _sections_of(path.stem)
-    assert {key for key in flat if flat[key] != chunked.get(key)} == {
-        "output_folder",
-        "encoder",
-        "intermediate_ctc_weight",
-    }
-    assert chunked.keys() - flat.keys() == {
-        "outer",
-        "inner",
-        "chunker",
-        *(["ratio_loss"] if kind == "hnet" else []),
-    }
-    # The same blocks, only divided: what the two stacks have besides their number is what the flat encoder
-    # has.
-    outer, inner, blocks = chunked["outer"], chunked["inner"], flat["encoder"]
-    counts = [int(re.search(r"num_layers: (\d+)", block)[1]) for block in (outer, inner, blocks)]
-    assert counts[0] + counts[1] == counts[2]
-    bare = {re.sub(r"num_layers: \d+", "", block.split("\n", 1)[1]) for block in (outer, inner, blocks)}
-    assert len(bare) == 1
-    # A router is all that may be added, and on the way back to frames one residual projection.
-    added = _parameters(_load(path, tmp_path / "a")) - _parameters(
-        _load(path.with_stem(sibling), tmp_path / "b")
-    )
-    d_model = int(re.search(r"\d+", chunked["d_model"])[0])
-    residual = d_model**2 + d_model if "output: frames" in chunked["encoder"] else 0
-    assert added == (2 * d_model**2 if kind in ("router", "hnet") else 0) + residual
+TINY = {"d_model": 16, "d_ffn": 32, "vocab_size": VOCABULARY, "model": {"num_decoder_layers": 1}}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p for p in YAMLS if p.stem.startswith(("router", "fixedstride")) or p.stem.endswith("_n3")],
-    ids=lambda path: path.stem,
-)
-def test_the_controls_and_longer_chunks_differ_from_hmamba_in_the_chunker_alone(path):
-    sibling = "hmamba_" + path.stem.split("_", 1)[1].removesuffix("_n3")
-    ours, theirs = _sections_of(sibling), _sections_of(path.stem)
-    assert ours.keys() == theirs.keys()
-    assert {key for key in ours if ours[key] != theirs[key]} == {"output_folder", "chunker"}
-    if path.stem.endswith("_n3"):
-        assert theirs["chunker"] == ours["chunker"].replace("target_ratio: 2.0", "target_ratio: 3.0")
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"encoder": {"output": "frames"}},
-        {"chunker": {"target_ratio": 3}},
-        {"outer": {"num_layers": 4}, "inner": {"num_layers": 8}},
-    ],
-    ids=["dechunk", "N=3", "4+8"],
-)
-def test_the_variants_of_the_readme_are_overrides(overrides, tmp_path):
-    hparams = _load(ROOT / "hparams" / "hmamba_mini.yaml", tmp_path, **overrides)
-    encoder = hparams["model"].encoder
-    assert (
-        encoder.output,
-        encoder.chunker.target_ratio,
-        len(encoder.outer.blocks),
-        len(encoder.inner.blocks),
-    ) == (
-        overrides.get("encoder", {}).get("output", "chunks"),
-        overrides.get("chunker", {}).get("target_ratio", 2.0),
-        overrides.get("outer", {}).get("num_layers", 8),
-        overrides.get("inner", {}).get("num_layers", 4),
-    )
-
-
-# ---- the objects ------------------------------------------------------------------------------------------------------
-
-
-def _load(path: Path, tmp_path: Path, **overrides) -> dict:
+def _load(path: Path, tmp_path: Path, *variants: str, **overrides) -> dict:
     given = {"data_folder": str(tmp_path), "output_folder": str(tmp_path / "out"), **overrides}
-    text = path.read_text(encoding="utf-8")
-    if "lm" in _top_level_keys(text):
-        given = {
-            "lm": {"num_encoder_layers": 1},
-            **given,
-        }  # the language model alone would take a second and a gigabyte
-    return load_hyperpyyaml(text, given)
+    text = compose(path, [HPARAMS / "variants" / f"{name}.yaml" for name in variants])
+    if "lm" in top_level_nodes(text):
+        # The language model alone would take a second and a gigabyte.
+        given = {"lm": {"num_encoder_layers": 1}, **given}
+    return load_hparams(text, given)
 
 
 @each_yaml
 def test_a_yaml_needs_only_a_data_folder(path, tmp_path):
     with pytest.raises(ValueError, match="data_folder"):
-        load_hyperpyyaml(path.read_text(encoding="utf-8"), {"output_folder": str(tmp_path / "out")})
+        load_hparams(compose(path), {"output_folder": str(tmp_path / "out")})
     hparams = _load(path, tmp_path)
     assert hparams["test_searches"] and hparams["seed"]
-    assert path.stem in _default_output_folder(path)
+    assert hparams["name"] == path.stem and hparams["lr_schedule"].lr_initial == hparams["lr"]
+    assert _default_output_folder(path) == "results/<name>/<seed>"
 
 
 def _default_output_folder(path: Path) -> str:
-    return re.search(r"^output_folder: !ref (\S+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
+    return top_level_nodes(path.read_text(encoding="utf-8"))["output_folder"].value
 
 
 def _parameters(hparams: dict) -> int:
@@ -269,7 +197,111 @@ def test_the_baseline_is_the_recipe_and_the_control_its_equal(tmp_path):
     assert {scorer.name: scorer.weight for scorer in searcher.scorers} == {"ctc": 0.4, "transformerlm": 0.6}
 
 
-# ---- two steps --------------------------------------------------------------------------------------------------------
+# ---- variants ---------------------------------------------------------------------------------------------
+
+
+def _canonical(node: yaml.Node) -> object:
+    """Tags and values of a node, whatever its anchors, its style and its comments."""
+    if isinstance(node, yaml.ScalarNode):
+        return node.tag, node.value
+    if isinstance(node, yaml.MappingNode):
+        return node.tag, [(key.value, _canonical(value)) for key, value in node.value]
+    return node.tag, [_canonical(item) for item in node.value]
+
+
+@pytest.mark.parametrize("sibling", ["small_ls100", "demo"])
+def test_a_complete_hmamba_is_conmamba_with_the_variant(sibling):
+    given = {"data_folder": "DIR", "output_folder": "OUT"}
+    complete = compose(HPARAMS / f"hmamba_{sibling}.yaml")
+    composed = compose(HPARAMS / f"conmamba_{sibling}.yaml", [HPARAMS / "variants" / "hmamba.yaml"])
+    ours, theirs = (
+        {key: _canonical(node) for key, node in top_level_nodes(resolve(text, given)).items()}
+        for text in (complete, composed)
+    )
+    assert (ours.pop("name")[1], theirs.pop("name")[1]) == (f"hmamba_{sibling}", f"conmamba_{sibling}+hmamba")
+    assert ours == theirs
+    # Objects are built in this order, which decides what random numbers each gets.
+    built = [[key for key, (tag, _) in side.items() if tag.startswith("!new")] for side in (ours, theirs)]
+    assert built[0] == built[1]
+
+
+@each_yaml
+def test_every_variant_composes_with_every_base(path, tmp_path):
+    code = _code()
+    for variant in VARIANTS:
+        if variant.stem == "hmamba" and path not in FLAT:
+            with pytest.raises(ValueError, match="changes num_layers of encoder, .*use another base"):
+                compose(path, [variant])
+            continue
+        text = compose(path, [variant])
+        assert _unused_keys(text, code) == [] and _doubled_keys(yaml.compose(text)) == [], variant
+        assert "!base" not in text and "needs" not in top_level_nodes(text)
+        hparams = _load(path, tmp_path, variant.stem, **TINY)
+        assert hparams["name"] == run_name(path, [variant]) == f"{path.stem}+{variant.stem}"
+        assert len(hparams["model"].chunking) == (2 if variant.stem == "nested" else 1)
+
+
+@pytest.mark.parametrize("path", FLAT, ids=lambda path: path.stem)
+def test_chunking_changes_nothing_but_the_encoder_and_its_loss(path, tmp_path):
+    flat = {key: _canonical(node) for key, node in top_level_nodes(compose(path)).items()}
+    plain = _load(path, tmp_path, **TINY)
+    blocks = _blocks(plain["encoder"])
+    for name in ("hmamba", "fixedstride", "hnet", "n3", "frames"):
+        text = compose(path, [HPARAMS / "variants" / f"{name}.yaml"])
+        chunked = {key: _canonical(node) for key, node in top_level_nodes(text).items()}
+        changed = {key for key in flat if flat[key] != chunked[key]}
+        assert changed == {"name", "encoder", "intermediate_ctc_weight"}, name
+        added = {"outer_layers", "inner_layers", "outer", "inner", "chunker"}
+        assert chunked.keys() - flat.keys() == added | ({"ratio_loss"} if name == "hnet" else set()), name
+        # The same blocks, only divided; a router, and on the way back to frames one projection, is all that
+        # is added.
+        hparams = _load(path, tmp_path, name, **TINY)
+        encoder, width = hparams["encoder"], TINY["d_model"]
+        assert _blocks(encoder.outer) + _blocks(encoder.inner) == blocks
+        residual = width**2 + width if encoder.output == "frames" else 0
+        router = 2 * width**2 if name == "hnet" else 0
+        norm = _parameters(hparams) - _parameters(plain) - residual - router
+        # A Conformer ends in a norm, so that two of them have one more.
+        assert norm == (2 * width if path == CONFORMER else 0), name
+
+
+def _blocks(encoder: torch.nn.Module) -> int:
+    return len(encoder.encoder.layers if hasattr(encoder, "encoder") else encoder.blocks)
+
+
+def test_variants_do_what_they_say(tmp_path):
+    mini = HPARAMS / "conmamba_mini.yaml"
+    encoders = {
+        names: _load(mini, tmp_path, *names.split("+"))["encoder"]
+        for names in ("hmamba", "hmamba+n3", "frames", "fixedstride", "ffn", "wide", "nested")
+    }
+    assert encoders["hmamba"].chunker.target_ratio == 2 and encoders["hmamba+n3"].chunker.target_ratio == 3
+    assert encoders["hmamba"].output == "chunks" and encoders["frames"].output == "frames"
+    assert encoders["fixedstride"].chunker.stride == 2
+    sizes = {names: sum(p.numel() for p in encoder.parameters()) for names, encoder in encoders.items()}
+    assert sizes["ffn"] == sizes["hmamba"] == sizes["fixedstride"] < sizes["wide"]
+    assert encoders["wide"].widen.out_features == 216
+    nested = encoders["nested"].inner
+    assert (_blocks(nested.outer), _blocks(nested.inner), nested.chunker.target_ratio) == (2, 2, 1.5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"encoder": {"output": "frames"}}, {"chunker": {"target_ratio": 3}}, {"outer_layers": 4}],
+    ids=["frames", "N=3", "4+8"],
+)
+def test_a_variant_can_be_overridden(overrides, tmp_path):
+    encoder = _load(HPARAMS / "conmamba_mini.yaml", tmp_path, "hmamba", **overrides)["model"].encoder
+    outer = overrides.get("outer_layers", 8)
+    assert (encoder.output, encoder.chunker.target_ratio, _blocks(encoder.outer), _blocks(encoder.inner)) == (
+        overrides.get("encoder", {}).get("output", "chunks"),
+        overrides.get("chunker", {}).get("target_ratio", 2.0),
+        outer,
+        12 - outer,
+    )
+
+
+# ---- two steps --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -310,11 +342,13 @@ def pretrained(corpus, tmp_path_factory) -> Path:
     return folder
 
 
-def _arguments(path: Path, corpus: Path, output: Path, pretrained: Path) -> list[str]:
-    """The command line that shrinks any of our YAMLs to a second of work and changes nothing else."""
-    sections = _sections(path.read_text(encoding="utf-8"))
-    dynamic = "max_batch_seconds" in sections["train_loader"]
-    stacks = ("outer", "inner") if "chunker" in sections else ("encoder",)
+def _command_line(yaml: str, corpus: Path, output: Path, pretrained: Path) -> list[str]:
+    """The command line that shrinks any of our YAMLs, "base" or "base+variant", to a second of work and
+    changes nothing else."""
+    base, *variants = yaml.split("+")
+    path, files = HPARAMS / f"{base}.yaml", [HPARAMS / "variants" / f"{name}.yaml" for name in variants]
+    nodes = top_level_nodes(compose(path, files))
+    dynamic = "max_batch_seconds" in dict(_arguments_of(nodes["train_loader"]))
     overrides = {
         "data_folder": str(corpus),
         "output_folder": str(output),
@@ -327,36 +361,41 @@ def _arguments(path: Path, corpus: Path, output: Path, pretrained: Path) -> list
         "d_model": 16,
         "d_ffn": 32,
         "frontend": {"channels": [4, 4]},
-        **{name: {"num_layers": 1} for name in stacks},
+        "num_layers": 4 if "nested" in variants else 2 if "chunker" in nodes else 1,
         "model": {"num_decoder_layers": 1},
         "beam_search": {"searcher": {"beam_size": 2, "max_decode_ratio": 0.2}},
         "train_loader": {"max_batch_seconds": 8, "num_buckets": 2} if dynamic else {"batch_size": 4},
     }
-    if "pretrainer" in sections:
+    if "pretrainer" in nodes:
         overrides |= {"pretrained_source": str(pretrained), "lm": TINY_LM}
     options = [
         word
         for key, value in overrides.items()
         for word in (f"--{key}", json.dumps(value) if value is not None else "null")
     ]
-    return [str(path), *[w.strip('"') for w in options], "--optimizer_step_limit", "2", "--noprogressbar"]
+    chosen = ["--variant", *map(str, files)] if files else []
+    limits = ["--optimizer_step_limit", "2", "--noprogressbar"]
+    return [str(path), *chosen, *[w.strip('"') for w in options], *limits]
 
 
-def _brain(experiment: Experiment) -> ASRBrain:
-    hparams = experiment.hparams
-    return ASRBrain(
-        modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=experiment.run_opts,
-        checkpointer=hparams["checkpointer"],
-        tokenizer=hparams["tokenizer"],
-    )
+TRAINED = [
+    *(path.stem for path in YAMLS),
+    "conformer_small_ls100+hmamba",
+    "conmamba_small_ls100+hnet",
+    "hmamba_demo+n3",
+    "conmamba_an4+fixedstride",
+    *(f"conmamba_mini+{name}" for name in ("frames", "ffn", "wide", "nested")),
+]
 
 
-@each_yaml
-def test_two_steps_and_an_evaluation(path, corpus, tmp_path, pretrained):
-    experiment = Experiment(_arguments(path, corpus, tmp_path / "out", pretrained))
+def test_every_variant_is_trained_below():
+    assert {name for run in TRAINED for name in run.split("+")[1:]} == {path.stem for path in VARIANTS}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_steps_and_an_evaluation(name, corpus, tmp_path, pretrained):
+    experiment = Experiment(_command_line(name, corpus, tmp_path / "out", pretrained))
+    assert experiment.name == name
     hparams = experiment.hparams
     train_set, valid_set, test_sets = experiment.prepare()
     if "lm" in hparams:
@@ -365,7 +404,7 @@ def test_two_steps_and_an_evaluation(path, corpus, tmp_path, pretrained):
     assert hparams["tokenizer"].get_piece_size() == VOCABULARY
     before = {name: p.detach().clone() for name, p in hparams["model"].named_parameters()}
 
-    brain = _brain(experiment)
+    brain = ASRBrain.from_experiment(experiment)
     brain.fit(hparams["epoch_counter"], train_set, valid_set)
     assert brain.optimizer_step == 2
     records = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").read_text().splitlines()]
@@ -375,10 +414,11 @@ def test_two_steps_and_an_evaluation(path, corpus, tmp_path, pretrained):
     still = [name for name, p in hparams["model"].named_parameters() if torch.equal(p, before[name])]
     assert still == [], "parameters that no step moves"
 
-    results = evaluate(brain, test_sets, name=experiment.name, hparams_text=experiment.hparams_text)
-    assert results["evaluation"]["test"].keys() == hparams["test_searches"].keys()
-    for search, entry in results["evaluation"]["test"].items():
-        assert entry["wer"]["sentences"] == 4
+    system = brain.trained_system(name=experiment.name, hparams_text=experiment.hparams_text)
+    results = evaluate(system, test_sets)
+    assert results.evaluation["test"].keys() == hparams["test_searches"].keys()
+    for search, entry in results.evaluation["test"].items():
+        assert entry.wer.sentences == 4
         assert (tmp_path / "out" / "test" / "test" / search / "hyp.trn").is_file()
 
 
@@ -387,7 +427,7 @@ def test_pretrained_files_that_cannot_be_had_are_one_clear_error(
     path, corpus, tmp_path, pretrained, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    arguments = _arguments(path, corpus, tmp_path / "out", pretrained)
+    arguments = _command_line(path.stem, corpus, tmp_path / "out", pretrained)
     arguments[arguments.index(str(pretrained))] = str(tmp_path / "nowhere")
     with pytest.raises(OSError) as error:
         Experiment(arguments).prepare()

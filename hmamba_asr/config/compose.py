@@ -124,6 +124,7 @@ def _copy_from_base(node: CommentedMap, base: CommentedMap, path: Path, base_nam
     node.clear()
     node.ca.items.clear()
     node.yaml_set_ctag(copy.copy(original.tag))
+    node.fa.set_block_style()
     for name, value in original.items():
         node[name] = changed.get(name, copy.deepcopy(value))
         comment = comments.get(name) or original.ca.items.get(name)
