@@ -5,13 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
+import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,6 +50,7 @@ TINY_RUN = {
     "lr_schedule": "{n_warmup_steps: 5}",
     "beam_search": "{searcher: {beam_size: 2}}",
 }
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 NO_RANDOMNESS = {"dropout": 0.0, "speed_perturb": "null", "spec_augment": "null"}
 
 
@@ -95,6 +102,83 @@ def read_log(folder: Path, kind: str) -> list[dict]:
     return [record for record in records if record["kind"] == kind]
 
 
+class Processes:
+    """The processes of a run, one for each rank."""
+
+    def __init__(self, ranks: list[BaseProcess]):
+        self.ranks = ranks
+
+    @property
+    def running(self) -> bool:
+        return any(rank.is_alive() for rank in self.ranks)
+
+    def send_signal(self, with_signal: signal.Signals) -> None:
+        for rank in self.ranks:
+            if rank.is_alive():
+                os.kill(rank.pid, with_signal)
+
+    def wait(self, timeout: float) -> int:
+        """The exit code: that of a rank that failed, negative after a signal; 0 if none did."""
+        deadline = time.monotonic() + timeout
+        try:
+            for rank in self.ranks:
+                rank.join(deadline - time.monotonic())
+                if rank.is_alive():
+                    raise TimeoutError(f"a process still runs after {timeout} s")
+        finally:
+            for rank in self.ranks:
+                if rank.is_alive():
+                    rank.kill()
+        return next((rank.exitcode for rank in self.ranks if rank.exitcode), 0)
+
+
+def start_script(script: Path, argv: list[str], folder: Path, *, processes: int = 1) -> Processes:
+    """Run a script as ``python script argv`` does, in real processes of their own.
+
+    They are forked from a server that has imported PyTorch and SpeechBrain, which takes longer than a tiny run.
+    What they print goes to ``folder``.out and ``folder``.err.
+    """
+    server = multiprocessing.get_context("forkserver")
+    with mock.patch.dict(os.environ, ENVIRONMENT):  # of the server, which starts at the first call
+        server.set_forkserver_preload(
+            ["hmamba_asr.training.asr", "hmamba_asr.training.lm", "hmamba_asr.evaluation.run"]
+        )
+        forkserver.ensure_running()
+    streams = [folder.with_suffix(suffix) for suffix in (".out", ".err")]
+    for stream in streams:
+        stream.write_text("")
+    ranks = [{}]
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        together = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+        ranks = [{**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = []
+    for environment in ranks:
+        started.append(
+            server.Process(
+                target=_be_script, args=(script, argv, streams, {**os.environ, **ENVIRONMENT, **environment})
+            )
+        )
+        started[-1].start()
+    return Processes(started)
+
+
+def _be_script(script: Path, argv: list[str], streams: list[Path], environment: dict[str, str]) -> None:
+    for descriptor, stream in zip((1, 2), streams, strict=True):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPO)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # for the loader's workers, as in a process of its own
+    sys.argv = [str(script), *argv]
+    runpy.run_path(str(script), run_name="__main__")
+
+
 class Recipe:
     """Command lines of train.py for a tiny model on the tones, and runs of them."""
 
@@ -119,33 +203,15 @@ class Recipe:
                 argv += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         return argv
 
-    def start(self, argv: list[str], folder: Path, *, processes: int = 1) -> subprocess.Popen:
-        """train.py as a user starts it: python, or torchrun for several processes."""
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-            launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": str(REPO),
-        }
-        with open(folder.with_suffix(".out"), "w") as out, open(folder.with_suffix(".err"), "w") as err:
-            return subprocess.Popen(
-                [*launcher, str(self.script), *argv], stdout=out, stderr=err, env=environment, cwd=REPO
-            )
+    def start(self, argv: list[str], folder: Path, *, processes: int = 1) -> Processes:
+        """The script as its users start it, as a process for each rank."""
+        return start_script(self.script, argv, folder, processes=processes)
 
-    def finish(self, process: subprocess.Popen, folder: Path, timeout: float = 150) -> Run:
-        try:
-            code = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # torchrun passes it on
-            process.wait()
-            raise
-        return Run(
-            folder, code, folder.with_suffix(".out").read_text(), folder.with_suffix(".err").read_text()
-        )
+    def finish(self, processes: Processes, folder: Path, timeout: float = 150) -> Run:
+        """Wait for the end of a run."""
+        code = processes.wait(timeout)
+        out, err = (folder.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
+        return Run(folder, code, out, err)
 
     def look(self, folder: Path) -> Run:
         """At what a run inside this process left."""
@@ -154,11 +220,27 @@ class Recipe:
     def train(self, argv: list[str], folder: Path, *, processes: int = 1) -> Run:
         return self.finish(self.start(argv, folder, processes=processes), folder)
 
+    def torchrun(self, argv: list[str], folder: Path, *, processes: int, timeout: float = 150) -> Run:
+        """The script under torchrun, with all that torchrun does when a rank ends."""
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(self.script), *argv]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(REPO)}
+        with open(folder.with_suffix(".out"), "w") as out, open(folder.with_suffix(".err"), "w") as err:
+            process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, cwd=REPO)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun passes it on
+            process.wait()
+            raise
+        out, err = (folder.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
+        return Run(folder, code, out, err)
+
     def interrupt(self, argv: list[str], folder: Path, *, at_step: int, with_signal: signal.Signals) -> Run:
         """Start a run and send it ``with_signal`` once its log shows optimizer step ``at_step``."""
         process = self.start(argv, folder)
         deadline = time.monotonic() + 90
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.running and time.monotonic() < deadline:
             if any(record["optimizer_step"] >= at_step for record in read_log(folder, "step")):
                 break
             time.sleep(0.005)
