@@ -14,6 +14,8 @@ MOVED: dict[str, str] = {
     "hmamba_asr.data.dataset.eval_loader": "hmamba_asr.data.loaders.eval_loader",
     "hmamba_asr.data.dataset.ordered_loader": "hmamba_asr.data.loaders.ordered_loader",
     "hmamba_asr.data.dataset.train_loader": "hmamba_asr.data.loaders.train_loader",
+    "hmamba_asr.decoding.beam.BeamSearch": "hmamba_asr.decoding.search.BeamSearch",
+    "hmamba_asr.decoding.beam.GreedySearch": "hmamba_asr.decoding.greedy.GreedySearch",
     "hmamba_asr.models.encoder.ConMambaEncoder": "hmamba_asr.models.conmamba.ConMambaEncoder",
     "hmamba_asr.models.conformer.ConformerControl": "hmamba_asr.models.conformer.ConformerEncoder",
     "hmamba_asr.models.encoder.ConformerControl": "hmamba_asr.models.conformer.ConformerEncoder",

@@ -1,9 +1,9 @@
-"""Searches behind one call: ``search(output: ASROutput) -> token ids of the best hypothesis of each
-utterance``."""
+"""Joint beam search of an attention decoder with CTC and language models."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,73 +11,77 @@ from speechbrain.decoders.scorer import ScorerBuilder
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hmamba_asr.decoding.ctc_prefix import ctc_greedy
-from hmamba_asr.decoding.hypotheses import Beams, Hypothesis, Step, Trellis
-from hmamba_asr.decoding.scorers import (
-    InternalLM,
-    Scorer,
-    at_least_float32,
-    load_language_model,
-    read_scorers,
-    weigh,
-)
+from hmamba_asr.decoding.hypotheses import BeamState, Hypothesis, Step, Trellis
+from hmamba_asr.decoding.scorers import Scorer, at_least_float32, build_scorers, set_weights
 from hmamba_asr.decoding.step_graph import StepGraph
 from hmamba_asr.decoding.stepper import StepperState, decoder_stepper
-from hmamba_asr.lengths import to_absolute, to_relative, valid_mask
-from hmamba_asr.models.asr import ASROutput
+from hmamba_asr.lengths import to_absolute, valid_mask
 
-LM_FUSIONS = ("shallow", "rescore", "ilm")
-STEPS_BETWEEN_CHECKS = {
-    "cpu": 1
-}  # elsewhere 4: asking a GPU whether a search is over makes the host wait for it
-
-
-class GreedySearch(nn.Module):
-    """Greedy decoding of the CTC head."""
-
-    def __init__(self, *, blank: int):
-        super().__init__()
-        self.blank = blank
-
-    @torch.no_grad()
-    def forward(self, output: ASROutput) -> list[list[int]]:
-        return ctc_greedy(output.ctc_logits, output.encoded.lengths, blank=self.blank)
-
-    def first_tokens(self, output: ASROutput) -> list[int | None]:
-        """The first token of each utterance, None where all is blank; there is nothing to be had before the
-        rest."""
-        return [tokens[0] if tokens else None for tokens in self(output)]
+# Steps between two checks whether the search is over. On a GPU each check makes the host wait for the device.
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+STEPS_BETWEEN_CHECKS_ON_GPU = 4
 
 
 class JointBeamSearcher(nn.Module):
-    """Beam search of an attention decoder joined by CTC, language models and a length bonus.
+    """Beam search of an attention decoder, joined by CTC, language models and a length bonus.
 
-    Takes the arguments of SpeechBrain's ``S2STransformerBeamSearcher``, scorers in a ``ScorerBuilder`` among
-    them, and finds its hypotheses (Kim et al. 2017, "Joint CTC-Attention based End-to-End Speech
-    Recognition"; rules about the end of sentence and attention shifts of Hannun et al. 2019,
-    https://arxiv.org/abs/1904.02619). Where it differs:
+    The search takes the arguments of SpeechBrain's ``S2STransformerBeamSearcher``, with its scorers in a
+    ``ScorerBuilder``, and finds the same hypotheses (Kim et al. 2017, "Joint CTC-Attention based End-to-End
+    Speech Recognition"; the end-of-sentence threshold and the limit on attention shifts are those of Hannun
+    et al. 2019, https://arxiv.org/abs/1904.02619). It differs in these points:
 
-    - Decoder and language model go on from what they computed for the prefix, CTC scores are a matrix
+    - The decoder and the language model reuse what they computed for the prefix. CTC scores are one matrix
       product.
-    - Step limits are each utterance's own and within the positions that the models have; SpeechBrain takes
-      those of the longest utterance of a batch, whose results then depend on batch mates.
-    - An utterance is also done when no live hypothesis can beat its best ``topk`` finished ones any more:
-      scores of further tokens are at most 0 (or a positive length bonus).
-    - ``max_attn_shift`` and the CTC window follow the newest token's attention. A shift blocks hypotheses,
-      unless it would block all of an utterance.
+    - Each utterance has its own step limits, within the positions that the models have. SpeechBrain takes
+      those of the longest utterance in the batch, so its results depend on the other utterances.
+    - An utterance ends early when no open hypothesis can beat its best ``topk`` finished ones. This is known
+      because the score of a token is at most 0, or at most the length bonus.
+    - ``max_attn_shift`` and the CTC window follow the attention of the newest token. A shift that is too
+      large rules a hypothesis out, unless that would rule out every hypothesis of the utterance.
     - On a GPU a step is a CUDA graph (:class:`~hmamba_asr.decoding.step_graph.StepGraph`), unless
       ``cuda_graph`` is false or a scorer works on the host.
-    - Language models can be left out of the search and rank its ``beam_size`` best results instead:
-      :meth:`rescore`.
+    - Language models can rank the ``beam_size`` best results of a search without them
+      (:meth:`enable_rescoring`).
 
-    Results hold on to two of SpeechBrain's rules: ``beam_size`` finished hypotheses end an utterance, and one
-    that is open at the step limit gives its last token up for the end of sentence.
+    Two of SpeechBrain's rules stay. ``beam_size`` finished hypotheses end an utterance. A hypothesis that is
+    open at the step limit replaces its last token by the end of sentence.
+
+    Parameters
+    ----------
+    modules
+        The model and its output head. The model is an :class:`~hmamba_asr.models.asr.ASRModel` or
+        SpeechBrain's ``TransformerASR``.
+    bos_index, eos_index
+        Tokens for the begin and the end of a sentence.
+    min_decode_ratio, max_decode_ratio
+        Fewest and most tokens of a hypothesis, as a fraction of the number of encoder states.
+    beam_size
+        Number of hypotheses that stay open.
+    scorer
+        SpeechBrain's scorers and their weights. The decoder's weight is 1 minus the weight of the CTC.
+    temperature
+        Divisor of the decoder's logits.
+    return_topk
+        Whether a call returns the ``topk`` best hypotheses instead of the best one.
+    topk
+        Number of results for each utterance.
+    using_eos_threshold, eos_threshold
+        Whether the end of sentence must have more than ``eos_threshold`` times the best token's
+        log-probability.
+    length_normalization
+        Whether scores are divided by the number of tokens.
+    using_max_attn_shift, max_attn_shift
+        Whether the peak of the attention may move by less than ``max_attn_shift`` states from token to token.
+    minus_inf
+        Accepted for SpeechBrain's sake and not used: what is ruled out scores -inf.
+    cuda_graph
+        Whether steps on a GPU may be captured as CUDA graphs.
 
     Raises
     ------
     ValueError
-        For models or scorers that it cannot run, a length bonus with length normalisation, equal special
-        tokens, a bad topk, a begin of sentence that a Transformer LM does not see (token 0).
+        If a model or scorer is not supported, ``topk`` is out of range, special tokens coincide, a length
+        bonus meets length normalisation, or ``bos_index`` is 0, which a Transformer LM takes for padding.
     """
 
     def __init__(
@@ -100,29 +104,25 @@ class JointBeamSearcher(nn.Module):
         minus_inf: float = -1e20,
         cuda_graph: bool = True,
     ):
-        """``minus_inf`` is SpeechBrain's and not used: what is ruled out is -inf here."""
         super().__init__()
         self.model, self.fc = modules
         self.bos_index, self.eos_index, self.beam_size, self.topk = bos_index, eos_index, beam_size, topk
         self.min_decode_ratio, self.max_decode_ratio = min_decode_ratio, max_decode_ratio
-        self.temperature, self.return_topk, self.length_normalization = (
-            temperature,
-            return_topk,
-            length_normalization,
-        )
+        self.temperature, self.return_topk = temperature, return_topk
+        self.length_normalization = length_normalization
         self.eos_threshold = eos_threshold if using_eos_threshold else None
         self.max_attn_shift = max_attn_shift if using_max_attn_shift else None
         self.cuda_graph = cuda_graph
         self.decoder = decoder_stepper(self.model)
-        self.scorers, self.rescorers = read_scorers(scorer), []
-        self.candidates = int(
-            beam_size * (scorer.scorer_beam_scale if scorer is not None else 2)
-        )  # SpeechBrain's default
-        ctc = next((s for s in self.scorers if s.name == "ctc"), None)
-        self.blocked = ctc.blank if ctc else None
-        if ctc and len({bos_index, eos_index, ctc.blank}) < 3:
+        self.scorers: list[Scorer] = build_scorers(scorer)
+        self.rescorers: list[Scorer] = []
+        scale = 2 if scorer is None else scorer.scorer_beam_scale  # 2 is SpeechBrain's default
+        self.num_candidates = int(beam_size * scale)
+        self.blank = next((s.blank for s in self.scorers if s.blank is not None), None)
+        if self.blank is not None and len({bos_index, eos_index, self.blank}) < 3:
             raise ValueError(
-                f"blank ({ctc.blank}), bos ({bos_index}) and eos ({eos_index}) must be three different tokens."
+                f"blank ({self.blank}), bos ({bos_index}) and eos ({eos_index}) must be three different"
+                " tokens."
             )
         if not 1 <= topk <= beam_size:
             raise ValueError(f"topk is {topk} and beam_size {beam_size}; topk must be from 1 to beam_size.")
@@ -130,75 +130,102 @@ class JointBeamSearcher(nn.Module):
             raise ValueError(
                 "a length bonus and length_normalization exclude each other; leave one of them out."
             )
-        self._look_at_scorers()
+        self._update_limits()
 
-    def add(self, scorer: Scorer) -> None:
-        """One scorer more."""
+    def add_scorer(self, scorer: Scorer) -> None:
+        """Let one more scorer take part in the search."""
         self.scorers.insert(len(self.scorers) if scorer.partial else 0, scorer)
-        self._look_at_scorers()
+        self._update_limits()
 
-    def weigh(self, *, ctc: float | None = None, lm: float | None = None) -> None:
-        """Other weights from now on, the decoder's 1 - ``ctc``; see
-        :func:`~hmamba_asr.decoding.scorers.weigh`."""
-        weigh([*self.scorers, *self.rescorers], ctc=ctc, lm=lm)
-        self._look_at_scorers()
+    def set_weights(self, *, ctc: float | None = None, lm: float | None = None) -> None:
+        """Change weights; the decoder gets 1 - ``ctc``.
+
+        Parameters
+        ----------
+        ctc, lm
+            New weights of the CTC and of the language models; None leaves them.
+
+        Raises
+        ------
+        ValueError
+            As :func:`hmamba_asr.decoding.scorers.set_weights`. The weights stay as they were then.
+        """
+        set_weights([*self.scorers, *self.rescorers], ctc=ctc, lm=lm)
+        self._update_limits()
 
     def weights(self) -> dict[str, float]:
-        """Of attention and of each scorer, rescoring language models among them."""
+        """Return the weight of the attention decoder and of each scorer, with those that rescore."""
         return {
             "attention": self.attention_weight,
             **{s.name: s.weight for s in [*self.scorers, *self.rescorers]},
         }
 
-    def rescore(self) -> None:
-        """Search without language models from now on, and let them rank what was found.
+    def enable_rescoring(self) -> None:
+        """Take the language models out of the search and let them rank its results instead.
 
-        A hypothesis' score is then the search's with the weighted log-probability of its tokens and the end
-        of sentence added, normalised by length as before. One that is open at the step limit is scored with
-        the end of sentence that it gets.
+        The score of a hypothesis is then the score of the search plus the weighted log-probability of its
+        tokens and of the end of sentence, normalised by length as before. A hypothesis that is cut off at the
+        step limit is scored with the end of sentence that it gets.
 
         Raises
         ------
         ValueError
             If there is no language model.
         """
-        self.rescorers = [s for s in self.scorers if s.rescores]
-        self.scorers = [s for s in self.scorers if not s.rescores]
-        if not self.rescorers:
+        language_models = [s for s in self.scorers if s.can_rescore]
+        if not language_models:
             raise ValueError(
-                "there is no language model to rescore with; give --lm_folder, or a scorer of one in the YAML."
+                "there is no language model to rescore with; give --lm_folder, or a scorer of one in the"
+                " YAML."
             )
-        self._look_at_scorers()
+        self.rescorers = language_models
+        self.scorers = [s for s in self.scorers if not s.can_rescore]
+        self._update_limits()
 
-    def _look_at_scorers(self) -> None:
+    def _update_limits(self) -> None:
+        """Derive what depends on the scorers and their weights."""
         if self.bos_index == 0 and any(s.name == "transformerlm" for s in [*self.scorers, *self.rescorers]):
             raise ValueError(
-                "bos is token 0, which SpeechBrain's TransformerLM takes for padding: it would begin from nothing."
+                "bos is token 0, which SpeechBrain's TransformerLM takes for padding; use another token for"
+                " bos."
             )
         self.attention_weight = 1.0 - sum(s.weight for s in self.scorers if s.name == "ctc")
         self.needs_attention = self.max_attn_shift is not None or any(s.needs_attention for s in self.scorers)
-        self.max_steps = int(
-            min(self.decoder.max_steps, *[s.max_steps for s in [*self.scorers, *self.rescorers]], math.inf)
-        )
+        limits = [s.max_steps for s in [*self.scorers, *self.rescorers]]
+        self.max_steps = int(min(self.decoder.max_steps, *limits, math.inf))
         self.nbest = self.beam_size if self.rescorers else self.topk
-        # The most that one more token can add; infinite (no early end) where a negative weight turns scores
-        # around.
-        self.highest = sum(s.weight * s.highest if s.weight >= 0 else math.inf for s in self.scorers)
+        # The most that one more token can add to a score. A negative weight makes it unbounded, which rules
+        # an early end out.
+        self.max_gain = sum(s.weight * s.max_score if s.weight >= 0 else math.inf for s in self.scorers)
 
     @torch.no_grad()
-    def forward(self, enc_states: Tensor, wav_len: Tensor):
-        """SpeechBrain's call: states (B, T, d_model) and relative lengths (B,) -> hypotheses, lengths,
-        scores, log-probabilities.
+    def forward(
+        self, enc_states: Tensor, wav_len: Tensor
+    ) -> tuple[list[list[int]] | Tensor, Tensor, Tensor, Tensor]:
+        """Search with the signature of SpeechBrain's searchers.
 
-        The best of each utterance, hypotheses as lists; with ``return_topk`` the ``topk`` best in padded
-        tensors (B, topk, ...).
+        Parameters
+        ----------
+        enc_states
+            Encoder states (B, T, d_model).
+        wav_len
+            Relative lengths (B,).
+
+        Returns
+        -------
+        hypotheses
+            The tokens of the best hypothesis of each utterance, as lists. With ``return_topk``, the ``topk``
+            best as one padded tensor (B, topk, U).
+        lengths
+            Relative lengths of the hypotheses: (B,), or (B, topk).
+        scores
+            Scores of the hypotheses: (B,), or (B, topk).
+        log_probs
+            The decoder's weighted log-probability of each token: (B, U), or (B, topk, U).
         """
         found = self.search(enc_states, to_absolute(wav_len, enc_states.shape[1]))
-        nbest = [
-            h
-            for hs in found
-            for h in [*hs, *[Hypothesis([], -math.inf, log_probs=[0.0])] * (self.topk - len(hs))]
-        ]
+        nothing = Hypothesis([], -math.inf, log_probs=[0.0])
+        nbest = [h for best in found for h in [*best, *[nothing] * (self.topk - len(best))]]
         tokens = pad_sequence([torch.tensor([*h.tokens, self.eos_index]) for h in nbest], batch_first=True)
         log_probs = pad_sequence([torch.tensor(h.log_probs) for h in nbest], batch_first=True)
         lengths = torch.tensor([len(h.tokens) / tokens.shape[1] for h in nbest])
@@ -209,36 +236,45 @@ class JointBeamSearcher(nn.Module):
         )
         if self.return_topk:
             return tokens, lengths, scores, log_probs
-        return [hs[0].tokens for hs in found], lengths[:, 0], scores[:, 0], log_probs[:, 0]
+        return [best[0].tokens for best in found], lengths[:, 0], scores[:, 0], log_probs[:, 0]
 
     @torch.no_grad()
     def search(self, states: Tensor, lengths: Tensor) -> list[list[Hypothesis]]:
-        """The ``topk`` best hypotheses of each utterance, best first, fewer if there are fewer.
+        """Return the best hypotheses of each utterance.
 
-        states (B, T, d_model) with lengths (B,) in frames; an utterance without frames has the empty
-        hypothesis.
+        Parameters
+        ----------
+        states
+            Encoder states (B, T, d_model).
+        lengths
+            Number of states of each utterance (B,). An utterance without states has the empty hypothesis.
+
+        Returns
+        -------
+        list of list of Hypothesis
+            Up to ``topk`` hypotheses of each utterance, best first.
         """
         trellis = Trellis(self._part_names(), self.eos_index)
         rows = lengths.nonzero().flatten()
         if rows.numel():
             longest = int(lengths.max())
-            # Rows of 16 bytes are what a GPU's matrix products read fastest.
+            # Matrix products on a GPU are fastest with rows of a multiple of 16 bytes.
             extra = -longest % 8 if states.is_cuda else 0
             self._search(
                 F.pad(states[rows, :longest], (0, 0, 0, extra)), lengths[rows], rows.tolist(), trellis
             )
         best = trellis.best(self.nbest)
         if self.rescorers and best:
-            best = self._rescored(best, states.device)
+            best = self._rescore(best, states.device)
         return [best.get(row, [Hypothesis([], 0.0, log_probs=[0.0])]) for row in range(len(lengths))]
 
-    def _rescored(
+    def _rescore(
         self, found: dict[int, list[Hypothesis]], device: torch.device
     ) -> dict[int, list[Hypothesis]]:
-        """The ``topk`` best of each utterance's hypotheses, now with the language models' scores."""
+        """Add the language models' scores to the hypotheses and return the ``topk`` best."""
         sentences = [hypothesis.tokens for hypotheses in found.values() for hypothesis in hypotheses]
         totals = [
-            s.sentences(sentences, bos=self.bos_index, eos=self.eos_index, device=device).tolist()
+            s.score_sentences(sentences, bos=self.bos_index, eos=self.eos_index, device=device).tolist()
             for s in self.rescorers
         ]
         shares = iter(zip(*totals, strict=True))
@@ -253,15 +289,19 @@ class JointBeamSearcher(nn.Module):
         }
 
     def _search(self, states: Tensor, lengths: Tensor, utterances: list[int], trellis: Trellis) -> None:
-        """Fill the trellis; every length is 1 or more."""
+        """Fill the trellis. Every length is 1 or more."""
         _refuse_nonfinite(states, lengths, utterances)
         beams, memory = self._start(states, lengths, len(trellis.part_names))
         trellis.utterances(utterances)
         parts = [part for part in (beams, memory, *self.scorers) if part is not None]
-        steps, every = int(beams.limit.max()), STEPS_BETWEEN_CHECKS.get(states.device.type, 4)
-        run, worthwhile = (lambda: self._step(beams, memory)), 4
-        if self._can_graph(states.device):
-            run, worthwhile = StepGraph(run, lambda: [pair for part in parts for pair in part.carried()]), 2
+        steps = int(beams.limit.max())
+        every = STEPS_BETWEEN_CHECKS.get(states.device.type, STEPS_BETWEEN_CHECKS_ON_GPU)
+        run: Callable[[], Step] = lambda: self._step(beams, memory)  # noqa: E731
+        # Utterances that are done leave the batch when they are at least one in `shrink_at`: leaving costs a
+        # copy of the others' state, and on a GPU another graph.
+        shrink_at = 4
+        if self._use_cuda_graph(states.device):
+            run, shrink_at = StepGraph(run, lambda: [pair for part in parts for pair in part.carried()]), 2
         for step in range(steps):
             self._prepare(beams, memory)
             trellis.add(run())
@@ -270,9 +310,7 @@ class JointBeamSearcher(nn.Module):
             done = beams.done.tolist()
             if all(done):
                 return
-            if worthwhile * sum(done) >= len(
-                done
-            ):  # worth the copy of what the others need, and another graph
+            if shrink_at * sum(done) >= len(done):
                 kept = [row for row, over in enumerate(done) if not over]
                 rows = torch.tensor(kept, device=states.device)
                 for part in parts:
@@ -280,13 +318,21 @@ class JointBeamSearcher(nn.Module):
                 utterances = [utterances[row] for row in kept]
                 trellis.utterances(utterances)
 
-    def _can_graph(self, device: torch.device) -> bool:
-        return self.cuda_graph and device.type == "cuda" and all(scorer.on_device for scorer in self.scorers)
+    def _use_cuda_graph(self, device: torch.device) -> bool:
+        return self.cuda_graph and device.type == "cuda" and all(scorer.capturable for scorer in self.scorers)
 
     @torch.no_grad()
     def first_tokens(self, states: Tensor, lengths: Tensor) -> list[int]:
-        """The best first token of each utterance after one step, the end of sentence among them; later steps
-        may prefer another beginning. states (B, T, d_model) with lengths (B,) of 1 or more.
+        """Return the best first token of each utterance after one step.
+
+        It may be the end of sentence. Later steps may prefer another first token.
+
+        Parameters
+        ----------
+        states
+            Encoder states (B, T, d_model).
+        lengths
+            Number of states of each utterance (B,), 1 or more.
 
         Raises
         ------
@@ -294,7 +340,7 @@ class JointBeamSearcher(nn.Module):
             If an utterance has no states.
         """
         if int(lengths.min()) < 1:
-            raise ValueError("an utterance has no encoder states, so it has no first token; leave it out.")
+            raise ValueError("an utterance has no encoder states and so no first token; leave it out.")
         _refuse_nonfinite(states, lengths, list(range(len(lengths))))
         beams, memory = self._start(states, lengths, len(self._part_names()))
         self._prepare(beams, memory)
@@ -307,14 +353,16 @@ class JointBeamSearcher(nn.Module):
             *(scorer.name for scorer in self.scorers),
         ]
 
-    def _start(self, states: Tensor, lengths: Tensor, num_parts: int) -> tuple[Beams, StepperState | None]:
-        """Decoder and scorers in front of the first token."""
+    def _start(
+        self, states: Tensor, lengths: Tensor, num_parts: int
+    ) -> tuple[BeamState, StepperState | None]:
+        """Prepare the decoder and the scorers for the first token."""
         memory = self.decoder.start(states, lengths) if self.attention_weight > 0 else None
         for scorer in self.scorers:
             scorer.start(states, lengths)
         batch, frames = len(lengths), lengths.double()
         zeros = torch.zeros(batch, 1, device=states.device)
-        beams = Beams(
+        beams = BeamState(
             tokens=torch.full_like(zeros, self.bos_index, dtype=torch.long),
             sums=zeros,
             parts=zeros.unsqueeze(-1).expand(-1, -1, num_parts),
@@ -323,43 +371,47 @@ class JointBeamSearcher(nn.Module):
             limit=(frames * self.max_decode_ratio).long().clamp(1, self.max_steps),
             steps=zeros[:, 0].long(),
             finished=zeros[:, 0].long(),
-            best=zeros.new_full((batch, self.nbest), -math.inf),
+            best_scores=zeros.new_full((batch, self.nbest), -math.inf),
             done=zeros[:, 0].bool(),
         )
         return beams, memory
 
-    def _prepare(self, beams: Beams, memory: StepperState | None) -> None:
-        """The host's part of a step."""
+    def _prepare(self, beams: BeamState, memory: StepperState | None) -> None:
+        """Do the host's part of a step."""
         for part in (memory, *self.scorers):
             if part is not None:
                 part.prepare(beams.tokens.shape[1])
 
-    def _step(self, beams: Beams, memory: StepperState | None) -> Step:
-        """One more token for every hypothesis, after ``_prepare``: the device's part, which a CUDA graph can
-        repeat."""
-        combined, attention, each, weights = None, None, [], []
+    def _step(self, beams: BeamState, memory: StepperState | None) -> Step:
+        """Add one token to every hypothesis, after ``_prepare``; a CUDA graph can replay this part."""
+        combined: Tensor | None = None
+        attention: Tensor | None = None
+        each: list[Tensor] = []
+        weights: list[float] = []
         if memory is not None:
             hidden, attention = self.decoder.step(memory, beams.tokens, with_attention=self.needs_attention)
-            each, weights = (
-                [(at_least_float32(self.fc(hidden)) / self.temperature).log_softmax(-1)],
-                [self.attention_weight],
-            )
-            combined = self._rule_out(each[0] * self.attention_weight, beams, attention)
+            each.append((at_least_float32(self.fc(hidden)) / self.temperature).log_softmax(-1))
+            weights.append(self.attention_weight)
+            combined = self._mask_scores(each[0] * self.attention_weight, beams, attention)
         candidates = None
         for scorer in self.scorers:
             if scorer.partial and candidates is None:
-                candidates = combined.topk(max(1, min(self.candidates, combined.shape[-1])), -1).indices
+                assert combined is not None  # a partial scorer never scores alone
+                count = max(1, min(self.num_candidates, combined.shape[-1]))
+                candidates = combined.topk(count, -1).indices
             each.append(scorer.scores(beams.tokens, attention, candidates if scorer.partial else None))
             weights.append(scorer.weight)
-            combined = (
-                each[-1] * scorer.weight if combined is None else combined.add_(each[-1], alpha=scorer.weight)
-            )
+            if combined is None:
+                combined = each[-1] * scorer.weight
+            else:
+                combined = combined.add_(each[-1], alpha=scorer.weight)
+        assert combined is not None
         combined[..., self.eos_index].masked_fill_((beams.first_end > beams.steps).unsqueeze(1), -math.inf)
-        if self.blocked is not None:
-            combined[..., self.blocked] = -math.inf
+        if self.blank is not None:
+            combined[..., self.blank] = -math.inf
 
         vocab = combined.shape[-1]
-        values, index = self._top((beams.sums.unsqueeze(-1) + combined).flatten(1))
+        values, index = self._top_hypotheses((beams.sums.unsqueeze(-1) + combined).flatten(1))
         parents, tokens = index // vocab, index % vocab
         shares = [scores.flatten(1).gather(1, index) for scores in each]
         if memory is not None:
@@ -374,13 +426,15 @@ class JointBeamSearcher(nn.Module):
         beams.peaks = beams.peaks.gather(1, parents)
         beams.tokens, beams.sums, beams.steps = tokens, sums, beams.steps + 1
         scores = sums / beams.steps.unsqueeze(1) if self.length_normalization else sums
-        accepted = self._finish(beams, scores)
+        accepted = self._accept(beams, scores)
         log_probs = shares[0] * weights[0] if memory is not None else torch.zeros_like(scores)
         return Step(tokens, parents, scores, log_probs, beams.parts, accepted)
 
-    def _rule_out(self, log_probs: Tensor, beams: Beams, attention: Tensor | None) -> Tensor:
-        """-inf where the attention jumps too far, and for an end of sentence that is not likely enough."""
+    def _mask_scores(self, log_probs: Tensor, beams: BeamState, attention: Tensor | None) -> Tensor:
+        """Set to -inf the tokens after an attention shift that is too large, and an unlikely end of
+        sentence."""
         if self.max_attn_shift is not None:
+            assert attention is not None
             peaks = attention.argmax(-1)
             far = (peaks > beams.peaks + self.max_attn_shift) | (peaks <= beams.peaks - self.max_attn_shift)
             far &= (~far & beams.sums.isfinite()).any(1, keepdim=True)
@@ -391,146 +445,44 @@ class JointBeamSearcher(nn.Module):
             log_probs[..., self.eos_index].masked_fill_(unlikely, -math.inf)
         return log_probs
 
-    def _top(self, totals: Tensor) -> tuple[Tensor, Tensor]:
-        """The ``beam_size`` best of (B, K x vocab), filled up with -inf if there are fewer."""
+    def _top_hypotheses(self, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ``beam_size`` best of (B, K x vocab), padded with -inf if there are fewer."""
         if missing := max(0, self.beam_size - totals.shape[1]):
             values, index = totals.sort(-1, descending=True)
             return F.pad(values, (0, missing), value=-math.inf), F.pad(index, (0, missing))
         return totals.topk(self.beam_size, -1)
 
-    def _finish(self, beams: Beams, scores: Tensor) -> Tensor:
-        """Which hypotheses (B, K) are results now; updates what is finished, open and done."""
+    def _accept(self, beams: BeamState, scores: Tensor) -> Tensor:
+        """Return which hypotheses (B, K) become results, and update what is finished, open and done."""
         live = beams.sums.isfinite() & ~beams.done.unsqueeze(1)
         ends = live & (beams.tokens == self.eos_index)
         cut = live & ~ends & (beams.limit == beams.steps).unsqueeze(1)
         rank = beams.finished.unsqueeze(1) + ends.cumsum(1)
         accepted = ends & (rank <= self.beam_size) | cut & (rank[:, -1:] + cut.cumsum(1) <= self.beam_size)
         beams.finished = beams.finished + accepted.sum(1)
-        beams.best = (
-            torch.cat([beams.best, scores.masked_fill(~accepted, -math.inf)], 1).topk(self.nbest, -1).values
+        beams.best_scores = (
+            torch.cat([beams.best_scores, scores.masked_fill(~accepted, -math.inf)], 1)
+            .topk(self.nbest, -1)
+            .values
         )
         beams.sums = beams.sums.masked_fill(beams.tokens == self.eos_index, -math.inf)
         beams.done = beams.done | (beams.finished >= self.beam_size) | (beams.limit <= beams.steps)
-        if math.isfinite(self.highest):
+        if math.isfinite(self.max_gain):
             reachable = beams.sums.amax(1)
             if self.length_normalization:
-                reachable = reachable / beams.limit  # at most: nothing lost on the longest way there is
+                # The best case: every further token scores 0, up to the step limit.
+                reachable = reachable / beams.limit
             else:
-                reachable = reachable + self.highest * (beams.limit - beams.steps)
-            beams.done = beams.done | (beams.best[:, -1] >= reachable)
+                reachable = reachable + self.max_gain * (beams.limit - beams.steps)
+            beams.done = beams.done | (beams.best_scores[:, -1] >= reachable)
         return accepted
 
 
 def _refuse_nonfinite(states: Tensor, lengths: Tensor, utterances: list[int]) -> None:
+    """Raise ValueError if a state inside an utterance is not finite."""
     bad = (~states.isfinite().all(-1) & valid_mask(lengths, states.shape[1])).any(1)
     if bad.any():
         named = ", ".join(str(utterances[row]) for row in bad.nonzero().flatten().tolist())
         raise ValueError(
-            f"the encoder states of utterance {named} of the batch are not finite: there is nothing to decode."
+            f"the encoder states of utterance {named} of the batch are not finite, so it cannot be decoded."
         )
-
-
-class BeamSearch(nn.Module):
-    """The search of a recogniser: a :class:`JointBeamSearcher`, or one of SpeechBrain's, which lets batch
-    mates matter.
-
-    ``lm`` names the language model that the scorers hold, so that it follows the search to its device. Or
-    ``lm_folder``, what train_lm.py or train_ngram.py exported, adds one with ``lm_weight``. ``lm_fusion``
-    says how language models have their say:
-
-    - ``shallow``: in the search, beside the decoder.
-    - ``rescore``: only on the search's ``beam_size`` best results (:meth:`JointBeamSearcher.rescore`).
-    - ``ilm``: in the search, with the decoder's internal language model taken off by ``internal_lm_weight``
-      (:class:`~hmamba_asr.decoding.scorers.InternalLM`).
-
-    Raises
-    ------
-    ValueError
-        For an unknown ``lm_fusion``, ``rescore`` and ``ilm`` without a language model or with SpeechBrain's
-        searcher, ``ilm`` without an ``internal_lm_weight``, and one that nothing uses, as an ``lm_weight``
-        without ``lm_folder`` where the scorers hold a language model.
-    """
-
-    def __init__(
-        self,
-        *,
-        searcher: nn.Module,
-        lm: nn.Module | None = None,
-        lm_folder: str | None = None,
-        lm_weight: float = 0.0,
-        lm_fusion: str = "shallow",
-        internal_lm_weight: float | None = None,
-    ):
-        super().__init__()
-        if lm_fusion not in LM_FUSIONS:
-            raise ValueError(f"lm_fusion is '{lm_fusion}'; choose one of {', '.join(LM_FUSIONS)}.")
-        if internal_lm_weight is not None and lm_fusion != "ilm":
-            raise ValueError(
-                f"internal_lm_weight is {internal_lm_weight} and lm_fusion {lm_fusion}; set lm_fusion: ilm."
-            )
-        if internal_lm_weight is None and lm_fusion == "ilm":
-            raise ValueError(
-                "lm_fusion is ilm without an internal_lm_weight; set one, for example {lm_fusion: ilm, internal_lm_weight: 0.1}."
-            )
-        if (lm_folder or lm_fusion != "shallow") and not isinstance(searcher, JointBeamSearcher):
-            raise ValueError(
-                f"lm_folder and lm_fusion need JointBeamSearcher; the searcher is a {type(searcher).__name__}."
-            )
-        if (
-            lm_weight
-            and not lm_folder
-            and isinstance(searcher, JointBeamSearcher)
-            and any(s.rescores for s in searcher.scorers)
-        ):
-            raise ValueError(
-                f"lm_weight is {lm_weight} and there is no lm_folder, whose model it would weigh; the scorers' language model "
-                "has its weight among theirs: {searcher: {scorer: {weights: {transformerlm: ...}}}}."
-            )
-        if lm_folder:
-            scorer = load_language_model(lm_folder, weight=lm_weight, vocab_size=searcher.fc.w.out_features)
-            searcher.add(scorer)
-            lm = scorer.model
-        if lm_fusion != "shallow" and not any(s.rescores for s in searcher.scorers):
-            raise ValueError(
-                f"lm_fusion is {lm_fusion} and the search has no language model; give --lm_folder, or its scorer in the YAML."
-            )
-        if lm_fusion == "rescore":
-            searcher.rescore()
-        elif lm_fusion == "ilm":
-            temperature = searcher.temperature
-            searcher.add(
-                InternalLM(searcher.decoder, searcher.fc, weight=internal_lm_weight, temperature=temperature)
-            )
-        self.lm, self.lm_folder = lm, lm_folder
-        # Not a submodule: the searcher holds the recogniser itself, whose device and mode are the Brain's
-        # business.
-        object.__setattr__(self, "searcher", searcher)
-
-    @torch.no_grad()
-    def forward(self, output: ASROutput) -> list[list[int]]:
-        states, lengths = self._states(output)
-        hypotheses, _, _, _ = self.searcher(states, to_relative(lengths, states.shape[1]).float())
-        return hypotheses
-
-    def first_tokens(self, output: ASROutput) -> list[int]:
-        """See :meth:`JointBeamSearcher.first_tokens`.
-
-        Raises
-        ------
-        ValueError
-            If the searcher is one of SpeechBrain's, which cannot stop after a step, or an utterance has no
-            states.
-        """
-        if not isinstance(self.searcher, JointBeamSearcher):
-            raise ValueError(
-                f"{type(self.searcher).__name__} cannot stop after its first step; use JointBeamSearcher."
-            )
-        return self.searcher.first_tokens(*self._states(output))
-
-    def _states(self, output: ASROutput) -> tuple[Tensor, Tensor]:
-        if self.lm is not None:
-            self.lm.eval()
-        lengths = output.encoded.lengths
-        return output.encoded.states[
-            :, : int(lengths.max())
-        ].float(), lengths  # the searcher's masks allow no frames past it

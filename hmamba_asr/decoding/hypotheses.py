@@ -1,29 +1,55 @@
-"""Where a beam search stands, and what it found, read back from its trellis."""
+"""The state of a beam search, and its results, read back from the trellis of its steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass
-class Beams:
-    """Where a search stands: B utterances, K hypotheses each."""
+class BeamState:
+    """The state of a search over B utterances with K hypotheses each.
 
-    tokens: Tensor  # (B, K) the newest token
-    sums: Tensor  # (B, K) weighted scores so far, -inf of what is finished or ruled out
-    parts: Tensor  # (B, K, scorers) each scorer's own share
-    peaks: Tensor  # (B, K) frame that the last token attended to most
-    first_end: Tensor  # (B,) tokens in front of the earliest end of sentence
-    limit: Tensor  # (B,) tokens with the end of sentence
-    steps: Tensor  # (B,) done so far, the same number for all
-    finished: Tensor  # (B,) number of finished hypotheses
-    best: Tensor  # (B, topk) scores of the best finished ones
-    done: Tensor  # (B,) whether the utterance takes no more
+    Attributes
+    ----------
+    tokens
+        (B, K). The newest token.
+    sums
+        (B, K). The weighted score so far, -inf for a hypothesis that is finished or ruled out.
+    parts
+        (B, K, scorers). The share of each scorer, unweighted.
+    peaks
+        (B, K). The encoder state that the last token attended to most.
+    first_end
+        (B,). Number of tokens before the earliest end of sentence.
+    limit
+        (B,). Most tokens, with the end of sentence.
+    steps
+        (B,). Number of steps so far, the same for all utterances.
+    finished
+        (B,). Number of finished hypotheses.
+    best_scores
+        (B, topk). Scores of the best finished hypotheses.
+    done
+        (B,). Whether the search of an utterance is over.
+    """
+
+    tokens: Tensor
+    sums: Tensor
+    parts: Tensor
+    peaks: Tensor
+    first_end: Tensor
+    limit: Tensor
+    steps: Tensor
+    finished: Tensor
+    best_scores: Tensor
+    done: Tensor
 
     def carried(self) -> list[tuple[object, str]]:
+        """Name the tensors that a step replaces and the next one reads, each as owner and attribute."""
         return [(self, name) for name in vars(self)]
 
     def keep(self, rows: Tensor) -> None:
@@ -36,10 +62,19 @@ class Beams:
 class Hypothesis:
     """One result of a search.
 
-    ``score`` is the weighted sum of ``parts`` (each scorer's own log-probability, unweighted), divided by the
-    number of tokens with the end of sentence if the search normalises by length. ``log_probs`` are the
-    decoder's, weighted, one for each token and one for the end of sentence. ``ended`` is false if the step
-    limit cut the hypothesis off.
+    Attributes
+    ----------
+    tokens
+        The tokens, without the end of sentence.
+    score
+        The weighted sum of ``parts``, divided by the number of tokens with the end of sentence if the search
+        normalises by length.
+    parts
+        The log-probability by each scorer, unweighted.
+    log_probs
+        The decoder's weighted log-probability of each token and of the end of sentence.
+    ended
+        False if the step limit cut the hypothesis off.
     """
 
     tokens: list[int]
@@ -51,9 +86,22 @@ class Hypothesis:
 
 @dataclass
 class Step:
-    """One step of a search over B utterances with K hypotheses each; all (B, K), ``parts`` (B, K, scorers).
+    """One step of a search over B utterances with K hypotheses each.
 
-    ``accepted``: the hypothesis is finished and a result. ``parents`` index the step before.
+    Attributes
+    ----------
+    tokens
+        (B, K). The token that the step added.
+    parents
+        (B, K). The hypothesis of the step before that it continues.
+    scores
+        (B, K). The score so far, normalised by length if the search does so.
+    log_probs
+        (B, K). The decoder's weighted log-probability of the token.
+    parts
+        (B, K, scorers). The share of each scorer so far, unweighted.
+    accepted
+        (B, K). Whether the hypothesis is finished and a result.
     """
 
     tokens: Tensor
@@ -65,24 +113,49 @@ class Step:
 
 
 class Trellis:
-    """The steps of a search, kept on the device and brought home at the end, once for each change of its
-    utterances."""
+    """The steps of a search.
+
+    They stay on the device until the end. They are then copied to the host, once for each set of utterances
+    that the batch consisted of.
+
+    Parameters
+    ----------
+    part_names
+        Name of each scorer, in the order of ``Step.parts``.
+    eos
+        The end of sentence.
+    """
 
     def __init__(self, part_names: list[str], eos: int):
         self.part_names, self.eos = part_names, eos
         self._segments: list[tuple[list[int], list[Step]]] = []
 
     def utterances(self, rows: list[int]) -> None:
-        """From the next step on the batch consists of these utterances."""
+        """Declare which utterances the batch consists of from the next step on."""
         self._segments.append((rows, []))
 
     def add(self, step: Step) -> None:
+        """Append a step."""
         self._segments[-1][1].append(step)
 
     def best(self, count: int) -> dict[int, list[Hypothesis]]:
-        """The ``count`` best results of each utterance that has any, best first, of equals the earliest, no
-        tokens twice."""
-        steps, found = [], {}  # steps: (row of each utterance, fields of the step as lists)
+        """Return the best results of each utterance that has any.
+
+        Parameters
+        ----------
+        count
+            Most results of an utterance.
+
+        Returns
+        -------
+        dict
+            Results by utterance, best first. Of equal scores the earliest comes first. No two results have
+            the same tokens.
+        """
+        # The row of each utterance and the arrays of each step.
+        steps: list[tuple[dict[int, int], dict[str, np.ndarray]]] = []
+        # (score, step, hypothesis) of each result.
+        found: dict[int, list[tuple[float, int, int]]] = {}
         for rows, segment in self._segments:
             place = {utterance: row for row, utterance in enumerate(rows)}
             fields = {
@@ -99,9 +172,8 @@ class Trellis:
             ]
         results: dict[int, list[Hypothesis]] = {}
         for utterance, ends in found.items():
-            different: dict[
-                tuple[int, ...], Hypothesis
-            ] = {}  # those cut off may differ in the token they gave up alone
+            # Two that were cut off may differ only in the token that the end of sentence replaced.
+            different: dict[tuple[int, ...], Hypothesis] = {}
             for end in sorted(ends, key=lambda end: -end[0]):
                 hypothesis = self._trace(steps, utterance, *end)
                 different.setdefault(tuple(hypothesis.tokens), hypothesis)
@@ -110,15 +182,23 @@ class Trellis:
             results[utterance] = list(different.values())
         return results
 
-    def _trace(self, steps: list, utterance: int, score: float, last: int, k: int) -> Hypothesis:
+    def _trace(
+        self,
+        steps: list[tuple[dict[int, int], dict[str, np.ndarray]]],
+        utterance: int,
+        score: float,
+        last: int,
+        k: int,
+    ) -> Hypothesis:
+        """Follow a result back to its first token."""
         place, fields = steps[last]
         parts = dict(zip(self.part_names, fields["parts"][place[utterance], k].tolist(), strict=True))
-        tokens, log_probs = [], []
+        tokens: list[int] = []
+        log_probs: list[float] = []
         for place, fields in reversed(steps[: last + 1]):
             row = place[utterance]
             tokens.append(int(fields["tokens"][row, k]))
             log_probs.append(float(fields["log_probs"][row, k]))
             k = int(fields["parents"][row, k])
-        # A hypothesis that is cut off gives its last place to the end of sentence, as SpeechBrain's search
-        # has it.
+        # As in SpeechBrain's search, the end of sentence replaces the last token of a hypothesis cut off.
         return Hypothesis(tokens[:0:-1], score, parts, log_probs[::-1], ended=tokens[0] == self.eos)

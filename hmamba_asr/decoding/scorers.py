@@ -1,79 +1,137 @@
-"""What a joint beam search adds to the attention decoder: CTC, Transformer LM, length, n-gram LM.
+"""Scorers of a joint beam search: CTC, Transformer LM, n-gram LM, internal LM and length.
 
-Each scorer here does the work of the one in SpeechBrain's ``ScorerBuilder`` whose settings and modules it
-reads, for B utterances with K hypotheses each. The calls of one step are ``scores`` and then ``advance``.
+Each scorer takes its settings and modules from its counterpart in SpeechBrain's ``ScorerBuilder``, and scores
+B utterances with K hypotheses each. A search calls ``start`` once and, in each step, ``prepare``, ``scores``
+and ``advance``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.decoders import scorer as speechbrain_scorers
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hmamba_asr.decoding.ctc_prefix import IMPOSSIBLE, CTCPrefixScorer
+from hmamba_asr.config.hparams import load_hparams
+from hmamba_asr.decoding.ctc_prefix import CTCPrefixScorer
 from hmamba_asr.decoding.stepper import LanguageModelStepper, StepperState, TransformerStepper
 from hmamba_asr.lengths import valid_mask
+from hmamba_asr.ops.ctc import IMPOSSIBLE
 
-LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
+LOGITS_AT_ONCE = 1 << 26  # numbers; 256 MiB in float32
 
 
 class Scorer:
-    """Scores of every next token, to be weighted and added.
+    """Score of every next token, which the search weights and adds up.
 
-    ``partial``: only the best tokens by everything else are scored, the others are ruled out.
+    Parameters
+    ----------
+    weight
+        Weight of the scores in the sum.
+    partial
+        Whether it scores only the best tokens by all full scorers; the other tokens are ruled out.
+
+    Attributes
+    ----------
+    name
+        Name in results, as in SpeechBrain's ``ScorerBuilder``.
+    max_score
+        Upper bound of the score of one token. It is 0 for log-probabilities.
+    max_steps
+        Most tokens that it can score.
+    needs_attention
+        Whether ``scores`` reads the decoder's cross-attention.
+    can_rescore
+        Whether it can score whole sentences, so that it may rank the results of a search instead.
+    capturable
+        Whether ``scores`` and ``advance`` leave the host out, so that a CUDA graph can replay them.
+    model
+        A module with parameters of its own, apart from the recogniser's.
+    blank
+        Index of the CTC's blank, which no hypothesis may hold.
     """
 
     name = ""
-    highest = 0.0  # that the score of one token can be: probabilities are below one
+    max_score = 0.0
+    max_steps: float = math.inf
     needs_attention = False
-    max_steps = math.inf
-    rescores = False  # has ``sentences``: can be left out of the search and asked about its results
-    on_device = (
-        False  # whether ``scores`` and ``advance`` are work for the device only, the same in every step
-    )
-    model: nn.Module | None = None  # what has parameters of its own, apart from the recogniser's
+    can_rescore = False
+    capturable = False
+    model: nn.Module | None = None
+    blank: int | None = None
 
     def __init__(self, weight: float, partial: bool):
         self.weight, self.partial = weight, partial
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
-        """Begin with the encoder states (B, T, d_model) and lengths (B,) of a batch."""
+        """Begin a search over encoder states (B, T, d_model) with lengths (B,)."""
 
     def prepare(self, hypotheses: int) -> None:
-        """What the host does before each step of so many hypotheses."""
+        """Do the host's work before a step with ``hypotheses`` hypotheses in each utterance."""
 
     def carried(self) -> list[tuple[object, str]]:
-        """Owners and names of the tensors that a step leaves to the next one in place of its own."""
+        """Name the tensors that a step replaces and the next one reads, each as owner and attribute."""
         return []
 
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
-        """Newest tokens (B, K), their cross-attention (B, K, T), candidates (B, K, C) if partial -> (B, K,
-        vocab)."""
+        """Score every next token.
+
+        Parameters
+        ----------
+        tokens
+            Newest token of each hypothesis (B, K).
+        attention
+            Cross-attention of the newest tokens (B, K, T), None if the search has no decoder.
+        candidates
+            Tokens to score (B, K, C) if the scorer is partial, else None.
+
+        Returns
+        -------
+        Tensor
+            Scores (B, K, vocab).
+        """
         raise NotImplementedError
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor | None:
-        """Go on with ``tokens`` (B, K') after hypotheses ``parents``; their scores (B, K'), if it knows them
-        better now."""
+        """Follow the search to its new hypotheses.
+
+        Parameters
+        ----------
+        parents
+            Hypothesis that each new one continues (B, K').
+        tokens
+            The token that it adds (B, K').
+
+        Returns
+        -------
+        Tensor or None
+            Scores of these tokens (B, K') that are more exact than those of ``scores``, if there are any.
+        """
+        return None
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given utterances."""
 
-    def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
-        """Log-probabilities (N,) of N whole sentences of any length, each from ``bos``, which is not scored,
-        to ``eos``, which is."""
+    def score_sentences(
+        self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device
+    ) -> Tensor:
+        """Return the log-probabilities (N,) of N whole sentences, ``eos`` included and ``bos`` not."""
         raise NotImplementedError
 
 
-class CTC(Scorer):
+class CTCScorer(Scorer):
+    """CTC prefix scores, see :class:`~hmamba_asr.decoding.ctc_prefix.CTCPrefixScorer`."""
+
     name = "ctc"
-    on_device = True
+    capturable = True
+    blank: int
 
     def __init__(self, settings: speechbrain_scorers.CTCScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
@@ -84,7 +142,8 @@ class CTC(Scorer):
     def start(self, states: Tensor, lengths: Tensor) -> None:
         log_probs = at_least_float32(self.head(states)).log_softmax(-1)
         self.prefixes = CTCPrefixScorer(log_probs, lengths, blank=self.blank, eos=self.eos)
-        self.state, self.window = self.prefixes.start(), None
+        self.state = self.prefixes.start()
+        self.window: Tensor | None = None
 
     def carried(self) -> list[tuple[object, str]]:
         return [(self.state, field.name) for field in fields(self.state)]
@@ -93,8 +152,8 @@ class CTC(Scorer):
         if self.needs_attention and attention is not None:
             peaks = attention.argmax(-1)
             first = peaks.amin(1) - self.window_size
-            # As in SpeechBrain, frame 0 is where the recursion begins: it counts unless the window opens
-            # after frame 1.
+            # As in SpeechBrain, the recursion begins at frame 0, which counts unless the window opens after
+            # frame 1.
             self.window = torch.stack([first.where(first > 1, 0), peaks.amax(1) + self.window_size], 1)
         scores = self.prefixes.next_scores(self.state, self.window)
         if candidates is None:
@@ -115,10 +174,10 @@ class CTC(Scorer):
         self.window = None if self.window is None else self.window[rows]
 
 
-class Stepped(Scorer):
-    """A Transformer that goes on from what it computed for the prefix, its ``state``."""
+class _SteppedScorer(Scorer):
+    """A Transformer that keeps what it computed for each prefix in ``state``."""
 
-    on_device = True
+    capturable = True
     state: StepperState
 
     def prepare(self, hypotheses: int) -> None:
@@ -134,17 +193,17 @@ class Stepped(Scorer):
         self.state.keep(rows)
 
 
-class TransformerLM(Stepped):
+class TransformerLMScorer(_SteppedScorer):
+    """SpeechBrain's Transformer LM."""
+
     name = "transformerlm"
-    rescores = True
+    can_rescore = True
+    model: nn.Module
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
-        self.model, self.stepper, self.temperature = (
-            settings.lm,
-            LanguageModelStepper(settings.lm),
-            settings.temperature,
-        )
+        self.model, self.temperature = settings.lm, settings.temperature
+        self.stepper = LanguageModelStepper(settings.lm)
         self.max_steps = self.stepper.max_steps
 
     def start(self, states: Tensor, lengths: Tensor) -> None:
@@ -154,18 +213,18 @@ class TransformerLM(Stepped):
     def scores(self, tokens: Tensor, attention: Tensor | None, candidates: Tensor | None) -> Tensor:
         return (at_least_float32(self.stepper.step(self.state, tokens)) / self.temperature).log_softmax(-1)
 
-    def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
-        """All in one padded batch, in parts where its logits would be more than ``LOGITS_AT_ONCE``
-        numbers."""
+    def score_sentences(
+        self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device
+    ) -> Tensor:
+        """Score one padded batch, in parts of at most ``LOGITS_AT_ONCE`` logits."""
         model = self.model.eval().to(device)
         lengths = torch.tensor([len(sentence) + 1 for sentence in sentences], device=device)
         rows = [torch.tensor([bos, *sentence, eos]) for sentence in sentences]
-        whole = pad_sequence(rows, batch_first=True).to(device)  # with 0, which the model takes for padding
+        whole = pad_sequence(rows, batch_first=True).to(device)  # the model takes 0 for padding
         at_once = max(1, LOGITS_AT_ONCE // (whole.shape[1] * model.custom_src_module.emb.num_embeddings))
         dtype = next(model.parameters()).dtype
         half = dtype in (torch.bfloat16, torch.float16)
-        # SpeechBrain's masks are float32 in whatever precision the model is, which only autocast brings
-        # together.
+        # SpeechBrain's masks are float32 whatever the model's precision; autocast makes them agree.
         precision = torch.autocast(device.type, dtype=dtype) if half else nullcontext()
         totals = []
         for tokens, ends in zip(whole.split(at_once), lengths.split(at_once), strict=True):
@@ -176,13 +235,24 @@ class TransformerLM(Stepped):
         return torch.cat(totals)
 
 
-class InternalLM(Stepped):
-    """What the attention decoder says without hearing anything, to be taken off when a language model joins.
+class InternalLMScorer(_SteppedScorer):
+    """The attention decoder's internal language model, which the search subtracts.
 
-    The output of its cross-attention is zero in every layer (Meng et al. 2021, "Internal Language Model
-    Estimation for Domain-Adaptive End-to-End Speech Recognition", https://arxiv.org/abs/2011.01991; Variani
-    et al. 2020, "Hybrid Autoregressive Transducer", https://arxiv.org/abs/2003.07705). ``temperature`` is the
-    one that the decoder is searched with; ``weight`` is what is taken off, so the scorer's own is negative.
+    The decoder runs with the output of its cross-attention set to zero in every layer (Meng et al. 2021,
+    "Internal Language Model Estimation for Domain-Adaptive End-to-End Speech Recognition",
+    https://arxiv.org/abs/2011.01991; Variani et al. 2020, "Hybrid Autoregressive Transducer",
+    https://arxiv.org/abs/2003.07705).
+
+    Parameters
+    ----------
+    decoder
+        Steps the decoder.
+    head
+        Maps the decoder's output to logits.
+    weight
+        How much is subtracted; the scorer's own ``weight`` is its negative.
+    temperature
+        Divisor of the logits, the same as in the search with the decoder.
     """
 
     name = "internal_lm"
@@ -199,12 +269,12 @@ class InternalLM(Stepped):
         return (at_least_float32(self.head(hidden)) / self.temperature).log_softmax(-1)
 
 
-class Length(Scorer):
-    """One for every token."""
+class LengthScorer(Scorer):
+    """A bonus of 1 for every token."""
 
     name = "length"
-    on_device = True
-    highest = 1.0
+    capturable = True
+    max_score = 1.0
 
     def __init__(self, settings: speechbrain_scorers.LengthScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
@@ -214,11 +284,11 @@ class Length(Scorer):
         return torch.ones(*tokens.shape, self.vocab_size, device=tokens.device)
 
 
-class Ngram(Scorer):
-    """KenLM, a call for each token scored: have it among the partial scorers."""
+class NgramScorer(Scorer):
+    """KenLM on the host, with one call for each token; use it as a partial scorer."""
 
     name = "kenlm"
-    rescores = True
+    can_rescore = True
 
     def __init__(self, settings: speechbrain_scorers.KenLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
@@ -245,7 +315,9 @@ class Ngram(Scorer):
     def keep(self, rows: Tensor) -> None:
         self.states = [self.states[row] for row in rows.tolist()]
 
-    def sentences(self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device) -> Tensor:
+    def score_sentences(
+        self, sentences: list[list[int]], *, bos: int, eos: int, device: torch.device
+    ) -> Tensor:
         totals = []
         for sentence in sentences:
             state, total = self._empty(), 0.0
@@ -255,65 +327,84 @@ class Ngram(Scorer):
             totals.append(total)
         return torch.tensor(totals, device=device)
 
-    def _empty(self):
-        """The state that knows of no words: as SpeechBrain's scorer begins, without a begin of sentence."""
+    def _empty(self) -> Any:
+        """Return KenLM's state without context; SpeechBrain's scorer starts there too, not at ``<s>``."""
         state = self.new_state()
         self.lm.NullContextWrite(state)
         return state
 
-    def _score(self, state, token: int):
-        """log P(token | state) and the state after it; KenLM counts in log10."""
+    def _score(self, state: Any, token: int) -> tuple[float, Any]:
+        """Return log P(token | state) and the state after the token; KenLM's own unit is log10."""
         following = self.new_state()
         return self.lm.BaseScore(state, self.words[token], following) * math.log(10), following
 
 
-KINDS = {
-    speechbrain_scorers.CTCScorer: CTC,
-    speechbrain_scorers.TransformerLMScorer: TransformerLM,
-    speechbrain_scorers.LengthScorer: Length,
-    speechbrain_scorers.KenLMScorer: Ngram,
+COUNTERPARTS: dict[type, Callable[[Any, float, bool], Scorer]] = {
+    speechbrain_scorers.CTCScorer: CTCScorer,
+    speechbrain_scorers.TransformerLMScorer: TransformerLMScorer,
+    speechbrain_scorers.LengthScorer: LengthScorer,
+    speechbrain_scorers.KenLMScorer: NgramScorer,
 }
 
 
-def read_scorers(builder: speechbrain_scorers.ScorerBuilder | None) -> list[Scorer]:
-    """The scorers of a ``ScorerBuilder`` with their weights, full ones first; none for None.
+def build_scorers(builder: speechbrain_scorers.ScorerBuilder | None) -> list[Scorer]:
+    """Build our counterparts of the scorers in a ``ScorerBuilder``.
+
+    Parameters
+    ----------
+    builder
+        SpeechBrain's scorers and their weights; None for none.
+
+    Returns
+    -------
+    list of Scorer
+        The scorers, full ones first.
 
     Raises
     ------
     ValueError
-        For a scorer that there is no counterpart of here.
+        If a scorer has no counterpart here.
     """
     if builder is None:
         return []
-    scorers = []
+    scorers: list[Scorer] = []
     for partial, group in ((False, builder.full_scorers), (True, builder.partial_scorers)):
         for name, settings in group.items():
-            if type(settings) not in KINDS:
-                known = ", ".join(kind.__name__ for kind in KINDS)
+            if type(settings) not in COUNTERPARTS:
+                known = ", ".join(kind.__name__ for kind in COUNTERPARTS)
                 raise ValueError(
-                    f"JointBeamSearcher has no counterpart of {type(settings).__name__}: give it {known}, or use "
-                    "SpeechBrain's S2STransformerBeamSearcher."
+                    f"JointBeamSearcher has no counterpart of {type(settings).__name__}; give it {known}, or"
+                    " use SpeechBrain's S2STransformerBeamSearcher."
                 )
-            scorers.append(KINDS[type(settings)](settings, builder.weights[name], partial))
+            scorers.append(COUNTERPARTS[type(settings)](settings, builder.weights[name], partial))
     return scorers
 
 
-def weigh(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None:
-    """Give the CTC and every language model another weight (None: as it is); the decoder's own language model
-    (:class:`InternalLM`) keeps its.
+def set_weights(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None:
+    """Change the weight of the CTC and of every language model.
+
+    The weight of the internal language model stays.
+
+    Parameters
+    ----------
+    scorers
+        The scorers to change.
+    ctc, lm
+        New weights; None leaves one as it is.
 
     Raises
     ------
     ValueError
-        For a weight of something that is not there, of the CTC one that is not from 0 to 1 or is 1 in a
-        partial scorer, of a language model one that is below 0 or not finite. Nothing is changed then.
+        If there is no such scorer, the CTC's weight is not from 0 to 1 or is 1 for a partial scorer, or the
+        language model's weight is negative or not finite. No weight has changed then.
     """
-    ctcs, lms = [s for s in scorers if s.name == "ctc"], [s for s in scorers if s.rescores]
+    ctcs, lms = [s for s in scorers if s.name == "ctc"], [s for s in scorers if s.can_rescore]
     if ctc is not None and not 0 <= ctc <= 1:
         raise ValueError(f"the CTC's weight is {ctc}; it must be from 0 to 1.")
     if ctc == 1 and any(s.partial for s in ctcs):
         raise ValueError(
-            "a CTC of weight 1 scores alone, and a partial scorer cannot; have it among the full scorers."
+            "the CTC's weight is 1 and it is a partial scorer, which cannot score alone; have it among the"
+            " full scorers."
         )
     if lm is not None and not 0 <= lm < math.inf:
         raise ValueError(f"the language model's weight is {lm}; it must be 0 or more.")
@@ -321,7 +412,8 @@ def weigh(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None
         raise ValueError(f"the search has no CTC to be given the weight {ctc}.")
     if lm is not None and not lms:
         raise ValueError(
-            f"the search has no language model to be given the weight {lm}; evaluate the run with --lm_folder first."
+            f"the search has no language model to be given the weight {lm}; evaluate the run with --lm_folder"
+            " first."
         )
     for chosen, weight in ((ctcs, ctc), (lms, lm)):
         for scorer in chosen if weight is not None else ():
@@ -329,14 +421,28 @@ def weigh(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -> None
 
 
 def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> Scorer:
-    """The scorer of a language model: of train_lm.py's export its YAML lm.yaml and its parameters lm.ckpt, of
-    train_ngram.py's ngram.bin or ngram.arpa and tokens.txt. An n-gram is a partial scorer.
+    """Load the language model in an export folder as a scorer.
+
+    Parameters
+    ----------
+    folder
+        What train_lm.py exports (lm.yaml, lm.ckpt), or train_ngram.py (ngram.bin or ngram.arpa, tokens.txt).
+    weight
+        Weight of the scorer.
+    vocab_size
+        Number of tokens that the recogniser has.
+
+    Returns
+    -------
+    Scorer
+        A full scorer for a Transformer LM, a partial one for an n-gram.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        If the folder lacks one of them, the model has another vocabulary, an n-gram cannot be read or lacks
-        the package kenlm.
+    FileNotFoundError
+        If the folder lacks one of these files.
+    ValueError
+        If the model has another vocabulary, or an n-gram cannot be read or lacks the package kenlm.
     """
     folder = Path(folder)
     ngram = next((path for name in ("ngram.bin", "ngram.arpa") if (path := folder / name).is_file()), None)
@@ -350,7 +456,7 @@ def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -
         tokens = needed[0].read_text(encoding="utf-8").rstrip("\n").split("\n")
         _require_vocabulary(folder, len(tokens), vocab_size)
         try:
-            return Ngram(
+            return NgramScorer(
                 speechbrain_scorers.KenLMScorer(str(ngram), vocab_size, tokens), weight, partial=True
             )
         except ImportError as error:
@@ -359,19 +465,21 @@ def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -
             raise ValueError(
                 f"KenLM cannot read {ngram} ({' '.join(str(error).split())}); run train_ngram.py again."
             ) from error
-    model = load_hyperpyyaml(needed[0].read_text(encoding="utf-8"))["model"]
+    model = load_hparams(needed[0].read_text(encoding="utf-8"))["model"]
     model.load_state_dict(torch.load(needed[1], map_location="cpu", weights_only=True))
     _require_vocabulary(folder, model.custom_src_module.emb.num_embeddings, vocab_size)
-    return TransformerLM(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
+    return TransformerLMScorer(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
 
 
 def _require_vocabulary(folder: Path, size: int, vocab_size: int) -> None:
+    """Raise ValueError if the language model has another number of tokens than the recogniser."""
     if size != vocab_size:
         raise ValueError(
-            f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with the recogniser's "
-            "tokenizer."
+            f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with"
+            " the recogniser's tokenizer."
         )
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """Convert half precision to float32; leave float32 and float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

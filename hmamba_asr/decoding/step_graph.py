@@ -1,4 +1,4 @@
-"""A step of a search as a CUDA graph: hundreds of small kernels, launched by the host at once."""
+"""A step of a search as a CUDA graph: the host launches its hundreds of small kernels at once."""
 
 from __future__ import annotations
 
@@ -11,44 +11,60 @@ from torch import Tensor
 from hmamba_asr.decoding.hypotheses import Step
 
 Carried = list[tuple[object, str]]
-QUARTER = (
-    0.25  # of a GPU's memory: where less is free, a capture is preceded by emptying the allocator's cache
-)
+# Below this fraction of free GPU memory, a capture first empties the allocator's cache.
+MIN_FREE_FRACTION = 0.25
 
 
 class StepGraph:
-    """Runs ``step``, which must ask nothing of the host but launches, again and again.
+    """Run a step again and again, as replays of a CUDA graph.
 
-    ``carried`` names what a step leaves to the next one: owners and attributes that ``step`` binds to new
-    tensors. The very first step runs as it stands, which also warms up what a capture may not do; after it,
-    the first of all steps with tensors of the same shapes is captured, and they are replays. Whatever else
-    ``step`` reads must stay where it is as long as the shapes of what is carried do. Where a capture finds no
-    memory, steps run as they stand from then on.
+    The very first step runs eagerly, which also warms up what a capture may not do. The next step with
+    tensors of new shapes is captured, and all steps with these shapes are replays. If a capture finds no
+    memory, all further steps run eagerly.
 
-    ``record`` is for tests where there is no GPU.
+    Parameters
+    ----------
+    step
+        The work of a step. It may launch kernels, and may ask nothing of the host. What it reads beside the
+        carried tensors must stay at its address as long as the carried tensors keep their shapes.
+    carried
+        Names the tensors that a step replaces and the next one reads, each as owner and attribute.
+    capture
+        Stands in for :func:`capture_cuda_graph` in tests without a GPU.
     """
 
-    def __init__(self, step: Callable[[], Step], carried: Callable[[], Carried], record=None):
-        self.step, self.carried, self.record = step, carried, record or record_cuda_graph
-        self.plain = True  # until the first step has run
+    def __init__(
+        self,
+        step: Callable[[], Step],
+        carried: Callable[[], Carried],
+        capture: Callable[[Callable[[], Step], torch.device], tuple[Callable[[], None], Step]] | None = None,
+    ):
+        self.step, self.carried = step, carried
+        self.capture = capture or capture_cuda_graph
+        self.eager = True  # until the first step has run, and after a capture that failed
+        self.failed = False
         self.shapes: list[torch.Size] = []
+        self.inputs: list[Tensor] = []
+        self.replay: Callable[[], None] | None = None
+        self.output: Step | None = None
 
     def __call__(self) -> Step:
-        if self.plain:
-            self.plain = self.record is None
+        """Run one step and return its result."""
+        if self.eager:
+            self.eager = self.failed
             return self.step()
         tensors = self._tensors()
         shapes = [tensor.shape for tensor in tensors]
         if shapes != self.shapes:
-            # Copies: the steps in the trellis share these tensors, which every replay overwrites.
+            # Copies, since every replay overwrites its inputs and the steps in the trellis share the tensors.
             self.shapes, self.inputs = shapes, [tensor.clone() for tensor in tensors]
-            self.replay = self.output = None  # the graph before this one makes room for it
+            self.replay = self.output = None  # frees the graph before this one
             self._bind(self.inputs)
             try:
-                self.replay, self.output = self.record(self._step_in_place, self.inputs[0].device)
+                self.replay, self.output = self.capture(self._step_in_place, self.inputs[0].device)
             except torch.OutOfMemoryError:
-                self.plain, self.record = True, None
-            if self.plain:  # where the error no longer holds on to what the capture made
+                self.eager = self.failed = True
+            if self.failed:  # out here, where the error no longer holds the memory of the capture
                 self._bind(self.inputs)
                 return self.step()
         else:
@@ -56,11 +72,12 @@ class StepGraph:
                 if ours is not given:  # changed between steps
                     ours.copy_(given)
             self._bind(self.inputs)
+        assert self.replay is not None and self.output is not None
         self.replay()
         return Step(**{name: tensor.clone() for name, tensor in vars(self.output).items()})
 
     def _step_in_place(self) -> Step:
-        """A step whose results end in the tensors that it began with."""
+        """Run a step and copy what it carries to the tensors that it began with."""
         output = self.step()
         for ours, result in zip(self.inputs, self._tensors(), strict=True):
             if ours is not result:
@@ -78,8 +95,11 @@ class StepGraph:
 
 
 class _Captures(threading.local):
-    """Of a thread, by device: the stream that it captures on, for cuBLAS keeps a workspace for every stream
-    that it has seen, and the last graph, whose memory the next one takes over."""
+    """A thread's capture stream and last graph on each device.
+
+    The stream is reused because cuBLAS keeps a workspace for every stream that it has seen. The graph stays
+    because the next one takes its memory over.
+    """
 
     def __init__(self):
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -87,28 +107,43 @@ class _Captures(threading.local):
 
 
 _captures = _Captures()
-_one_at_a_time = threading.Lock()  # PyTorch allows one capture in a process
+_one_at_a_time = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
-def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Callable[[], None], Step]:
-    """What replays the kernels of ``run``, which have not run yet, and the tensors that hold the result after
-    each replay."""
+def capture_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Callable[[], None], Step]:
+    """Capture the kernels of ``run`` without executing them.
+
+    Parameters
+    ----------
+    run
+        The work to capture.
+    device
+        The GPU.
+
+    Returns
+    -------
+    replay
+        Executes the kernels.
+    result
+        The result of ``run``; its tensors hold the values of the last replay.
+    """
     with _one_at_a_time, torch.cuda.device(device):
         free, total = torch.cuda.mem_get_info()
-        if free < QUARTER * total:
-            # What lies idle there a capture cannot take, and a plain step not what the last graph keeps.
+        if free < MIN_FREE_FRACTION * total:
+            # A capture cannot use what lies idle in the cache, nor can an eager step use what the last graph
+            # keeps.
             _captures.graphs.pop(device, None)
             torch.cuda.empty_cache()
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         if device not in _captures.streams:
             _captures.streams[device] = torch.cuda.Stream(device)
         side, before = _captures.streams[device], _captures.graphs.get(device)
-        # Graphs may share memory: what a replay leaves there is read before any other one begins. A pool of
+        # Graphs may share memory, as the result of a replay is read before any other one begins. A pool of
         # its own would lie idle when its graph is gone.
         pool = () if before is None else (before.pool(),)
         side.wait_stream(current)
-        # torch.cuda.graph would empty the allocator's cache for each capture. Other threads, as of data
-        # loaders, may go on.
+        # Not torch.cuda.graph, which empties the allocator's cache for each capture. "thread_local" lets
+        # other threads, such as those of data loaders, go on.
         try:
             with torch.cuda.stream(side):
                 graph.capture_begin(*pool, capture_error_mode="thread_local")
@@ -117,7 +152,7 @@ def record_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[Ca
                 finally:
                     graph.capture_end()
         except BaseException:
-            _captures.graphs.pop(device, None)  # its pool may be left as if a capture were still under way
+            _captures.graphs.pop(device, None)  # its pool may look as if a capture were still under way
             raise
         current.wait_stream(side)
         _captures.graphs[device] = graph

@@ -6,7 +6,7 @@ from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.nnet.linear import Linear
 
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conformer import ConformerEncoder
 from hmamba_asr.models.conmamba import ConMambaEncoder
 from hmamba_asr.modules.frontend import ConvSubsampling
 
@@ -67,7 +67,7 @@ def recogniser():
             frontend=ConvSubsampling(n_mels=N_MELS, channels=[4, 4], d_model=16, dropout=0.1),
             encoder=ConMambaEncoder(**sizes, d_state=4)
             if kind == "conmamba"
-            else ConformerControl(**sizes, nhead=2),
+            else ConformerEncoder(**sizes, nhead=2),
             ctc_head=Linear(input_size=16, n_neurons=vocab),
             output_head=Linear(input_size=16, n_neurons=vocab),
             d_model=16,

@@ -6,8 +6,7 @@ import math
 import pytest
 import torch
 
-from hmamba_asr.decoding.alignment import Span, align_tokens, state_times, words_of
-from hmamba_asr.models.outputs import EncoderOutput, StageOutput
+from hmamba_asr.decoding.alignment import Span, align_tokens, merge_words
 
 PIECES = ["<blank>", "\u2581he", "llo", "\u2581you", "\u2581"]
 
@@ -55,40 +54,9 @@ def test_pieces_make_words():
         Span("\u2581", 5.0, 6.0, 0.9),
         Span("\u2581you", 6.0, 7.0, 0.8),
     ]
-    words = words_of(tokens)
+    words = merge_words(tokens)
     assert [(w.text, w.start, w.end) for w in words] == [("hello", 0.0, 5.0), ("you", 6.0, 7.0)]
     assert [w.confidence for w in words] == pytest.approx([0.5**0.25, 0.8])
-    assert words_of([]) == []
-    assert [w.text for w in words_of([Span("llo", 0.0, 1.0, 1.0)])] == [
-        "llo"
-    ]  # a first piece without the mark
-
-
-def stage(lengths, starts):
-    size = torch.tensor([len(starts)])
-    unused = torch.zeros(1, lengths)
-    return StageOutput(
-        lengths=torch.tensor([lengths]),
-        boundary_prob=unused,
-        boundary_mask=unused,
-        chunk_starts=torch.tensor([starts + [0, 0]]),
-        chunk_lengths=size,
-        chosen=size,
-        target_ratio=2.0,
-    )
-
-
-def times(states, stages=(), first=0.0):
-    encoded = EncoderOutput(torch.zeros(1, states + 2, 4), torch.tensor([states]), tuple(stages))
-    return state_times(encoded, first=first, step=0.5).tolist()
-
-
-def test_the_states_of_chunks_begin_and_end_with_them():
-    assert times(3) == [0.0, 0.5, 1.0, 1.5]
-    assert times(3, first=-0.25) == [-0.25, 0.25, 0.75, 1.25]
-    one = stage(7, [0, 1, 5])  # chunks of 1, 4 and 2 frames
-    assert times(3, [one]) == [0.0, 0.5, 2.5, 3.5]
-    assert times(7, [one]) == [0.5 * i for i in range(8)]  # back at the frame rate
-    nested = stage(3, [0, 5])  # of the three chunks the last two together
-    assert times(2, [one, nested]) == [0.0, 2.5, 3.5]
-    assert times(3, [one, nested]) == [0.0, 0.5, 2.5, 3.5]
+    assert merge_words([]) == []
+    # A first piece may lack the mark of a word's start.
+    assert [w.text for w in merge_words([Span("llo", 0.0, 1.0, 1.0)])] == ["llo"]

@@ -327,7 +327,7 @@ def test_a_search_ends_when_no_live_hypothesis_can_win(recogniser, monkeypatch):
     search = searcher(JointBeamSearcher, model, length_normalization=False, beam_size=10)
     early = search.search(states, lengths)
     early_steps = len(steps)
-    search.highest = math.inf  # never sure
+    search.max_gain = math.inf  # never sure
     late = search.search(states, lengths)
     assert [h[0].tokens for h in early] == [h[0].tokens for h in late]
     assert early_steps < len(steps) - early_steps

@@ -10,7 +10,8 @@ from speechbrain.decoders.scorer import CTCScorer, KenLMScorer, ScorerBuilder, T
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from hmamba_asr.decoding import scorers
-from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
+from hmamba_asr.decoding.beam import JointBeamSearcher
+from hmamba_asr.decoding.search import BeamSearch
 
 BLANK, BOS, EOS, VOCAB, D, TEMPERATURE = 0, 1, 2, 30, 16, 1.2
 LENGTHS = [20, 11, 1, 0, 6]
@@ -121,14 +122,14 @@ def test_rescoring_ranks_the_whole_beam_and_gives_the_best(recogniser):
 
 def test_sentences_in_parts_are_the_sentences_at_once(recogniser, monkeypatch):
     lm = language_model()
-    scorer = scorers.TransformerLM(TransformerLMScorer(language_model=lm, temperature=1.15), 1.0, False)
+    scorer = scorers.TransformerLMScorer(TransformerLMScorer(language_model=lm, temperature=1.15), 1.0, False)
     generator = torch.Generator().manual_seed(5)
     sentences = [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in (7, 0, 12, 3, 12, 1)]
     given = {"bos": BOS, "eos": EOS, "device": torch.device("cpu")}
     with torch.no_grad():
-        whole = scorer.sentences(sentences, **given)
+        whole = scorer.score_sentences(sentences, **given)
         monkeypatch.setattr(scorers, "LOGITS_AT_ONCE", 2 * 14 * VOCAB)
-        parts = scorer.sentences(sentences, **given)
+        parts = scorer.score_sentences(sentences, **given)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
     assert whole.tolist() == pytest.approx([lm_log_prob(lm, sentence) for sentence in sentences], abs=1e-4)
 
@@ -251,9 +252,9 @@ def test_other_weights_are_another_search(recogniser, fusion, ilm, weights):
     model, lm = recogniser(seed=2, vocab=VOCAB, eos_bias=1.0), language_model(2)
     search, (states, lengths) = search_of(model, lm=lm, fusion=fusion, ilm=ilm).searcher, batch(2)
     before = search.search(states, lengths)
-    search.weigh(**weights)
+    search.set_weights(**weights)
     after, given = search.search(states, lengths), search.weights()
-    search.weigh(ctc=0.4, lm=0.5)
+    search.set_weights(ctc=0.4, lm=0.5)
     again = search.search(states, lengths)
     options = {"ctc": weights.get("ctc", 0.4), "weight": weights.get("lm", 0.5)}
     built = search_of(model, lm=lm, fusion=fusion, ilm=ilm, **options).searcher
@@ -277,15 +278,15 @@ def test_weights_that_cannot_be_are_refused_and_change_nothing(recogniser):
         ({"ctc": 0.9, "lm": float("nan")}, "the language model's weight is nan; it must be 0 or more"),
     ):
         with pytest.raises(ValueError, match=message):
-            search.weigh(**weights)
+            search.set_weights(**weights)
         assert search.weights() == {"attention": 0.6, "ctc": 0.4}
     search.scorers[0].partial = True
     with pytest.raises(ValueError, match="have it among the full scorers"):
-        search.weigh(ctc=1.0)
+        search.set_weights(ctc=1.0)
     assert search.weights() == {"attention": 0.6, "ctc": 0.4}
     search.scorers.clear()
     with pytest.raises(ValueError, match="has no CTC to be given the weight 0.5"):
-        search.weigh(ctc=0.5)
+        search.set_weights(ctc=0.5)
 
 
 def test_a_weight_of_no_language_model_is_refused(recogniser):
@@ -333,4 +334,4 @@ def test_what_cannot_be_is_refused(recogniser):
         ):
             search_of(model, lm=lm, kind=S2STransformerBeamSearcher, fusion=fusion, ilm=ilm)
     with pytest.raises(ValueError, match="no language model to rescore with"):
-        search_of(model).searcher.rescore()
+        search_of(model).searcher.enable_rescoring()

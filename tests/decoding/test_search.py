@@ -5,7 +5,9 @@ import torch
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
-from hmamba_asr.decoding.beam import BeamSearch, GreedySearch, JointBeamSearcher
+from hmamba_asr.decoding.beam import JointBeamSearcher
+from hmamba_asr.decoding.greedy import GreedySearch
+from hmamba_asr.decoding.search import BeamSearch
 
 BLANK, BOS, EOS, N_MELS = 0, 1, 2, 20
 FRAMES = [60, 23, 4, 1, 41]

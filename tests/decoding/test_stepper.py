@@ -147,7 +147,9 @@ def test_attention_by_the_kernel_gives_the_same(whole, lengths, monkeypatch):
     padding, and none."""
 
     def by_kernel(query, keys, values, mask):
-        return attend(query, keys, values, mask, backend="triton" if kernel_takes(query, keys, mask) else "auto")
+        return attend(
+            query, keys, values, mask, backend="triton" if kernel_takes(query, keys, mask) else "auto"
+        )
 
     monkeypatch.setattr(incremental, "attend", by_kernel)
     monkeypatch.setattr(KeyValuePool.__init__, "__defaults__", (8, whole))  # the pool moves and grows

@@ -13,7 +13,8 @@ from torch import nn
 
 from hmamba_asr.data.demo import _plan
 from hmamba_asr.data.tokenizer import load_tokenizer, train_tokenizer
-from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
+from hmamba_asr.decoding.beam import JointBeamSearcher
+from hmamba_asr.decoding.search import BeamSearch
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.models.asr import ASRModel
 from hmamba_asr.models.conmamba import ConMambaEncoder

@@ -14,7 +14,7 @@ import torch
 from speechbrain.decoders.scorer import KenLMScorer
 
 from hmamba_asr.data.tokenizer import load_tokenizer
-from hmamba_asr.decoding.scorers import Ngram, load_language_model
+from hmamba_asr.decoding.scorers import NgramScorer, load_language_model
 
 needs_kenlm = pytest.mark.skipif(
     importlib.util.find_spec("kenlm") is None, reason="the package kenlm is not installed"
@@ -190,7 +190,7 @@ def test_scores_are_those_of_the_arpa_file(by_hand):
         (0, 3): -2.0 - 0.6 + (-0.2 - 1.0),  # unknown: no context goes on from it
     }
     given = {"bos": 1, "eos": 2, "device": torch.device("cpu")}
-    found = scorer.sentences([list(tokens) for tokens in sentences], **given)
+    found = scorer.score_sentences([list(tokens) for tokens in sentences], **given)
     assert found.tolist() == pytest.approx([log10 * math.log(10) for log10 in sentences.values()], abs=1e-4)
     for tokens, log10 in sentences.items():  # step by step, as in a search
         scorer.start(torch.zeros(1, 1, 1), torch.ones(1))
@@ -212,7 +212,7 @@ def test_an_export_joins_the_beam_search_of_a_recogniser(
     train_ngram_script.main(arguments())
     export = tmp_path / "out" / "export"
     tokens = (export / "tokens.txt").read_text().splitlines()
-    reference = Ngram(KenLMScorer(str(export / "ngram.arpa"), 20, tokens), 1.0, True)
+    reference = NgramScorer(KenLMScorer(str(export / "ngram.arpa"), 20, tokens), 1.0, True)
     states = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
     for fusion in ("shallow", "rescore"):
         beam = f"{{lm_fusion: {fusion}, searcher: {{beam_size: 3}}}}"
@@ -222,7 +222,7 @@ def test_an_export_joins_the_beam_search_of_a_recogniser(
         for (best,) in found:
             given = {"bos": 1, "eos": 2, "device": torch.device("cpu")}
             if best.ended or fusion == "rescore":
-                expected = float(reference.sentences([best.tokens], **given))
+                expected = float(reference.score_sentences([best.tokens], **given))
                 assert best.parts["kenlm"] == pytest.approx(expected, rel=1e-4)
             parts = best.parts
             total = 0.6 * parts["attention"] + 0.4 * parts["ctc"] + 0.3 * parts["kenlm"]
