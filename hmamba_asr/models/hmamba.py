@@ -123,4 +123,6 @@ def _check_parts(outer: Encoder, inner: Encoder, shortens: bool) -> None:
             "intermediate_layer of outer does nothing, the intermediate CTC reads its last block; leave it out."
         )
     if inner.shortens and not shortens:
-        raise ValueError("output is frames and the inner encoder's is chunks, which cannot return to their frames.")
+        raise ValueError(
+            "output is frames and the inner encoder's is chunks, which cannot return to their frames."
+        )

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.modules.chunk_ops import Chunks, add_boundaries, every_frame, gather_chunks, trim_starts
-from hmamba_asr.ops.segment import label_novelty, on_budget, positions
-from hmamba_asr.ops.segment.pooling import pool_chunks
+from hmamba_asr.ops.segment import label_novelty, pool_chunks, positions, select_boundaries
 
 ChunkerKind = Literal["ctc", "router", "fixed_stride"]
 
@@ -102,7 +101,7 @@ class CTCChunker(AdaptiveChunker):
     P_t(c). The novelty of frame t is the probability that a label begins there: the sum over all labels c except
     the blank of P_t(c) (1 - P_{t-1}(c)). A trained CTC gives each label a spike and blanks between them, so the
     spikes start chunks and the blanks join them. Gaido et al. 2021 (https://arxiv.org/abs/2102.01578) merged frames
-    of one label before; the budget is ours, see :func:`~hmamba_asr.ops.segment.on_budget`.
+    of one label before; the budget is ours, see :func:`~hmamba_asr.ops.segment.select_boundaries`.
 
     A chunk's state is the mean of its frames, weighted by exp(score): nearly its first frame if that stands out,
     the whole chunk if its frames are alike. No gradient reaches the CTC head through the chunks.
@@ -182,7 +181,7 @@ class CTCChunker(AdaptiveChunker):
                 "a CTCChunker reads the model's CTC head; call the encoder as encoder(x, lengths, min_states, ctc_head)."
             )
         novelty = self.novelty(x, lengths, ctc_head)
-        found = on_budget(
+        found = select_boundaries(
             novelty,
             lengths,
             target_ratio=self.target_ratio,

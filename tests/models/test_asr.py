@@ -1,15 +1,19 @@
 """The whole recogniser from samples to losses: what an utterance gets does not depend on its batch mates."""
 
+import copy
+
 import pytest
 import torch
 from speechbrain.nnet.linear import Linear
 
+from hmamba_asr.hnet.router import HNetChunker
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.asr import ASRModel
-from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conformer import ConformerEncoder
 from hmamba_asr.models.conmamba import ConMambaEncoder
 from hmamba_asr.models.hmamba import HierarchicalEncoder
-from hmamba_asr.modules.chunkers import DynamicChunker
+from hmamba_asr.models.outputs import Encoder, EncoderOutput
+from hmamba_asr.modules.chunkers import CTCChunker
 from hmamba_asr.modules.frontend import ConvSubsampling, LogMelFeatures
 from hmamba_asr.training.losses import RatioLoss, hybrid_loss
 
@@ -29,19 +33,28 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
     torch.manual_seed(0)
     sizes = {"num_layers": 2, "d_model": D_MODEL, "d_ffn": 32, "kernel_size": 7, "dropout": 0.1}
     if kind == "conformer":
-        encoder = ConformerControl(**sizes, nhead=2)
+        encoder = ConformerEncoder(**sizes, nhead=2)
     else:
-        layer = None if kind.startswith("hmamba") else 1
+        layer = 1 if kind == "conmamba" else None
         encoder = ConMambaEncoder(**sizes, d_state=4, causal=causal, intermediate_layer=layer)
-    if kind.startswith("hmamba"):
+    if kind.startswith(("hmamba", "hnet")):
+        by_ctc = CTCChunker(target_ratio=1.5, window=10, chunks_per_label=1.1)
         encoder = HierarchicalEncoder(
             outer=encoder,
-            chunker=DynamicChunker(d_model=D_MODEL, target_ratio=1.5),
+            chunker=by_ctc if kind.startswith("hmamba") else HNetChunker(d_model=D_MODEL, target_ratio=1.5),
             inner=ConMambaEncoder(**sizes, d_state=4),
             d_model=D_MODEL,
             output=kind.split()[1],
         )
-    model = ASRModel(
+    model = around(encoder, causal, max_target_length).eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 0.2)
+    return model
+
+
+def around(encoder, causal=False, max_target_length=50):
+    return ASRModel(
         frontend=ConvSubsampling(n_mels=N_MELS, channels=[6, 4], d_model=D_MODEL, dropout=0.1, causal=causal),
         encoder=encoder,
         ctc_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
@@ -52,11 +65,7 @@ def recogniser(kind="conmamba", causal=False, max_target_length=50):
         d_ffn=32,
         dropout=0.1,
         max_target_length=max_target_length,
-    ).eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, 0.2)
-    return model
+    )
 
 
 def run(model, wavs, samples, targets):
@@ -65,7 +74,7 @@ def run(model, wavs, samples, targets):
     features, lengths = LogMelFeatures(n_mels=N_MELS)(wavs, torch.tensor(samples))
     labels, label_lengths = labels_of(targets)
     bos = torch.nn.functional.pad(labels, (1, 0), value=BOS)
-    output = model(features, lengths, bos, label_lengths + 1, not isinstance(model.encoder, ConformerControl))
+    output = model(features, lengths, bos, label_lengths + 1, not isinstance(model.encoder, ConformerEncoder))
     ratio = RatioLoss(weight=0.03) if output.encoded.stages else None
     weights = {"ctc_weight": 0.3, "label_smoothing": 0.1, "intermediate_ctc_weight": 0.5, "ratio": ratio}
     return output, hybrid_loss(output, labels, label_lengths, **weights, blank=0, eos=EOS)
@@ -95,13 +104,15 @@ def batch_wavs(fill):
         ("conformer", False),
         ("hmamba chunks", False),
         ("hmamba frames", False),
+        ("hnet chunks", False),
+        ("hnet frames", False),
     ],
 )
 def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill):
     model, wavs = recogniser(kind, causal), batch_wavs(fill)
-    # A router divides small differences of neighbours by their spread: float32's rounding shows sooner. In
-    # float64 it does not (test_hierarchical.py).
-    atol = 1e-4 if kind.startswith("hmamba") else 1e-5
+    # A chunker divides small differences by their spread: float32's rounding shows sooner. In float64 it does
+    # not (test_encoder.py).
+    atol = 1e-4 if model.encoder.chunkers else 1e-5
     output, loss = run(model, wavs, SAMPLES, TARGETS)
     for i, (samples, target) in enumerate(zip(SAMPLES, TARGETS, strict=True)):
         alone, alone_loss = run(model, wavs[i : i + 1, :samples], [samples], [target])
@@ -194,9 +205,9 @@ def test_causal_recogniser_from_features_on():
     assert not torch.equal(before[:, 8], after[:, 8])
 
 
-@pytest.mark.parametrize("kind", ["hmamba chunks", "hmamba frames"])
+@pytest.mark.parametrize("kind", ["hmamba chunks", "hmamba frames", "hnet chunks", "hnet frames"])
 def test_bf16_autocast_of_an_hmamba_is_finite_and_trains(kind):
-    """The states may differ by a boundary; losses and gradients are finite and reach the router."""
+    """The states may differ by a boundary; losses and gradients are finite and reach a router."""
     model = recogniser(kind).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, loss = run(model, batch_wavs("nan"), SAMPLES, TARGETS)
@@ -204,17 +215,18 @@ def test_bf16_autocast_of_an_hmamba_is_finite_and_trains(kind):
     loss.total.sum().backward()
     chunker = model.encoder.chunker
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    assert chunker.query.weight.grad.any() and chunker.key.weight.grad.any()
+    if chunker.has_router:
+        assert chunker.query.weight.grad.any() and chunker.key.weight.grad.any()
 
 
-@pytest.mark.parametrize("kind", ["conmamba", "hmamba chunks", "hmamba frames"])
+@pytest.mark.parametrize("kind", ["conmamba", "hmamba chunks", "hmamba frames", "hnet chunks", "hnet frames"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_silence_and_one_frame_train_end_to_end(value, kind):
     model = recogniser(kind).train()
     wavs = torch.full((2, 4000), value)
     output, loss = run(model, wavs, [4000, 1], [[5, 6], [7]])
     assert not loss.infeasible.any()
-    if kind != "hmamba chunks":
+    if not model.encoder.shortens:
         assert output.encoded.lengths.tolist() == [7, 1]
     loss.total.sum().backward()
     assert loss.total.isfinite().all() and all(
@@ -268,3 +280,76 @@ def test_heads_are_those_the_searcher_shares():
     model = recogniser()
     assert model.output_head.w.out_features == VOCAB and model.ctc_head is not model.output_head
     assert {"ctc_head.w.weight", "output_head.w.weight"} <= set(dict(model.named_parameters()))
+
+
+def test_the_ctc_head_belongs_to_the_model():
+    """A chunker that reads the CTC saves no head of its own, and a checkpoint has the keys that it always had."""
+    model = recogniser("hmamba chunks")
+    assert not [name for name in model.state_dict() if "chunker" in name]
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    assert [name for name in names if "ctc_head" in name] == ["ctc_head.w.weight", "ctc_head.w.bias"]
+    old = recogniser("hmamba chunks")
+    old.encoder.chunker = CTCChunker(
+        target_ratio=1.5, ctc_head=old.ctc_head
+    )  # as YAMLs of version 0.1 say it
+    model.load_state_dict(old.state_dict())
+
+
+def test_a_copied_model_chunks_by_its_own_head():
+    """An exponential average and DDP copy the model; the copy's chunks follow the copy's head."""
+    model, x, lengths = recogniser("hmamba chunks"), torch.randn(1, 160, N_MELS), torch.tensor([160])
+    copied = copy.deepcopy(model)
+    before = model.encode(x, lengths).stages[0]
+    assert torch.equal(copied.encode(x, lengths).stages[0].boundary_prob, before.boundary_prob)
+    torch.nn.init.normal_(copied.ctc_head.w.weight)
+    assert not torch.equal(copied.encode(x, lengths).stages[0].boundary_prob, before.boundary_prob)
+    assert torch.equal(model.encode(x, lengths).stages[0].boundary_prob, before.boundary_prob)
+    wide = copied.double().encode(x.double(), lengths).stages[0]
+    assert wide.boundary_prob.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ["conmamba", "conformer", "hmamba chunks", "hmamba frames"])
+def test_states_have_their_times_in_seconds(kind):
+    """Encoder frame t is centred on feature frame 4 t: it begins two feature frames before."""
+    encoded = recogniser(kind).encode(torch.randn(2, 160, N_MELS), torch.tensor([160, 41]))
+    axis = encoded.time_axis
+    first, step = axis.scale(0.01)
+    assert (first, step) == (pytest.approx(-0.02), pytest.approx(0.04)) and axis.frames.tolist() == [40, 11]
+    assert axis.seconds(torch.tensor([0.5, 7.5]), 0.01).tolist() == pytest.approx([0.0, 0.28])  # centres
+    for row, frames in enumerate((40, 11)):
+        starts = torch.arange(frames)
+        if encoded.stages and encoded.lengths[row] < frames:
+            starts = encoded.stages[0].chunk_starts[row, : encoded.lengths[row]]
+        expected = [-0.02 + 0.04 * start for start in [*starts.tolist(), frames]]
+        assert axis.edges(row, 0.01).tolist() == pytest.approx(expected)
+
+
+def test_a_model_says_how_it_chunks():
+    assert recogniser().chunking == []
+    assert recogniser("hmamba chunks").chunking == [{"kind": "ctc", "ratio": 1.5}]
+    assert recogniser("hnet frames").chunking == [{"kind": "router", "ratio": 1.5}]
+
+
+def test_an_encoder_that_keeps_no_contract_is_refused_at_start():
+    class Plain(torch.nn.Module):
+        def forward(self, x, lengths):
+            return EncoderOutput(x, lengths)
+
+    class Old(Encoder):
+        def forward(self, x, lengths):
+            return EncoderOutput(x, lengths)
+
+    class New(Encoder):
+        def forward(self, x, lengths, min_states=None):
+            return EncoderOutput(x, lengths)
+
+    with pytest.raises(
+        ValueError, match=r"derive it from hmamba_asr.models.outputs.Encoder: `class Plain\(Encoder\):`"
+    ):
+        around(Plain())
+    with pytest.raises(ValueError, match=r"write `def forward\(self, x, lengths, min_states=None\):`"):
+        around(Old())
+    features, lengths = torch.randn(2, 40, N_MELS), torch.tensor([40, 23])
+    labels = torch.tensor([[BOS, 5], [BOS, 4]])
+    output = around(New()).train()(features, lengths, labels, torch.tensor([2, 2]))
+    assert output.encoded.lengths.tolist() == [10, 6] and output.encoded.time_axis.frames.tolist() == [10, 6]

@@ -1,95 +1,100 @@
-"""The encoders behind one contract: independence of padding and batch mates, causality, reduced precision."""
+"""The contract of encoders, held against all of them: independence of padding and batch mates, ``min_states``, the
+time axis, gradients, reduced precision. And what flat encoders owe beside it."""
 
 import pytest
 import torch
+from encoders import D_MODEL, ENCODERS, FLAT, LENGTHS, conmamba, encode, made, padded
 
-from hmamba_asr.models.conformer import ConformerControl
+from hmamba_asr.models.conformer import ConformerEncoder
 from hmamba_asr.models.conmamba import ConMambaEncoder
 
-LENGTHS = torch.tensor([31, 1, 2, 12])
-D_MODEL = 16
 
-
-def conmamba(causal=False, **options):
-    return ConMambaEncoder(
-        num_layers=2,
-        d_model=D_MODEL,
-        d_ffn=32,
-        kernel_size=7,
-        dropout=0.1,
-        causal=causal,
-        d_state=4,
-        **options,
-    )
-
-
-def conformer():
-    return ConformerControl(num_layers=2, d_model=D_MODEL, d_ffn=32, nhead=2, kernel_size=7, dropout=0.1)
-
-
-def causal_conmamba():
-    return conmamba(causal=True)
-
-
-@pytest.fixture(params=[conmamba, causal_conmamba, conformer])
+@pytest.fixture(params=list(ENCODERS))
 def encoder(request):
-    """An encoder whose biases are not zero, as after training: it is through them that padding leaks."""
-    torch.manual_seed(0)
-    model = request.param().eval()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            torch.nn.init.normal_(parameter, 0.5)
-    return model
+    return made(request.param)
 
 
-def padded(dtype=torch.float32):
-    torch.manual_seed(1)
-    return torch.randn(len(LENGTHS), 36, D_MODEL, dtype=dtype)  # noise past the ends
+@pytest.fixture(params=list(FLAT))
+def flat(request):
+    return made(request.param)
 
 
-def test_the_intermediate_output_is_that_of_the_first_blocks():
-    deep, x = conmamba(intermediate_layer=1).eval(), padded()
-    first = conmamba().eval()
-    first.load_state_dict(deep.state_dict())
-    first.blocks = first.blocks[:1]
-    output, expected = deep(x, LENGTHS), first(x, LENGTHS)
-    assert torch.equal(output.intermediate.states, expected.states) and torch.equal(
-        output.intermediate.lengths, LENGTHS
-    )
-    assert expected.intermediate is None and not torch.equal(output.states, expected.states)
-
-
-@pytest.mark.parametrize("layer", [0, 2, 8])
-def test_an_intermediate_layer_lies_inside(layer):
-    with pytest.raises(ValueError, match="intermediate_layer must lie between 0 and num_layers = 2"):
-        conmamba(intermediate_layer=layer)
-
-
+@pytest.mark.parametrize("min_states", [None, torch.tensor([20, 5, 1, 9])], ids=["free", "with a minimum"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_equals_utterances_alone(encoder, dtype):
-    if dtype == torch.float64 and isinstance(encoder, ConformerControl):
+def test_batch_equals_utterances_alone(encoder, dtype, min_states):
+    if dtype == torch.float64 and isinstance(encoder, ConformerEncoder):
         pytest.skip("SpeechBrain's relative attention is float32 inside")
+    if dtype == torch.float32 and encoder.chunkers:
+        pytest.skip("rounding may move a boundary")
     encoder, x, tolerance = encoder.to(dtype), padded(dtype), 1e-5 if dtype == torch.float32 else 1e-10
-    batch = encoder(x, LENGTHS)
-    assert torch.equal(batch.lengths, LENGTHS) and batch.stages == ()
-    for row, inputs, n in zip(batch.states, x, LENGTHS.tolist(), strict=True):
-        alone = encoder(inputs[None, :n], torch.tensor([n])).states[0]
-        torch.testing.assert_close(row[:n], alone, rtol=0, atol=tolerance)
-        assert not row[n:].any()
+    batch = encode(encoder, x, LENGTHS, min_states)
+    for row, n in enumerate(LENGTHS.tolist()):
+        least = None if min_states is None else min_states[row : row + 1]
+        alone = encode(encoder, x[row : row + 1, :n], torch.tensor([n]), least)
+        end = int(alone.lengths)
+        assert int(batch.lengths[row]) == end
+        torch.testing.assert_close(batch.states[row, :end], alone.states[0, :end], rtol=0, atol=tolerance)
+        assert not batch.states[row, end:].any()
+        assert torch.equal(batch.time_axis.edges(row, 0.01), alone.time_axis.edges(0, 0.01))
+        for together, own in zip(batch.stages, alone.stages, strict=True):
+            states, chunks = own.boundary_mask.shape[1], int(own.chunk_lengths)
+            assert torch.equal(together.boundary_mask[row, :states], own.boundary_mask[0])
+            assert not together.boundary_mask[row, states:].any()
+            assert torch.equal(together.chunk_starts[row, :chunks], own.chunk_starts[0, :chunks])
+            for name in ("kept_fraction", "chosen_fraction", "mean_prob"):
+                torch.testing.assert_close(getattr(together, name)[row], getattr(own, name)[0])
 
 
-def test_gradients_of_a_batch_are_the_sum_over_utterances(encoder):
+@pytest.mark.parametrize("fill", [float("nan"), 1e4])
+def test_padding_is_not_read(encoder, fill):
+    if isinstance(encoder, ConformerEncoder) and fill != fill:
+        pytest.skip("SpeechBrain's attention multiplies the padding by zero; the front-end's padding is zero")
+    expected, found = (encode(encoder, padded(fill=value), LENGTHS) for value in (None, fill))
+    assert torch.equal(found.lengths, expected.lengths)
+    torch.testing.assert_close(found.states, expected.states, rtol=0, atol=1e-5)
+
+
+def test_min_states_is_taken_and_kept_to(encoder):
+    """A flat encoder ignores it; one that shortens keeps that many states, or one for each frame."""
+    x, wanted = padded(), torch.tensor([30, 3, 2, 1])
+    free, held = encode(encoder, x, LENGTHS), encode(encoder, x, LENGTHS, wanted)
+    if not encoder.shortens:
+        assert torch.equal(free.states, held.states) and torch.equal(held.lengths, LENGTHS)
+    else:
+        assert torch.equal(held.lengths, torch.maximum(free.lengths, torch.minimum(wanted, LENGTHS)))
+        assert (held.lengths > free.lengths).any()
+    assert encoder.shortens == bool((free.lengths < LENGTHS).any())
+
+
+def test_every_state_has_its_time(encoder):
+    """States begin one after the other, the first with the utterance, and end with it."""
+    out = encode(encoder, padded(), LENGTHS)
+    for row, n in enumerate(LENGTHS.tolist()):
+        edges = out.time_axis.edges(row, 1.0)
+        assert len(edges) == int(out.lengths[row]) + 1 and (edges.diff() > 0).all()
+        assert edges[0] == 0 and edges[-1] == n
+        if not encoder.shortens:
+            assert edges.tolist() == list(range(n + 1))
+        elif out.stages[-1].chunk_lengths[row] == out.lengths[row]:
+            assert edges[:-1].tolist() == out.stages[-1].chunk_starts[row, : out.lengths[row]].tolist()
+
+
+def test_an_encoder_says_what_its_stages_are(encoder):
+    out = encode(encoder, padded(), LENGTHS)
+    assert [stage.kind for stage in out.stages] == [chunker.kind for chunker in encoder.chunkers]
+    assert [stage.target_ratio for stage in out.stages] == [c.target_ratio for c in encoder.chunkers]
+    assert encoder.reads_ctc == any(chunker.reads_ctc for chunker in encoder.chunkers)
+
+
+def test_gradients_of_a_batch_are_the_sum_over_utterances(flat):
     # The decay rates are float32 even in a float64 model, and so is the sum of their gradients.
-    dtype, tolerance = (
-        (torch.float32, 1e-5) if isinstance(encoder, ConformerControl) else (torch.float64, 1e-7)
-    )
-    encoder, x = encoder.to(dtype), padded(dtype)
+    dtype, tolerance = (torch.float32, 1e-5) if isinstance(flat, ConformerEncoder) else (torch.float64, 1e-7)
+    encoder, x = flat.to(dtype), padded(dtype)
 
     def gradients(inputs, lengths):
         encoder.zero_grad()
-        encoder(inputs, lengths).states.mul(torch.linspace(-1, 1, D_MODEL, dtype=dtype)).pow(
-            2
-        ).sum().backward()
+        states = encoder(inputs, lengths).states
+        states.mul(torch.linspace(-1, 1, D_MODEL, dtype=dtype)).pow(2).sum().backward()
         return {
             name: parameter.grad.clone()
             for name, parameter in encoder.named_parameters()
@@ -106,25 +111,55 @@ def test_gradients_of_a_batch_are_the_sum_over_utterances(encoder):
 
 
 def test_every_parameter_gets_a_gradient(encoder):
-    encoder(padded(), LENGTHS).states.pow(3).sum().backward()
+    out = encode(encoder, padded(), LENGTHS)
+    assert all(stage.chunk_lengths.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn
+    (out.states.pow(3).sum() + sum(stage.mean_prob.sum() for stage in out.stages)).backward()
     without = [
         name
         for name, parameter in encoder.named_parameters()
         if parameter.grad is None or not parameter.grad.any()
     ]
     # Keys' biases move all of a query's scores alike, so a softmax hides them.
-    assert not [name for name in without if "bias" not in name]
+    assert without == [] or isinstance(encoder, ConformerEncoder) and all("bias" in name for name in without)
 
 
 @pytest.mark.parametrize("frame", [1, 13, 30])
-def test_only_the_causal_encoder_reads_no_later_frame(encoder, frame):
+def test_only_the_causal_encoder_reads_no_later_frame(flat, frame):
     x, lengths = padded()[:1, :31], torch.tensor([31])
     changed = x.clone()
     changed[:, frame:] += torch.randn(31 - frame, D_MODEL)
-    before, after = encoder(x, lengths).states, encoder(changed, lengths).states
-    causal = isinstance(encoder, ConMambaEncoder) and encoder.blocks[0].mamba.directions == ("forward",)
+    before, after = flat(x, lengths).states, flat(changed, lengths).states
+    causal = isinstance(flat, ConMambaEncoder) and flat.blocks[0].mamba.directions == ("forward",)
     assert torch.equal(before[:, :frame], after[:, :frame]) == causal
     assert (before[:, frame:] - after[:, frame:]).abs().max() > 1e-3
+
+
+def test_bf16_autocast_stays_near_float32(flat):
+    """2^-8 = 0.4% for each rounding; 10% of the output's scale after two blocks."""
+    exact = flat(padded(), LENGTHS).states
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = flat(padded(), LENGTHS).states
+    assert rough.isfinite().all()
+    assert 0 < (rough - exact).abs().max() / exact.abs().max() < 0.1
+
+
+def test_an_encoder_remembers_no_batch(encoder):
+    """The same module, called with another batch in between, answers as before."""
+    x = padded()
+    first = encode(encoder, x, LENGTHS).states
+    encode(encoder, x[:2, :7], torch.tensor([7, 3]))
+    assert torch.equal(encode(encoder, x, LENGTHS).states, first)
+
+
+def test_the_intermediate_output_is_that_of_the_first_blocks():
+    deep, x = conmamba(intermediate_layer=1).eval(), padded()
+    first = conmamba().eval()
+    first.load_state_dict(deep.state_dict())
+    first.blocks = first.blocks[:1]
+    output, expected = deep(x, LENGTHS), first(x, LENGTHS)
+    assert torch.equal(output.intermediate.states, expected.states)
+    assert torch.equal(output.intermediate.lengths, LENGTHS)
+    assert expected.intermediate is None and not torch.equal(output.states, expected.states)
 
 
 def test_reference_and_chunked_backends_agree():
@@ -135,21 +170,10 @@ def test_reference_and_chunked_backends_agree():
     torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)
 
 
-def test_bf16_autocast_stays_near_float32(encoder):
-    """2^-8 = 0.4% for each rounding; 10% of the output's scale after two blocks."""
-    exact = encoder(padded(), LENGTHS).states
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = encoder(padded(), LENGTHS).states
-    assert rough.isfinite().all()
-    assert 0 < (rough - exact).abs().max() / exact.abs().max() < 0.1
-
-
-def test_conformer_hook_remembers_no_batch(encoder):
-    """The same module, called with another batch in between, answers as before."""
-    x = padded()
-    first = encoder(x, LENGTHS).states
-    encoder(x[:2, :7], torch.tensor([7, 3]))
-    assert torch.equal(encoder(x, LENGTHS).states, first)
+@pytest.mark.parametrize("layer", [0, 2, 8])
+def test_an_intermediate_layer_lies_inside(layer):
+    with pytest.raises(ValueError, match="intermediate_layer must lie between 0 and num_layers = 2"):
+        conmamba(intermediate_layer=layer)
 
 
 def test_errors():

@@ -91,7 +91,11 @@ def test_a_budget_by_hand():
     weights = [math.exp(2.0), math.exp(-z)]
     torch.testing.assert_close(out.states[0, 0], (weights[0] * x[0, 0] + weights[1] * x[0, 1]) / sum(weights))
     torch.testing.assert_close(out.states[0, 1], x[0, 2])
-    for ratio, kept in ((4, [0]), (4 / 3, [0, 1, 2]), (1.01, [0, 1, 2])):  # what is not new is never a boundary
+    for ratio, kept in (
+        (4, [0]),
+        (4 / 3, [0, 1, 2]),
+        (1.01, [0, 1, 2]),
+    ):  # what is not new is never a boundary
         out = call(told(novelty, target_ratio=ratio), x, lengths)
         assert out.starts[0, : out.lengths[0]].tolist() == kept
 
@@ -199,15 +203,10 @@ def test_fast_speech_gets_chunks_for_its_labels(sure, labels_first, window):
     fast, slow = [1, 2, 0, 3, 0, 1, 0, 0, 0], [0] * 9
     head, x = spikes(*(fast + slow if labels_first else slow + fast), sure=sure)
     lengths, padded = torch.tensor([18]), torch.nn.functional.pad(x, (0, 0, 0, 5), value=9.0)
-    without, given = (
-        CTCChunker(target_ratio=3, chunks_per_label=n, window=window) for n in (0.0, 1.0)
-    )
+    without, given = (CTCChunker(target_ratio=3, chunks_per_label=n, window=window) for n in (0.0, 1.0))
     assert without(x, lengths, None, head).num_chosen.tolist() == [6]
     out = given(padded, lengths, None, head)
-    assert (
-        torch.equal(out.mask[:, :18], given(x, lengths, None, head).mask)
-        and not out.mask[:, 18:].any()
-    )
+    assert torch.equal(out.mask[:, :18], given(x, lengths, None, head).mask) and not out.mask[:, 18:].any()
     assert (
         out.num_chosen.tolist() == out.lengths.tolist() == [7 if window else 6]
     )  # where there is one window, 6 are enough
@@ -410,9 +409,7 @@ def test_a_floor_shortens_all_of_a_strides_chunks_alike(stride, floor, gaps):
     plain = FixedStrideChunker(stride=stride)(torch.randn(2, 64, D), lengths)
     begins = out.starts[0, : out.lengths[0]]
     assert begins[0] == 0 and len(begins) == min(60, floor) and set(begins.diff().tolist()) == gaps
-    assert torch.equal(out.mask[1], plain.mask[1]) and torch.equal(
-        out.num_chosen, plain.lengths
-    )
+    assert torch.equal(out.mask[1], plain.mask[1]) and torch.equal(out.num_chosen, plain.lengths)
 
 
 def test_a_floor_makes_room_for_labels_in_the_window_that_has_them():
@@ -478,7 +475,9 @@ def test_the_ctc_head_comes_with_the_call():
     head = head_on()
     chunker = CTCChunker(target_ratio=2, ctc_head=head)
     assert not list(chunker.parameters()) and not chunker.state_dict()
-    with pytest.raises(ValueError, match=r"reads the model's CTC head; call .*encoder\(x, lengths, min_states, ctc_head"):
+    with pytest.raises(
+        ValueError, match=r"reads the model's CTC head; call .*encoder\(x, lengths, min_states, ctc_head"
+    ):
         chunker(frames(), LENGTHS)
 
 
@@ -486,7 +485,9 @@ def test_bad_settings():
     with pytest.raises(ValueError, match="chunks_per_label must be 0"):
         CTCChunker(target_ratio=2, chunks_per_label=-1)
     for window in (3, 20.5):
-        with pytest.raises(ValueError, match=f"window must be target_ratio = 4 whole frames or more .* not {window}"):
+        with pytest.raises(
+            ValueError, match=f"window must be target_ratio = 4 whole frames or more .* not {window}"
+        ):
             CTCChunker(target_ratio=4, window=window)
     for bad in (0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"stride must be 1 frame or more, not {bad}"):
