@@ -21,7 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hmamba_asr.config.hparams import load_parts
 from hmamba_asr.modules.chunkers import FixedStrideChunker
+
+COUNTED_SECONDS, COUNTED_TOKENS = 10.0, 40  # of the utterance whose operations results.json states
 
 
 @torch.no_grad()
@@ -30,9 +33,8 @@ def count_operations(
     features: nn.Module,
     *,
     kept: Sequence[float] = (),
-    seconds: float = 10.0,
-    tokens: int = 40,
-    sample_rate: int = 16000,
+    seconds: float = COUNTED_SECONDS,
+    tokens: int = COUNTED_TOKENS,
 ) -> dict[str, int]:
     """Count the multiply-accumulates of a model for one utterance.
 
@@ -43,13 +45,11 @@ def count_operations(
     Parameters
     ----------
     model, features : nn.Module
-        An ``ASRModel``, and what makes features (1, T, bands) of samples (1, S).
+        An ``ASRModel``, and the ``LogMelFeatures`` that it reads.
     kept : sequence of float
         Chunks for each state, one number for each chunking stage, in the order of ``EncoderOutput.stages``.
     seconds, tokens : float, int
         Length of the utterance, and number of tokens that the decoder reads.
-    sample_rate : int
-        Samples in a second.
 
     Returns
     -------
@@ -75,12 +75,34 @@ def count_operations(
             module.scan_backend = "chunked"  # the one that the counter sees as an operation
     for chunker, fraction in zip(chunkers, kept, strict=True):
         chunker.register_forward_hook(_evenly(fraction))
-    samples = torch.randn(1, round(seconds * sample_rate), generator=torch.Generator().manual_seed(0))
-    inputs, lengths = features(samples, torch.tensor([samples.shape[1]]))
+    size = round(seconds / features.hop_seconds) * features.hop_samples
+    samples = torch.randn(1, size, generator=torch.Generator().manual_seed(0))
+    inputs, lengths = features(samples, torch.tensor([size]))
     with FlopCounterMode(display=False) as counter:
         model(inputs, lengths, torch.ones(1, tokens, dtype=torch.long), torch.tensor([tokens]))
     macs = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
     return _by_part(macs, type(model).__name__)
+
+
+def recount(hparams: str, *, kept: Sequence[float] = ()) -> dict[str, int]:
+    """Build a model from its resolved YAML and count its operations: for results files without a count.
+
+    Parameters and result are those of `count_operations`.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be built, or ``kept`` does not have one number for each chunking stage.
+    """
+    try:
+        parts = load_parts(hparams, ("model", "features"))
+    except (
+        AttributeError,
+        ImportError,
+        TypeError,
+    ) as error:  # HyperPyYAML's, for what it cannot find or call
+        raise ValueError(f"the model cannot be built from its YAML: {error}") from error
+    return count_operations(parts["model"], parts["features"], kept=kept)
 
 
 def _evenly(fraction: float) -> Callable[..., Any]:
