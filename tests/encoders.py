@@ -68,7 +68,8 @@ ENCODERS = FLAT | HIERARCHICAL
 
 
 def made(name):
-    """Return an encoder whose biases are not zero, as after training: it is through them that padding leaks."""
+    """Return an encoder whose biases are not zero, as after training: it is through them that padding
+    leaks."""
     torch.manual_seed(0)
     model = ENCODERS[name]().eval()
     for parameter_name, parameter in model.named_parameters():

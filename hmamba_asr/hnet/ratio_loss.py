@@ -10,8 +10,9 @@ def ratio_loss(
 ) -> Tensor:
     """Return N / (N - 1) ((N - 1) F G + (1 - F)(1 - G)) of each utterance (B,): H-Net, eq. 10.
 
-    The loss is defined for each utterance, so it does not depend on batch mates and averages over batches, ranks
-    and accumulation steps as the other losses do. Where F = G it is least at F = G = 1 / N, where it is 1.
+    The loss is defined for each utterance, so it does not depend on batch mates and averages over batches,
+    ranks and accumulation steps as the other losses do. Where F = G it is least at F = G = 1 / N, where it is
+    1.
 
     Parameters
     ----------
@@ -22,8 +23,8 @@ def ratio_loss(
     target_ratio : float
         N, any number from 1 on. At 1 there is nothing to learn and the loss is 0.
     current_ratio : float, optional
-        N inside the bracket while the target is being raised. The factor in front keeps the final N, because near
-        N = 1 it would have no bound.
+        N inside the bracket while the target is being raised. The factor in front keeps the final N, because
+        near N = 1 it would have no bound.
     """
     if target_ratio == 1:
         return mean_prob.new_zeros(mean_prob.shape)

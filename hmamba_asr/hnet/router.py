@@ -18,9 +18,10 @@ THRESHOLD = 0.5  # a frame at least this likely to begin a chunk does
 class HNetChunker(AdaptiveChunker):
     """H-Net's routing as published: a chunk begins at the first frame and where p_t >= 0.5.
 
-    The probability p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 (eq. 4) says how much a frame differs from the one
-    before. Chunks are smoothed with their probabilities (:func:`~hmamba_asr.hnet.smoothing.smooth_chunks`), and
-    :func:`~hmamba_asr.hnet.ratio_loss.ratio_loss` holds their number near one for ``target_ratio`` frames.
+    The probability p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 (eq. 4) says how much a frame differs from the
+    one before. Chunks are smoothed with their probabilities
+    (:func:`~hmamba_asr.hnet.smoothing.smooth_chunks`), and :func:`~hmamba_asr.hnet.ratio_loss.ratio_loss`
+    holds their number near one for ``target_ratio`` frames.
 
     Parameters
     ----------

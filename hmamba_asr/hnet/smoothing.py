@@ -13,8 +13,8 @@ from hmamba_asr.ops.ema import ema
 def smooth_chunks(states: Tensor, chunks: Chunks, *, clamp: float = 1e-4) -> Tensor:
     """Return a moving average over chunk states (B, M, D): H-Net, eq. 5.
 
-    Each chunk is weighted by its boundary probability, so an unsure chunk borrows from the chunk before, and the
-    probability gets a gradient. The first chunk stays as it is.
+    Each chunk is weighted by its boundary probability, so an unsure chunk borrows from the chunk before, and
+    the probability gets a gradient. The first chunk stays as it is.
 
     Probabilities are kept ``clamp`` away from 0 and 1, where the average would keep all of the past or none.
     """
@@ -27,8 +27,8 @@ def smooth_chunks(states: Tensor, chunks: Chunks, *, clamp: float = 1e-4) -> Ten
 def dechunk(states: Tensor, chunks: Chunks, lengths: Tensor) -> Tensor:
     """Return the chunk states (B, M, D) at every frame of their chunks (B, T, D), zero past the end.
 
-    H-Net, eq. 6 to 9. A straight-through estimator multiplies each frame by the confidence in its decision: by 1
-    in the forward pass, and with the gradient of p_t at boundaries and of 1 - p_t elsewhere.
+    H-Net, eq. 6 to 9. A straight-through estimator multiplies each frame by the confidence in its decision:
+    by 1 in the forward pass, and with the gradient of p_t at boundaries and of 1 - p_t elsewhere.
     """
     frames = states.gather(1, chunks.frame_to_chunk.unsqueeze(-1).expand(-1, -1, states.shape[2]))
     confidence = torch.where(chunks.mask, chunks.prob, 1.0 - chunks.prob)

@@ -64,8 +64,8 @@ class ASRModel(nn.Module):
     encoder : Encoder
         Encoder frames -> states (B, T'', d_model).
     ctc_head, output_head : Linear
-        SpeechBrain's linear layers d_model -> vocabulary: of the CTC, and of the decoder. The model owns them and
-        hands the CTC head to an encoder that reads the CTC.
+        SpeechBrain's linear layers d_model -> vocabulary: of the CTC, and of the decoder. The model owns them
+        and hands the CTC head to an encoder that reads the CTC.
     d_model : int
         Width of encoder states and decoder.
     num_decoder_layers, nhead, d_ffn, dropout
@@ -76,8 +76,8 @@ class ASRModel(nn.Module):
     Raises
     ------
     ValueError
-        If the encoder does not keep its contract; in ``forward``, if a target is longer than ``max_target_length``
-        tokens or the encoder lacks the intermediate output that is asked for.
+        If the encoder does not keep its contract; in ``forward``, if a target is longer than
+        ``max_target_length`` tokens or the encoder lacks the intermediate output that is asked for.
     """
 
     def __init__(
@@ -117,7 +117,8 @@ class ASRModel(nn.Module):
 
     @property
     def chunking(self) -> list[dict[str, str | float | None]]:
-        """Say what each chunking stage is, outermost first; empty for a flat encoder. See ``Chunker.describe``."""
+        """Say what each chunking stage is, outermost first; empty for a flat encoder. See
+        ``Chunker.describe``."""
         return [chunker.describe() for chunker in self.encoder.chunkers]
 
     def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
@@ -143,15 +144,16 @@ class ASRModel(nn.Module):
     ) -> ASROutput:
         """Encode the features and compute the logits.
 
-        In training, an encoder that shortens its output keeps as many states as the CTC needs for the labels. In
-        evaluation it does not know the labels.
+        In training, an encoder that shortens its output keeps as many states as the CTC needs for the labels.
+        In evaluation it does not know the labels.
 
         Parameters
         ----------
         features, lengths : Tensor
             As for :meth:`encode`.
         tokens_bos, token_lengths : Tensor, optional
-            Begin of sentence and labels (B, U), and how many of these there are (B,), begin of sentence included.
+            Begin of sentence and labels (B, U), and how many of these there are (B,), begin of sentence
+            included.
         intermediate : bool
             Whether the CTC head reads the encoder's intermediate output too.
         """
@@ -168,14 +170,15 @@ class ASRModel(nn.Module):
         if intermediate:
             if encoded.intermediate is None:
                 raise ValueError(
-                    "intermediate_ctc_weight is above 0, but the encoder has no intermediate output; give a ConMambaEncoder an "
-                    "intermediate_layer."
+                    "intermediate_ctc_weight is above 0, but the encoder has no intermediate output; "
+                    "give a ConMambaEncoder an intermediate_layer."
                 )
             intermediate_logits = self.ctc_head(encoded.intermediate.states)
         return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, T, d_model) of ``lengths`` (B,).
+        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, T, d_model) of ``lengths``
+        (B,).
 
         Returns
         -------
@@ -190,8 +193,8 @@ class ASRModel(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         if tokens.shape[1] > self.max_target_length:
             raise ValueError(
-                f"a target has {tokens.shape[1]} tokens and the decoder's limit is {self.max_target_length}; leave such "
-                "utterances out with max_duration or raise max_target_length."
+                f"a target has {tokens.shape[1]} tokens and the decoder's limit is {self.max_target_length}; "
+                "leave such utterances out with max_duration or raise max_target_length."
             )
         embedded = self.embedding(tokens)
         steps = torch.arange(tokens.shape[1], device=tokens.device)

@@ -13,9 +13,9 @@ from hmamba_asr.models.outputs import Encoder, EncoderOutput
 class ConformerEncoder(Encoder):
     """SpeechBrain's Conformer with relative positions: the control that ConMamba is measured against.
 
-    SpeechBrain masks padding after the depthwise convolution, not before, so the last frames of a padded utterance
-    would read the biases of its padding. A hook zeroes the padding of the convolution's input; everything else is
-    SpeechBrain's.
+    SpeechBrain masks padding after the depthwise convolution, not before, so the last frames of a padded
+    utterance would read the biases of its padding. A hook zeroes the padding of the convolution's input;
+    everything else is SpeechBrain's.
 
     Parameters
     ----------

@@ -55,7 +55,8 @@ class ConMambaEncoder(Encoder):
         super().__init__()
         if intermediate_layer is not None and not 0 < intermediate_layer < num_layers:
             raise ValueError(
-                f"intermediate_layer must lie between 0 and num_layers = {num_layers}, not be {intermediate_layer}."
+                f"intermediate_layer must lie between 0 and num_layers = {num_layers}, "
+                f"not be {intermediate_layer}."
             )
         self.intermediate_layer = intermediate_layer
         self.blocks = nn.ModuleList(

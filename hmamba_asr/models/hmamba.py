@@ -16,8 +16,9 @@ from hmamba_asr.modules.chunkers import Chunker
 class HierarchicalEncoder(Encoder):
     """H-Mamba: an outer encoder on frames, a chunker, and an inner encoder on the fewer chunks.
 
-    The form is that of H-Net (Hwang et al., https://arxiv.org/abs/2507.07955) around ConMamba blocks. If every frame
-    is a chunk (a target_ratio of 1), the output is that of the inner encoder on top of the outer one.
+    The form is that of H-Net (Hwang et al., https://arxiv.org/abs/2507.07955) around ConMamba blocks. If
+    every frame is a chunk (a target_ratio of 1), the output is that of the inner encoder on top of the outer
+    one.
 
     Parameters
     ----------
@@ -30,8 +31,8 @@ class HierarchicalEncoder(Encoder):
     d_model : int
         Width of the input and the output.
     output : str
-        "chunks": the chunk states are the output, for a CTC and a decoder at the rate of chunks. "frames": chunk
-        states return to their frames and are added to the outer states, as in H-Net.
+        "chunks": the chunk states are the output, for a CTC and a decoder at the rate of chunks. "frames":
+        chunk states return to their frames and are added to the outer states, as in H-Net.
     inner_d_model : int, optional
         Width of the inner encoder where it is not d_model.
 
@@ -112,7 +113,8 @@ def _check_parts(outer: Encoder, inner: Encoder, shortens: bool) -> None:
         check_encoder(part)
         if part.reads_ctc:
             raise ValueError(
-                "a chunker that reads the CTC must be the outermost encoder's; take another chunker in outer or inner."
+                "a chunker that reads the CTC must be the outermost encoder's; "
+                "take another chunker in outer or inner."
             )
     if outer.shortens:
         raise ValueError(
@@ -120,7 +122,8 @@ def _check_parts(outer: Encoder, inner: Encoder, shortens: bool) -> None:
         )
     if outer.intermediate_layer is not None:
         raise ValueError(
-            "intermediate_layer of outer does nothing, the intermediate CTC reads its last block; leave it out."
+            "intermediate_layer of outer does nothing, because the intermediate CTC reads its last block; "
+            "leave it out."
         )
     if inner.shortens and not shortens:
         raise ValueError(

@@ -17,8 +17,8 @@ from hmamba_asr.modules.chunkers import Chunker, ChunkerKind
 class Encoder(nn.Module):
     """Base class of every encoder: ``forward(x, lengths, min_states=None)`` -> :class:`EncoderOutput`.
 
-    A subclass implements ``forward`` and, where the defaults do not fit, sets the attributes below. Nothing else
-    about an encoder is known outside it.
+    A subclass implements ``forward`` and, where the defaults do not fit, sets the attributes below. Nothing
+    else about an encoder is known outside it.
 
     Attributes
     ----------
@@ -58,8 +58,8 @@ def check_encoder(encoder: nn.Module) -> None:
         )
     if "min_states" not in inspect.signature(encoder.forward).parameters:
         raise ValueError(
-            f"{name}.forward takes no min_states; write `def forward(self, x, lengths, min_states=None):`, and ignore it "
-            "unless the encoder shortens its output."
+            f"{name}.forward takes no min_states; write `def forward(self, x, lengths, min_states=None):`, "
+            "and ignore it unless the encoder shortens its output."
         )
 
 
@@ -67,8 +67,8 @@ def check_encoder(encoder: nn.Module) -> None:
 class TimeAxis:
     """When each encoder state begins and ends: in input frames, and through these in seconds.
 
-    An input frame begins half-way between its own centre and the centre of the frame before. A state lasts until
-    the next state begins, the last one until the last input frame ends.
+    An input frame begins half-way between its own centre and the centre of the frame before. A state lasts
+    until the next state begins, the last one until the last input frame ends.
 
     Attributes
     ----------
@@ -104,12 +104,14 @@ class TimeAxis:
         return first, hop_seconds * self.second - first
 
     def seconds(self, frames: Tensor, hop_seconds: float) -> Tensor:
-        """Return when input frames begin, in seconds (float64, on the CPU); at ``frames + 0.5`` are their centres."""
+        """Return when input frames begin, in seconds (float64, on the CPU); at ``frames + 0.5`` are their
+        centres."""
         first, step = self.scale(hop_seconds)
         return first + step * frames.double().cpu()
 
     def edges(self, row: int, hop_seconds: float) -> Tensor:
-        """Return when the states of one utterance begin and when the last one ends, in seconds (states + 1,)."""
+        """Return when the states of one utterance begin and when the last one ends, in seconds (states +
+        1,)."""
         starts = self.starts[row, : int(self.lengths[row])]
         return self.seconds(torch.cat([starts, self.frames[row : row + 1].to(starts)]), hop_seconds)
 
@@ -176,7 +178,8 @@ class EncoderOutput:
     time_axis : TimeAxis
         When each state begins. Left out, every state is an input frame.
     intermediate : EncoderOutput or None
-        States that an intermediate CTC loss reads: those of a lower layer, or of the encoder before the chunker.
+        States that an intermediate CTC loss reads: those of a lower layer, or of the encoder before the
+        chunker.
     """
 
     states: Tensor

@@ -1,7 +1,7 @@
 """Chunks of a padded batch: how they are built from boundaries, and how further boundaries are added.
 
-A chunk begins at a boundary frame and lasts until the next one. Its state is that of its first frame, or a mean of
-its frames. Shapes: B utterances, T frames, M chunks, D the width of the model.
+A chunk begins at a boundary frame and lasts until the next one. Its state is that of its first frame, or a
+mean of its frames. Shapes: B utterances, T frames, M chunks, D the width of the model.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def every_frame(x: Tensor, lengths: Tensor) -> Chunks:
 def trim_starts(starts: Tensor, lengths: Tensor, max_chunks: int | None) -> Tensor:
     """Return the columns of ``starts`` (B, T) that hold chunks: (B, M).
 
-    M is ``max_chunks``, which no utterance may exceed. If it is None, M is the largest of ``lengths`` (B,), and
-    the host waits for the device to know it.
+    M is ``max_chunks``, which no utterance may exceed. If it is None, M is the largest of ``lengths`` (B,),
+    and the host waits for the device to know it.
     """
     if max_chunks is None:
         max_chunks = int(lengths.max()) if len(lengths) else 1

@@ -1,7 +1,8 @@
-"""Chunkers decide at which frames chunks begin: where the CTC starts a label, or at a fixed stride as the control.
+"""Chunkers decide at which frames chunks begin: where the CTC starts a label, or at a fixed stride as the
+control.
 
-H-Net's learned router is in :mod:`hmamba_asr.hnet`. Every chunker decides for each utterance from its own frames;
-batch mates and padding change nothing.
+H-Net's learned router is in :mod:`hmamba_asr.hnet`. Every chunker decides for each utterance from its own
+frames; batch mates and padding change nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ ChunkerKind = Literal["ctc", "router", "fixed_stride"]
 
 
 class Chunker(nn.Module):
-    """Base class of every chunker: ``forward(x, lengths, min_chunks=None, ctc_head=None)`` -> :class:`Chunks`.
+    """Base class of every chunker: ``forward(x, lengths, min_chunks=None, ctc_head=None)`` ->
+    :class:`Chunks`.
 
-    x (B, T, D) are frames of utterances of ``lengths`` (B,). Every utterance gets at least ``min_chunks`` (B,)
-    chunks, or one for each frame if it has fewer frames. ``ctc_head`` is the model's own CTC head; only a chunker
-    that ``reads_ctc`` needs it.
+    x (B, T, D) are frames of utterances of ``lengths`` (B,). Every utterance gets at least ``min_chunks``
+    (B,) chunks, or one for each frame if it has fewer frames. ``ctc_head`` is the model's own CTC head; only
+    a chunker that ``reads_ctc`` needs it.
 
     Attributes
     ----------
@@ -50,7 +52,8 @@ class Chunker(nn.Module):
         return False
 
     def smooth(self, states: Tensor, chunks: Chunks) -> Tensor:
-        """Return what is passed on of the ``states`` (B, M, D) of ``chunks``; a chunker may average neighbours."""
+        """Return what is passed on of the ``states`` (B, M, D) of ``chunks``; a chunker may average
+        neighbours."""
         return states
 
     def describe(self) -> dict[str, str | float | None]:
@@ -61,8 +64,8 @@ class Chunker(nn.Module):
 class AdaptiveChunker(Chunker):
     """Base class of chunkers that follow the speech and keep one frame in ``target_ratio`` on average.
 
-    With a target_ratio of 1 every frame is a chunk. Otherwise :meth:`chunk` decides, in float32 at least whatever
-    the precision around it, because boundaries are decisions that rounding would change.
+    With a target_ratio of 1 every frame is a chunk. Otherwise :meth:`chunk` decides, in float32 at least
+    whatever the precision around it, because boundaries are decisions that rounding would change.
 
     Raises
     ------
@@ -95,28 +98,30 @@ class AdaptiveChunker(Chunker):
 
 
 class CTCChunker(AdaptiveChunker):
-    """Chunks begin where the CTC on the frames begins a label, on a budget of one chunk for ``target_ratio`` frames.
+    """Chunks begin where the CTC on the frames begins a label, on a budget of one chunk for ``target_ratio``
+    frames.
 
     The model's CTC head, which the intermediate CTC loss trains on the same frames, gives label probabilities
-    P_t(c). The novelty of frame t is the probability that a label begins there: the sum over all labels c except
-    the blank of P_t(c) (1 - P_{t-1}(c)). A trained CTC gives each label a spike and blanks between them, so the
-    spikes start chunks and the blanks join them. Gaido et al. 2021 (https://arxiv.org/abs/2102.01578) merged frames
-    of one label before; the budget is ours, see :func:`~hmamba_asr.ops.segment.select_boundaries`.
+    P_t(c). The novelty of frame t is the probability that a label begins there: the sum over all labels c
+    except the blank of P_t(c) (1 - P_{t-1}(c)). A trained CTC gives each label a spike and blanks between
+    them, so the spikes start chunks and the blanks join them. Gaido et al. 2021
+    (https://arxiv.org/abs/2102.01578) merged frames of one label before; the budget is ours, see
+    :func:`~hmamba_asr.ops.segment.select_boundaries`.
 
-    A chunk's state is the mean of its frames, weighted by exp(score): nearly its first frame if that stands out,
-    the whole chunk if its frames are alike. No gradient reaches the CTC head through the chunks.
+    A chunk's state is the mean of its frames, weighted by exp(score): nearly its first frame if that stands
+    out, the whole chunk if its frames are alike. No gradient reaches the CTC head through the chunks.
 
     Parameters
     ----------
     target_ratio : float
         Frames for each chunk: an utterance of L frames gets ceil(L / target_ratio) chunks.
     window : int, optional
-        Frames that share a part of the budget, so that no chunk is longer than two windows where frames differ. By
-        default the whole utterance shares it.
+        Frames that share a part of the budget, so that no chunk is longer than two windows where frames
+        differ. By default the whole utterance shares it.
     chunks_per_label : float
-        Least number of chunks in a window for each label that the CTC expects there, so that the CTC on the chunks
-        has room for fast speech. A window gets at most half as many chunks again as its share of the budget,
-        because an untrained CTC expects labels everywhere. 0: no such minimum.
+        Least number of chunks in a window for each label that the CTC expects there, so that the CTC on the
+        chunks has room for fast speech. A window gets at most half as many chunks again as its share of the
+        budget, because an untrained CTC expects labels everywhere. 0: no such minimum.
     blank_index : int
         The CTC's blank.
     ctc_head : Linear, optional
@@ -172,13 +177,15 @@ class CTCChunker(AdaptiveChunker):
         )
 
     def max_chunks(self, num_frames: int) -> int | None:
-        """Return how many chunks ``num_frames`` frames have at most, or None if that depends on the speech."""
+        """Return how many chunks ``num_frames`` frames have at most, or None if that depends on the
+        speech."""
         return None if self.chunks_per_label else math.ceil(num_frames / self.target_ratio)
 
     def chunk(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None, ctc_head: Linear | None) -> Chunks:
         if ctc_head is None:
             raise ValueError(
-                "a CTCChunker reads the model's CTC head; call the encoder as encoder(x, lengths, min_states, ctc_head)."
+                "a CTCChunker reads the model's CTC head; "
+                "call the encoder as encoder(x, lengths, min_states, ctc_head)."
             )
         novelty = self.novelty(x, lengths, ctc_head)
         found = select_boundaries(
@@ -192,7 +199,8 @@ class CTCChunker(AdaptiveChunker):
         mask, max_chunks = found.mask, self.max_chunks(x.shape[1])
         frame_to_chunk, starts, counts = found.frame_to_chunk, found.chunk_frames, found.counts
         if min_chunks is not None:
-            # In the order of novelty: probabilities are relative to a window's budget and compare only within it.
+            # In the order of novelty: probabilities are relative to a window's budget and compare only within
+            # it.
             mask = add_boundaries(novelty, mask, lengths, min_chunks)
             if mask is not found.mask:
                 (frame_to_chunk, starts, counts), max_chunks = positions(mask), None
@@ -212,8 +220,8 @@ class CTCChunker(AdaptiveChunker):
 class FixedStrideChunker(Chunker):
     """The control: chunks begin every ``stride`` frames, whatever is said.
 
-    A stride that is no whole number is kept on average. Where ``min_chunks`` asks for more chunks, that many begin
-    at even distances.
+    A stride that is no whole number is kept on average. Where ``min_chunks`` asks for more chunks, that many
+    begin at even distances.
 
     Parameters
     ----------

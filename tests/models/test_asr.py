@@ -283,7 +283,8 @@ def test_heads_are_those_the_searcher_shares():
 
 
 def test_the_ctc_head_belongs_to_the_model():
-    """A chunker that reads the CTC saves no head of its own, and a checkpoint has the keys that it always had."""
+    """A chunker that reads the CTC saves no head of its own, and a checkpoint has the keys that it always
+    had."""
     model = recogniser("hmamba chunks")
     assert not [name for name in model.state_dict() if "chunker" in name]
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]

@@ -1,5 +1,5 @@
-"""The contract of encoders, held against all of them: independence of padding and batch mates, ``min_states``, the
-time axis, gradients, reduced precision. And what flat encoders owe beside it."""
+"""The contract of encoders, held against all of them: independence of padding and batch mates,
+``min_states``, the time axis, gradients, reduced precision. And what flat encoders owe beside it."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""H-Mamba's encoder beyond the contract (test_encoder.py): the flat encoder as its special case, nesting, floors."""
+"""H-Mamba's encoder beyond the contract (test_encoder.py): the flat encoder as its special case, nesting,
+floors."""
 
 import pytest
 import torch

@@ -77,8 +77,8 @@ def test_a_budget_by_hand():
     """Four frames, the last one not new at all, and padding."""
     x = torch.tensor([[2.0, 1.0], [1.0, 2.0], [0.5, 0.5], [0.5, 0.5], [7.0, 7.0], [7.0, 7.0]]).double()[None]
     lengths, novelty = torch.tensor([4]), [0.7, 0.5, (1 + 0.5**0.5) / 2, 0.0]
-    # The logits of frames 1 and 2 are standardised to -z and z. The second is inside the budget of two chunks, and
-    # the threshold is at 0, half-way between them.
+    # The logits of frames 1 and 2 are standardised to -z and z. The second is inside the budget of two
+    # chunks, and the threshold is at 0, half-way between them.
     logits = [math.log(d / (1 - d)) for d in novelty[1:3]]
     spread = (logits[1] - logits[0]) / 2
     z = 2 * spread / (spread**2 + 0.1**2) ** 0.5
@@ -129,7 +129,8 @@ def test_nothing_waits_for_a_gpu_to_count(name):
 @pytest.mark.parametrize("window", [None, 6, 16])
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 3.0, 6.0])
 def test_the_budget_holds_whatever_the_head_has_learned(ratio, window):
-    """Also where frames are alike but for a little noise, and where the CTC is sure of one label or of none."""
+    """Also where frames are alike but for a little noise, and where the CTC is sure of one label or of
+    none."""
     torch.manual_seed(0)
     lengths = torch.tensor([200, 77, 5, 1])
     chunker = CTCChunker(target_ratio=ratio, window=window)
