@@ -8,9 +8,8 @@ Any top-level key of the YAML can be overridden (``--seed 7``); ``--test_only`` 
 trained. Run the same command again to resume after an interruption.
 """
 
-from hmamba_asr.evaluation.results import load_results
 from hmamba_asr.evaluation.run import evaluate
-from hmamba_asr.report.summary import render_table
+from hmamba_asr.report.results_table import render_table
 from hmamba_asr.training.asr import ASRBrain
 from hmamba_asr.training.experiment import Experiment, run_script
 
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> int:
     )
     results = evaluate(system, test_sets)
     if results is not None:
-        print(render_table(load_results([system.output_folder / "results.json"])))
+        print(render_table([results]))
     return 0
 
 

@@ -13,7 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmamba_asr.report.curves import draw_training, read_epochs
+from hmamba_asr.report.charts import draw_training
+from hmamba_asr.report.training_log import read_epochs
 
 
 def main(argv: list[str]) -> int:

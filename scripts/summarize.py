@@ -12,7 +12,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from hmamba_asr.report.summary import load_results, render_table, update_summary
+from hmamba_asr.evaluation.results import load_results
+from hmamba_asr.report.results_table import render_table
+from hmamba_asr.report.summary import update_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_RESULTS = ROOT / "recipes" / "librispeech" / "results"

@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmamba_asr.config.hparams import load_parts
+from hmamba_asr.models.asr import ASRModel
 from hmamba_asr.modules.chunkers import FixedStrideChunker
+from hmamba_asr.modules.frontend import LogMelFeatures
 
 COUNTED_SECONDS, COUNTED_TOKENS = 10.0, 40  # of the utterance whose operations results.json states
 
 
 @torch.no_grad()
 def count_operations(
-    model: nn.Module,
-    features: nn.Module,
+    model: ASRModel,
+    features: LogMelFeatures,
     *,
     kept: Sequence[float] = (),
     seconds: float = COUNTED_SECONDS,
@@ -44,8 +46,8 @@ def count_operations(
 
     Parameters
     ----------
-    model, features : nn.Module
-        An ``ASRModel``, and the ``LogMelFeatures`` that it reads.
+    model, features
+        The recogniser, and the features that it reads.
     kept : sequence of float
         Chunks for each state, one number for each chunking stage, in the order of ``EncoderOutput.stages``.
     seconds, tokens : float, int
@@ -63,7 +65,8 @@ def count_operations(
     ValueError
         If ``kept`` does not have one number for each chunking stage.
     """
-    model, features = (copy.deepcopy(part).to("cpu", torch.float32).eval() for part in (model, features))
+    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    features = copy.deepcopy(features).to("cpu", torch.float32).eval()
     chunkers = model.encoder.chunkers
     if len(kept) != len(chunkers):
         raise ValueError(
@@ -72,7 +75,8 @@ def count_operations(
         )
     for module in model.modules():
         if hasattr(module, "scan_backend"):
-            module.scan_backend = "chunked"  # the one that the counter sees as an operation
+            # The counter sees this backend as one operation.
+            module.scan_backend = "chunked"  # type: ignore[assignment]
     for chunker, fraction in zip(chunkers, kept, strict=True):
         chunker.register_forward_hook(_evenly(fraction))
     size = round(seconds / features.hop_seconds) * features.hop_samples
