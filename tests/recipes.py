@@ -40,7 +40,8 @@ TINY_RUN = {
     "d_model": 16,
     "d_ffn": 32,
     "vocab_size": 16,
-    "encoder": "{num_layers: 1, d_state: 4}",
+    "num_layers": 1,
+    "d_state": 4,
     "model": "{num_decoder_layers: 1, nhead: 2}",
     "frontend": "{channels: [4, 4]}",
     "number_of_epochs": 2,
@@ -49,6 +50,14 @@ TINY_RUN = {
     "train_loader": "{max_batch_seconds: 4, num_buckets: 3}",
     "lr_schedule": "{n_warmup_steps: 5}",
     "beam_search": "{searcher: {beam_size: 2}}",
+}
+# One layer on frames and one on chunks.
+H_MAMBA = {"yaml": "conmamba_mini+hmamba", "num_layers": 2, "outer_layers": 1}
+H_NET = {
+    "yaml": "conmamba_an4+hmamba+hnet",
+    "num_layers": 2,
+    "outer_layers": 1,
+    "ratio_loss": "{weight: 0.5, warmup_steps: 16, ramp_steps: 20}",
 }
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 NO_RANDOMNESS = {"dropout": 0.0, "speed_perturb": "null", "spec_augment": "null"}
@@ -135,8 +144,8 @@ class Processes:
 def start_script(script: Path, argv: list[str], folder: Path, *, processes: int = 1) -> Processes:
     """Run a script as ``python script argv`` does, in real processes of their own.
 
-    They are forked from a server that has imported PyTorch and SpeechBrain, which takes longer than a tiny run.
-    What they print goes to ``folder``.out and ``folder``.err.
+    They are forked from a server that has imported PyTorch and SpeechBrain, which takes longer than a tiny
+    run. What they print goes to ``folder``.out and ``folder``.err.
     """
     server = multiprocessing.get_context("forkserver")
     with mock.patch.dict(os.environ, ENVIRONMENT):  # of the server, which starts at the first call
@@ -339,6 +348,24 @@ def full_run(recipe, tmp_path_factory) -> Run:
     """Two epochs without interruption, dropout and augmentation on."""
     folder = tmp_path_factory.mktemp("full") / "run"
     run = recipe.train(recipe.arguments(folder), folder)
+    assert run.code == 0, run.errors
+    return run
+
+
+@pytest.fixture(scope="session")
+def h_mamba_run(recipe, tmp_path_factory) -> Run:
+    """The same of an H-Mamba, whose heads read the chunks."""
+    folder = tmp_path_factory.mktemp("hmamba") / "run"
+    run = recipe.train(recipe.arguments(folder, **H_MAMBA), folder)
+    assert run.code == 0, run.errors
+    return run
+
+
+@pytest.fixture(scope="session")
+def h_net_run(recipe, tmp_path_factory) -> Run:
+    """The same with H-Net's router and ratio loss; the heads read frames."""
+    folder = tmp_path_factory.mktemp("hnet") / "run"
+    run = recipe.train(recipe.arguments(folder, **H_NET), folder)
     assert run.code == 0, run.errors
     return run
 

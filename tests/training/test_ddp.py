@@ -12,7 +12,7 @@ def test_two_processes_equal_one_with_accumulation(recipe, train_script, tmp_pat
     options = {"randomness": False, "number_of_epochs": 2}
     assert train_script.main(recipe.arguments(one, **options, grad_accumulation_factor=2)) == 0
     single = recipe.look(one)
-    double = recipe.train(recipe.arguments(two, **options), two, processes=2)
+    double = recipe.torchrun(recipe.arguments(two, **options), two, processes=2)
     assert double.code == 0, double.errors
 
     steps, expected = double.records(), single.records()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 
 import pytest
 
@@ -77,6 +79,18 @@ def test_journal_starts_anew_without_a_checkpoint(tmp_path):
     journal.rewind(0, epochs_done=0)
     assert journal.path.read_text() == ""
     assert list((tmp_path / "new" / "tensorboard").iterdir())
+
+
+def test_without_tensorboard_there_are_still_json_lines(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    journal = TrainingJournal(tmp_path)
+    with caplog.at_level(logging.INFO):
+        journal.rewind(0, epochs_done=0)
+        journal.write("step", epoch=1, optimizer_step=1, loss=1.0)
+    assert steps(journal) == [("step", 1)] and not (tmp_path / "tensorboard").exists()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"TensorBoard is not installed: the training log goes to {journal.path} alone."
+    ]
 
 
 @pytest.mark.parametrize(

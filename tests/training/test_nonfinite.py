@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from recipes import H_MAMBA
 from speechbrain import Stage
 
 BAD = "10-1-0099"
-H_MAMBA = {
-    "yaml": "hmamba_mini",
-    "encoder": None,
-    "outer": "{num_layers: 1, d_state: 4}",
-    "inner": "{num_layers: 1, d_state: 4}",
-}
 
 
 @pytest.fixture(scope="session")
