@@ -19,8 +19,8 @@ def unavailable_reason(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return (
-            f"the triton backend needs a CUDA GPU, and the tensors are on {device.type}; use another backend (or set "
-            "TRITON_INTERPRET=1 to run the kernels slowly, for tests)."
+            f"the triton backend needs a CUDA GPU, and the tensors are on {device.type}; use another backend "
+            "(or set TRITON_INTERPRET=1 to run the kernels slowly, for tests)."
         )
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the triton backend needs a GPU of compute capability 8.0 or newer; use another backend."

@@ -1,41 +1,48 @@
-"""Triton kernels compiled once and launched with little work on the host.
+"""Triton kernels, compiled once and launched with little work on the host.
 
-Triton specialises a kernel for arguments that are 1 or multiples of 16, and looks all of them up at every
+Triton specialises a kernel for arguments that are 1 or multiples of 16, and looks all arguments up at every
 launch. Batches of speech have a new length each, so that would compile again and again in the middle of
 training, and a small model would wait for the launches and not for the GPU. Here a kernel is compiled once
 for each set of dtypes and constants.
 
-Imports Triton: only modules that hold kernels, or are imported where kernels run, may import this one.
+Triton keeps what it compiled on disk, in the folder that TRITON_CACHE_DIR names (~/.triton/cache by default).
+Processes share that folder: each compiles only what none has compiled before.
+
+This module imports Triton. Only modules that hold kernels may import it.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from operator import attrgetter, methodcaller
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-_compiled: dict[tuple, object] = {}
+_compiled: dict[tuple, Any] = {}
 _dtype, _address = attrgetter("dtype"), methodcaller("data_ptr")
 
 
-def kernel(function):
-    """``triton.jit`` without specialisation. Parameters must come in this order: tensors, integers,
-    ``tl.constexpr``."""
+def kernel(function: Callable) -> Any:
+    """Decorate a kernel: ``triton.jit`` without specialisation.
+
+    The parameters must come in this order: tensors, integers, ``tl.constexpr``.
+    """
     runtime = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if "constexpr" not in str(p.annotation)
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if "constexpr" not in str(parameter.annotation)
     ]
     return triton.jit(do_not_specialize=runtime, do_not_specialize_on_alignment=runtime)(function)
 
 
 def launch(
-    function,
+    function: Any,
     grid: tuple[int, int, int],
     tensors: tuple[Tensor, ...],
     numbers: tuple[int, ...],
@@ -44,8 +51,21 @@ def launch(
     num_warps: int,
     max_registers: int | None = None,
 ) -> None:
-    """Run ``function(*tensors, *numbers, *constants)`` on ``grid``; a thread takes no more than
-    ``max_registers``, so that more programs fit a processor."""
+    """Run ``function(*tensors, *numbers, *constants)`` on a grid of programs.
+
+    Parameters
+    ----------
+    function : kernel
+        Made by :func:`kernel`.
+    grid : tuple of int
+        Number of programs along each axis; nothing runs if one is 0.
+    tensors, numbers, constants : tuple
+        The arguments. A kernel is compiled once for each set of dtypes and constants.
+    num_warps : int
+        Warps of a program.
+    max_registers : int, optional
+        Registers of a thread at most, so that more programs fit a processor.
+    """
     if not all(grid):
         return
     if isinstance(function, InterpretedFunction):

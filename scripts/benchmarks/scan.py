@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast are the selective scan and the bi-Mamba mixer, next to others' on the same work?
 
-    python scripts/benchmarks/scan.py [--device cuda] [--json FILE]
+    python scripts/benchmarks/scan.py [--device cuda] [--inline_ptx on|off|both] [--json FILE]
 
 On a CPU: both directions of the scan, (batch, frames, channels, states) = (8, 400, 288, 16), against the time
 loop and against the parallel scan of the package mambapy (pip install mambapy).
@@ -12,27 +12,35 @@ Mamba-1 kernel. Time as a user has it, host included, and again as the replay of
 the GPU's part; peak memory; and the share of the card's measured copy bandwidth and exp2 throughput that the
 replay reaches.
 
+With --inline_ptx both, on a GPU: the backward kernel's two forms, with PTX assembly and in plain Triton, are
+checked against each other and against float64, and timed in turns, the scan alone and the whole mixer. off
+runs everything else in the plain form.
+
 Every side is checked before it is timed (output and gradients, on a small batch), and both sides of a ratio
 run in turns.
 """
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 import torch.nn.functional as F
 from benchmarking import (
     compare,
     graphed,
+    in_turns,
     median_seconds,
     options_of,
     print_table,
+    ratio_of,
     relative_error,
     require,
     write_json,
 )
 
 from hmamba_asr.modules.bimamba import BiMamba
-from hmamba_asr.ops.selective_scan import mamba_ssm, scan_directions
+from hmamba_asr.ops.selective_scan import fused, mamba_ssm, scan_directions
 from hmamba_asr.system.hardware import hardware, machine_name
 from hmamba_asr.system.memory import added_memory_mib
 
@@ -50,11 +58,26 @@ GPU_SHAPES = [
 def main() -> None:
     parser = options_of(__doc__)
     parser.add_argument("--pairs", type=int, help="timed pairs of runs (default: 7 on a CPU, 30 on a GPU)")
+    parser.add_argument(
+        "--inline_ptx",
+        choices=["on", "off", "both"],
+        default="on",
+        help="PTX assembly in the backward kernel, plain Triton, or only these two side by side (GPU)",
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.type != "cuda" and options.inline_ptx != "on":
+        parser.error("--inline_ptx is about a GPU kernel; run it on a machine with a CUDA GPU.")
     torch.manual_seed(0)
-    figures = {"hardware": hardware(device), "torch": torch.__version__}
+    fused.INLINE_PTX = options.inline_ptx != "off"
+    figures = {
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "inline_ptx": options.inline_ptx,
+    }
     measure = on_gpu if device.type == "cuda" else on_cpu
+    if options.inline_ptx == "both":
+        measure = both_forms
     figures |= measure(device, options.pairs or (30 if device.type == "cuda" else 7))
     write_json(options.json, figures)
 
@@ -344,6 +367,84 @@ def check(mixer: BiMamba, d_model: int, device: torch.device, with_peer: bool) -
     for name, run in runs.items():
         for what, a, b in zip(("output", "input gradient"), both(run, torch.bfloat16), expected, strict=True):
             require(f"{name}: {what} at d_model {d_model}", relative_error(a, b), 2e-2)
+
+
+def both_forms(device: torch.device, pairs: int) -> dict:
+    """The backward kernel with PTX assembly against plain Triton, as replays of CUDA graphs."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for dtype in (torch.float32, torch.bfloat16):
+        check_forms(dtype, device)
+    figures: dict = {"shapes": {}}
+    rows = []
+    for batch, length, d_model in GPU_SHAPES:
+        mixer = BiMamba(d_model=d_model, scan_backend="triton").to(device)
+        x = torch.randn(batch, length, d_model, device=device, dtype=torch.bfloat16, requires_grad=True)
+        weight = torch.randn_like(x)
+        lengths = torch.full((batch,), length, device=device)
+        scanned = [
+            v.detach().to(device, torch.bfloat16 if v.dim() == 4 else torch.float32).requires_grad_()
+            for v in scan_inputs(batch, length, mixer.d_inner, mixer.d_state)
+        ]
+        scan_weight = torch.randn_like(scanned[0])
+
+        def of_mixer():
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                y = mixer(x, lengths)  # noqa: B023
+            return torch.autograd.grad(y, [x, *mixer.parameters()], weight)  # noqa: B023
+
+        def of_scan():
+            y = scan_directions(*scanned, lengths=lengths, backend="triton")  # noqa: B023
+            return torch.autograd.grad(y, scanned, scan_weight)  # noqa: B023
+
+        key = f"{batch}x{length}x{d_model}"
+        figures["shapes"][key] = {}
+        for part, run in (("mixer", of_mixer), ("scan", of_scan)):
+            runs = {}
+            for form, inline_ptx in (("ptx", True), ("plain", False)):
+                fused.INLINE_PTX = inline_ptx
+                runs[form] = graphed(run)
+            times = in_turns(runs, device, rounds=pairs, warmup=3)
+            ratio = ratio_of(times["ptx"], times["plain"])
+            figures["shapes"][key][part] = {**times, "plain_over_ptx": vars(ratio)}
+            spans = [
+                " / ".join(f"{1e3 * f(times[form]):.3f}" for f in (min, statistics.median, max))
+                for form in runs
+            ]
+            rows.append([key, part, *spans, str(ratio)])
+    fused.INLINE_PTX = True
+    header = [
+        "batch x frames x d_model",
+        "part",
+        "PTX (ms): min / median / max",
+        "plain Triton (ms): min / median / max",
+        "plain / PTX: median (min to max)",
+    ]
+    print_table("Forward and backward, bfloat16, CUDA graphs, PTX assembly or plain Triton", header, rows)
+    return figures
+
+
+def check_forms(dtype: torch.dtype, device: torch.device) -> None:
+    """Both forms' gradients, atomic and deterministic, against the chunked scan in float64."""
+    exact = [x.detach().double().requires_grad_() for x in scan_inputs(3, 70, 48, 16)]
+    weight = torch.randn(exact[0].shape, dtype=torch.float64)
+    lengths = torch.tensor([70, 33, 1])
+    y = scan_directions(*exact, lengths=lengths, backend="chunked")
+    expected = torch.autograd.grad(y, exact, weight)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    for inline_ptx in (True, False):
+        fused.INLINE_PTX = inline_ptx
+        for deterministic in (True, False):
+            torch.use_deterministic_algorithms(deterministic, warn_only=True)
+            inputs = [
+                x.detach().to(device, dtype if x.dim() == 4 else torch.float32).requires_grad_()
+                for x in exact
+            ]
+            y = scan_directions(*inputs, lengths=lengths.to(device), backend="triton")
+            found = torch.autograd.grad(y, inputs, weight.to(y))
+            form = "PTX assembly" if inline_ptx else "plain Triton"
+            for name, a, e in zip(["u", "delta", "A", "B", "C"], found, expected, strict=True):
+                require(f"{form}, {dtype}: the gradient of {name}", relative_error(a, e), bound)
+    torch.use_deterministic_algorithms(False)
 
 
 if __name__ == "__main__":

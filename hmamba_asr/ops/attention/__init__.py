@@ -64,8 +64,8 @@ def attend(
     if backend == "triton":
         if asked == "triton" and not kernel_takes(query, keys, mask):
             raise ValueError(
-                f"the triton backend of attention takes float32 without gradient, heads of up to {MAX_D_HEAD} and a "
-                "float32 mask that all heads share; use another backend."
+                "the triton backend of attention takes float32 without gradient, heads of up to "
+                f"{MAX_D_HEAD} and a float32 mask that all heads share; use another backend."
             )
         from hmamba_asr.ops.attention.kernels import kernel_attend
 

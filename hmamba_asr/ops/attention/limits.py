@@ -25,6 +25,6 @@ def kernel_takes(query: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
 
 
 def kernel_pays(query: Tensor, keys: Tensor) -> bool:
-    """Tell whether the inputs give a GPU enough to do: ``MIN_PROGRAMS`` heads (16 utterances of 4) and more."""
+    """Tell whether a GPU has enough to do: ``MIN_PROGRAMS`` heads and more, as of 16 utterances with 4."""
     programs = keys.shape[0] * keys.shape[1] * -(-query.shape[1] // BLOCK_Q)
     return programs >= MIN_PROGRAMS and keys.shape[2] <= MAX_KEYS

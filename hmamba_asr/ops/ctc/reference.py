@@ -66,8 +66,15 @@ class Posteriors:
 
     def keep(self, rows: Tensor) -> Posteriors:
         """Return the posteriors of the given utterances only."""
-        names = ("log_probs", "probs", "blanks", "blank_sums", "outside", "last_frame")
-        return Posteriors(*(getattr(self, name)[rows] for name in names), self.blank)
+        return Posteriors(
+            self.log_probs[rows],
+            self.probs[rows],
+            self.blanks[rows],
+            self.blank_sums[rows],
+            self.outside[rows],
+            self.last_frame[rows],
+            self.blank,
+        )
 
 
 def next_scores(

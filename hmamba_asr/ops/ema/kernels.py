@@ -1,6 +1,9 @@
 """The exponential moving average by a Triton kernel: a warp takes a block of an utterance's channels through
 time."""
 
+# Tuples grow in Triton's language, which Python's types do not allow.
+# mypy: disable-error-code="assignment, misc, var-annotated"
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
-"""A Mamba mixer in one operation, by Triton kernels and the matrix products between them.
+"""A Mamba mixer as one operation: Triton kernels, and the matrix products between them.
 
-A layer keeps its input, the mean of the directions' outputs and its weights as the kernels want them for the
-backward pass; the input projection, convolution, the other projections, step sizes and states are computed
-again. What the backward pass needs while it works is kept small as well: it computes each thing late and lets
-go of it early, and gradients overwrite what is done with.
+For the backward pass a layer keeps its input, the mean of the directions' outputs, and its weights as the
+kernels want them. The input projection, convolution, the other projections, step sizes and states are
+computed again. The backward pass itself needs little memory: it computes each tensor late and frees it early,
+and gradients overwrite tensors that are no longer needed.
 
-Under ``torch.compile`` this is the custom op ``hmamba_asr::mamba_mixer``, elsewhere an autograd function.
+PyTorch sees the mixer as the operation ``hmamba_asr::mamba_mixer`` (:mod:`~hmamba_asr.ops.register`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ ALIGNMENT = 8  # elements: what the tensor cores' matrix products want of 16-bit
 
 @dataclass
 class _Prepared:
-    """The weights as the kernels want them: A2 (G, N, D); x_proj (G, D, columns) for B, C, dt and padding;
-    dt_proj (G, columns - 2 N, D), padded with zeros; in_proj (2 D, d_model), out_proj (d_model, D)."""
+    """The weights as the kernels want them.
+
+    A2 (G, N, D); x_proj (G, D, columns), with columns for B, C, dt and padding; dt_proj (G, columns - 2 N,
+    D), padded with zeros; in_proj (2 D, d_model); out_proj (d_model, D).
+    """
 
     A2: Tensor
     x_proj: Tensor
@@ -69,7 +72,7 @@ class _Prepared:
 
 
 class _Mixer:
-    """The weights, and the forward steps that the backward pass repeats."""
+    """A mixer's inputs, and those steps of the forward pass that the backward pass repeats."""
 
     def __init__(
         self, x: Tensor, conv_weight, conv_bias, dt_bias, D, prepared: _Prepared, lengths, reverse_bits: int
@@ -96,12 +99,12 @@ class _Mixer:
         return self.x.new_empty(*groups, self.batch, self.length, self.channels)
 
     def project_in(self, out: Tensor) -> Tensor:
-        """The convolution's input, written to ``out`` (batch, L, D)."""
+        """Write the convolution's input to ``out`` (batch, L, D)."""
         torch.mm(self.x.flatten(0, 1), self.prepared.in_proj[: self.channels].t(), out=out.flatten(0, 1))
         return out
 
     def convolve(self, x: Tensor, u: Tensor) -> Tensor:
-        """u (G, batch, L, D) = silu(convolution of x (batch, L, D))."""
+        """Write u (G, batch, L, D) = silu(convolution of x (batch, L, D))."""
         self.launch(
             self.kernels.conv_silu_kernel,
             self.walk_grid,
@@ -113,14 +116,14 @@ class _Mixer:
         return u
 
     def project(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """B, C and dt side by side (G, batch, L, columns), and delta (G, batch, L, D) before bias and
+        """Return B, C and dt side by side (G, batch, L, columns), and delta (G, batch, L, D) before bias and
         softplus."""
         projected = torch.bmm(u.flatten(1, 2), self.prepared.x_proj)
         delta = torch.bmm(projected[..., 2 * self.n :], self.prepared.dt_proj).view(u.shape)
         return projected.view(*u.shape[:3], -1), delta
 
     def scan_inputs(self, projected: Tensor) -> tuple:
-        """What follows u and delta in the scan's arguments."""
+        """Return what follows u and delta in the scan's arguments."""
         tiles = scan.to_tiles(*self.of_scan(projected))
         return self.prepared.A2, tiles, self.D, self.dt_bias, self.lengths, None, self.reverse_bits
 
@@ -128,8 +131,11 @@ class _Mixer:
         return projected[..., : self.n], projected[..., self.n : 2 * self.n], self.lengths, self.reverse_bits
 
     def scan_backward(self, gy: Tensor, grads: dict[str, Tensor], deterministic: bool) -> Tensor:
-        """The gradient of the convolution's input (batch, L, D) for gy (batch, L, D), that of each
-        direction's output, whose memory it uses; writes ``grads``, the gradients of the weights by name."""
+        """Return the gradient of the convolution's input (batch, L, D), and write those of the weights into
+        ``grads``, by name.
+
+        gy (batch, L, D) is the gradient of each direction's output. Its memory is used again.
+        """
         u = self.convolve(self.project_in(self.inner()), self.inner(self.groups))
         projected, delta = self.project(u)
         dt = projected[..., 2 * self.n :].flatten(1, 2).contiguous()
@@ -187,19 +193,20 @@ class _Mixer:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a^T b, summed over frames: a (frames, M) and b (frames, N), or with G in front. ``out`` may have
-    fewer rows and columns: padding is cut off the product and not off its factors, whose rows would lose
-    their alignment."""
+    """Write out = a^T b, summed over frames: a (frames, M) and b (frames, N), or with G in front.
+
+    ``out`` may have fewer rows and columns. Padding is cut off the product: without it the factors' rows
+    would lose their alignment.
+    """
     rows, columns = out.shape[-2:]
-    # What is short on both sides of a long sum is cut into parts, to have something to do for more of the
-    # GPU.
+    # A product that is short on both sides of a long sum is cut into parts, which keep more of the GPU busy.
     parts = next(n for n in range(MOST_PARTS, 0, -1) if a.shape[-2] % n == 0) if a.dim() == 3 else 1
     left, right = (x.unflatten(-2, (parts, -1)).flatten(0, 1) if parts > 1 else x for x in (a, b))
     multiply = torch.bmm if a.dim() == 3 else torch.mm
-    kind = (
-        {} if a.dtype == torch.float32 or not a.is_cuda else {"out_dtype": torch.float32}
-    )  # which a CPU does not know
-    product = multiply(left.transpose(-1, -2), right, **kind)
+    if a.dtype == torch.float32 or not a.is_cuda:  # a CPU does not know out_dtype
+        product = multiply(left.transpose(-1, -2), right)
+    else:
+        product = multiply(left.transpose(-1, -2), right, out_dtype=torch.float32)
     if parts > 1:
         product = product.unflatten(0, (-1, parts)).sum(1, dtype=torch.float32)
     out.copy_(product[..., :rows, :columns])
@@ -288,8 +295,16 @@ def _backward(
     x, lengths, prepared = saved[0], saved[len(NAMES) + 1], _Prepared(*saved[len(NAMES) + 2 :])
     weights = dict(zip(NAMES, saved[1:], strict=False))
     found = {name: torch.empty(w.shape, device=w.device, dtype=w.dtype) for name, w in weights.items()}
-    vectors = [weights[name] for name in ("conv_weight", "conv_bias", "dt_bias", "D")]
-    mixer = _Mixer(x, *vectors, prepared, lengths, reverse_bits)
+    mixer = _Mixer(
+        x,
+        weights["conv_weight"],
+        weights["conv_bias"],
+        weights["dt_bias"],
+        weights["D"],
+        prepared,
+        lengths,
+        reverse_bits,
+    )
     channels = mixer.channels
 
     z, gy, out = (

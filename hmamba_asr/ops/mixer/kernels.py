@@ -1,8 +1,11 @@
 """Triton kernels around the selective scan in a Mamba mixer: short convolution with SiLU, output gate, and
-the weights.
+weights.
 
-Memory-bound: each reads its inputs once and writes its outputs once.
+They are memory-bound: each reads its inputs once and writes its outputs once.
 """
+
+# Tuples grow in Triton's language, which Python's types do not allow.
+# mypy: disable-error-code="assignment, misc, var-annotated"
 
 import triton
 import triton.language as tl
@@ -27,7 +30,8 @@ def _tile(
     HAS_LENGTHS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """(batch row, its length, frames (ROWS, 1), channels (1, COLS), which of these exist) of this program."""
+    """Return this program's batch row, its length, frames (ROWS, 1), channels (1, COLS) and which of these
+    exist."""
     b = tl.program_id(1)
     length = L
     if HAS_LENGTHS:
@@ -41,8 +45,8 @@ def _tile(
 
 @triton.jit
 def _at(x, row, s_l, d, ALIGNED: tl.constexpr):
-    """Pointers to frames ``row`` (ROWS, 1); ALIGNED promises rows at multiples of 16 bytes, to be moved 16
-    bytes at a time."""
+    """Return pointers to frames ``row`` (ROWS, 1). ALIGNED promises rows at multiples of 16 bytes, which are
+    moved 16 bytes at a time."""
     pointers = x + row.to(tl.int64) * s_l + d
     if ALIGNED:
         pointers = tl.max_contiguous(tl.multiple_of(pointers, (1, 16)), (1, d.shape[1]))
@@ -51,14 +55,14 @@ def _at(x, row, s_l, d, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _frames(x, row, s_l, d, length, in_d, ALIGNED: tl.constexpr):
-    """Frames ``row`` of one utterance, zero outside it."""
+    """Load frames ``row`` of one utterance, zero outside it."""
     inside = (row >= 0) & (row < length) & in_d
     return tl.load(_at(x, row, s_l, d, ALIGNED), mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _rows(x, s_l, first, count: tl.constexpr, length, in_d):
-    """``count`` frames of one utterance from ``first`` on, zero outside it."""
+    """Load ``count`` frames of one utterance from ``first`` on, zero outside it."""
     out = ()
     for i in tl.static_range(count):
         row = first + i
@@ -72,7 +76,7 @@ def _rows(x, s_l, first, count: tl.constexpr, length, in_d):
 
 @triton.jit
 def _weights(weight, bias, g, d, channels, in_d, K: tl.constexpr):
-    """The K taps, the last of which is the frame itself, and the bias."""
+    """Load the K taps, of which the last is for the frame itself, and the bias."""
     out = ()
     for k in tl.static_range(K):
         out += (tl.load(weight + (g * channels + d) * K + k, mask=in_d, other=0.0).to(tl.float32),)
@@ -83,8 +87,7 @@ def _weights(weight, bias, g, d, channels, in_d, K: tl.constexpr):
 def _convolve(
     xs, taps, bias, start: tl.constexpr, count: tl.constexpr, K: tl.constexpr, REVERSE: tl.constexpr
 ):
-    """Depthwise convolution at ``count`` frames, the first of which is xs[start]; it reads the frames before
-    or after each."""
+    """Convolve ``count`` frames, of which xs[start] is the first, with the frames before or after each."""
     out = ()
     for j in tl.static_range(count):
         v = bias
@@ -113,7 +116,7 @@ def conv_silu_kernel(
     BLOCK_D: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
 ):
-    """u (G, batch, L, D) = silu(convolution of x (batch, L, D)), once for each direction; zero past the end.
+    """Write u (G, batch, L, D) = silu(convolution of x (batch, L, D)) for each direction, zero past the end.
 
     A warp walks through tiles of 16 frames, a channel to a thread, and reads each frame once for all taps and
     directions.
@@ -153,8 +156,10 @@ def conv_silu_backward_kernel(
     BLOCK_D: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
 ):
-    """gx (batch, L, D) from gu (G, batch, L, D), recomputing the convolution; ``partial`` (batch x programs
-    over frames, G, K + 1, D) gets this program's sums for the taps and the bias."""
+    """Write gx (batch, L, D) from gu (G, batch, L, D). The convolution is computed again.
+
+    ``partial`` (batch x programs over frames, G, K + 1, D) gets this program's sums for taps and bias.
+    """
     b, length, d, in_d = _walk(lengths, L, channels, BLOCK_D, HAS_LENGTHS)
     x += b * s_b + d
     gx += b * L * channels + d
@@ -166,8 +171,8 @@ def conv_silu_backward_kernel(
         for _ in tl.static_range(16):
             into_x += (tl.zeros([BLOCK_D], tl.float32),)
         for g in tl.static_range(G):
-            # A frame gets gradients from the K - 1 frames that read it, which lie on the other side: after,
-            # or before it.
+            # A frame gets gradients from the K - 1 frames that read it. They lie after it, or in a reverse
+            # direction before it.
             taps, shift = _weights(weight, bias, g, d, channels, in_d, K)
             vs = _convolve(
                 xs,
@@ -239,9 +244,11 @@ def prepare_kernel(
     N: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The weights as the kernels and matrix products want them, in one launch: A2 (G, N, D) = -exp(A_log) in
-    base 2; x_proj (G, D, columns) and dt_proj (G, columns - 2 N, D) with zeros for padding; in_proj,
-    out_proj; all but A2 in the dtype of u."""
+    """Write the weights as the kernels and matrix products want them, in one launch.
+
+    A2 (G, N, D) is -exp(A_log) in base 2; x_proj (G, D, columns) and dt_proj (G, columns - 2 N, D) are padded
+    with zeros; in_proj and out_proj are copied. All but A2 are in the dtype of u.
+    """
     part = tl.program_id(1)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if part == 0:
@@ -292,9 +299,11 @@ def finish_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Adds up what the programs of the backward kernels left: sums (G, sums_rows, N, D), vectors (G,
-    sums_rows, 2, D) and partial (partial_rows, G, K + 1, D), into the gradients of A_log (G, D, N), D,
-    dt_bias (G, D), and the convolution's taps (G, D, K) and bias (G, D)."""
+    """Add up what the programs of the backward kernels left.
+
+    sums (G, sums_rows, N, D), vectors (G, sums_rows, 2, D) and partial (partial_rows, G, K + 1, D) become the
+    gradients of A_log (G, D, N), D and dt_bias (G, D), and the convolution's taps (G, D, K) and bias (G, D).
+    """
     what, g = tl.program_id(1), tl.program_id(2)
     d = tl.program_id(0) * COLS + tl.arange(0, COLS)
     in_d = d < channels
@@ -344,7 +353,7 @@ def gate_kernel(
     HAS_LENGTHS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """mean over G of y (G, batch, L, D), and out = mean silu(z); zero past the end."""
+    """Write the mean over G of y (G, batch, L, D), and out = mean silu(z), zero past the end."""
     b, length, t, d, in_d = _tile(lengths, L, channels, ROWS, COLS, HAS_LENGTHS, ALIGNED)
     total = tl.zeros([ROWS, COLS], tl.float32)
     for g in tl.static_range(G):
@@ -374,8 +383,8 @@ def gate_backward_kernel(
     HAS_LENGTHS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Turns gout (batch, L, D) into the gradient of each of G directions' y and z into its own, in place; and
-    once more out = mean silu(z)."""
+    """Turn gout (batch, L, D) into the gradient of each of G directions' y, and z into its own gradient, in
+    place. Write out = mean silu(z) once more."""
     b, length, t, d, in_d = _tile(lengths, L, channels, ROWS, COLS, HAS_LENGTHS, ALIGNED)
     here = b * L * channels
     g = _frames(gout + here, t, channels, d, length, in_d, ALIGNED)

@@ -45,4 +45,5 @@ def reference_mixer(
     y = scan_directions(
         u, delta, A, B, C, D, dt_bias, lengths=lengths, directions=directions, backend=backend
     )
+    assert isinstance(y, Tensor)
     return F.linear(y.mean(0) * F.silu(gate), out_proj)

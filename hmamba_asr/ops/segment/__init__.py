@@ -160,8 +160,8 @@ def select_boundaries(
     suits = not learns and window is not None and window <= MAX_WINDOW
     if backend == "triton" and not suits:
         raise ValueError(
-            f"the triton backend of select_boundaries has no gradient and needs a window of at most {MAX_WINDOW} "
-            "frames; use another backend."
+            "the triton backend of select_boundaries has no gradient and needs a window of at most "
+            f"{MAX_WINDOW} frames; use another backend."
         )
     found = resolve_backend(backend, novelty, operation="select_boundaries", kernels_suit=suits)
     if found == "triton":

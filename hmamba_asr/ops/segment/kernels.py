@@ -95,8 +95,8 @@ def _ranked(
     SHARPNESS: tl.constexpr,
     FAR: tl.constexpr,
 ):
-    """Return the scores of the frames i, what they are ranked by, and which are new. From ``end`` on, past the
-    window, a frame ranks below all others."""
+    """Return the scores of the frames i, what they are ranked by, and which are new. From ``end`` on, past
+    the window, a frame ranks below all others."""
     logits, differs = _logits(novelty, i, length, MIN_NOVELTY)
     scores = tl.where(i == 0, SHARPNESS, tl.where(differs, SHARPNESS * ((logits - mean) / spread), 0.0))
     ranked = tl.where(i == 0, FAR, tl.where(differs, scores, -FAR))

@@ -59,8 +59,8 @@ def pool_backward_kernel(
     OF_X: tl.constexpr,
     OF_SCORES: tl.constexpr,
 ):
-    """Write the gradients of x (B, T, D) and scores (B, T), 0 past the end. x and out are read, and gscores is
-    written, only with OF_SCORES."""
+    """Write the gradients of x (B, T, D) and scores (B, T), 0 past the end. x and out are read, and gscores
+    is written, only with OF_SCORES."""
     row = tl.program_id(0).to(tl.int64)
     b, t = row // T, row % T
     d = tl.arange(0, BLOCK_D)

@@ -218,10 +218,18 @@ def _in_pytorch(
         dt = dt + delta_bias.to(dtype)[:, None, None]
     dt = F.softplus(dt)
     if backend == "reference":
-        inputs = [wide, dt, A.to(dtype), B.to(dtype), C.to(dtype)]
         starts = [None] * len(directions) if initial_state is None else initial_state.to(dtype)
         parts = [
-            reference.scan(*(x[g] for x in inputs), lengths, direction == "reverse", starts[g])
+            reference.scan(
+                wide[g],
+                dt[g],
+                A[g].to(dtype),
+                B[g].to(dtype),
+                C[g].to(dtype),
+                lengths,
+                direction == "reverse",
+                starts[g],
+            )
             for g, direction in enumerate(directions)
         ]
         y, state = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -249,5 +257,5 @@ def _turned(x: Tensor, lengths: Tensor | None, directions: tuple[str, ...]) -> l
 
 
 def _time_first(x: Tensor, lengths: Tensor | None, directions: tuple[str, ...]) -> Tensor:
-    """Turn (directions, batch, L, ...) into (L, directions, batch, ...), where all directions run forwards."""
+    """Turn (directions, batch, L, ...) into (L, directions, batch, ...), with all directions forwards."""
     return torch.stack([part.transpose(0, 1) for part in _turned(x, lengths, directions)], dim=1)

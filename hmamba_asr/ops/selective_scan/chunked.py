@@ -1,13 +1,14 @@
-"""The selective scan in plain PyTorch, fast enough to train with on CPU and usable on any device.
+"""The selective scan in plain PyTorch, for any device, and fast enough to train with on a CPU.
 
 The time axis is cut into chunks. Within a chunk everything that does not depend on the previous step (decays,
-inputs, outputs, gradients) is one vectorised operation; the recurrence itself is one fused multiply-add per
-step. The backward pass keeps only the state at each chunk's start and recomputes the rest, so memory grows
-with L / chunk, not with L x D x N. All arithmetic is float32 (float64 for float64 inputs), whatever the
-inputs' precision.
+inputs, outputs, gradients) is one vectorised operation; the recurrence itself is one fused multiply-add for
+each step. Only the state at each chunk's start is kept for the backward pass, which recomputes the rest. So
+memory grows with L / chunk, not with L x D x N. All arithmetic is float32, or float64 for float64 inputs.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def _chunk_length(elements_per_step: int, device: torch.device) -> int:
 
 
 def _recur(decay: Tensor, states: Tensor, carry: Tensor) -> Tensor:
-    """states[t] <- states[t] + decay[t] * states[t-1], in place over the chunk; returns the last state."""
+    """Set states[t] += decay[t] * states[t-1] over the chunk, in place, and return the last state."""
     for step_decay, state in zip(decay.unbind(0), states.unbind(0), strict=True):
         carry = torch.addcmul(state, step_decay, carry, out=state)
     return carry
@@ -51,10 +52,12 @@ def _scan(
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """The scan of :func:`scan_groups`, which gives the shapes, on states (G, batch, N, D)."""
+    """The scan of :func:`scan_groups`, on states (G, batch, N, D)."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int):
+    def forward(
+        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
         y, state, starts = _scan(u, delta, A, B, C, state, chunk)
         ctx.save_for_backward(u, delta, A, B, C, *starts)
         ctx.chunk = chunk
@@ -62,7 +65,7 @@ class _ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gy: Tensor, carry: Tensor):
+    def backward(ctx: Any, gy: Tensor, carry: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, *starts = ctx.saved_tensors
         length = u.shape[0]
         gy, carry = gy.contiguous(), carry.clone()  # carry: decay_{t+1} * gradient of the state at t+1
@@ -124,8 +127,8 @@ def _scan_flops(u, delta, A, B, C, state, chunk, **kwargs) -> int:
 def _chunk_states(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, state: Tensor, buffers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Decays and states (steps, G, batch, N, D) of one chunk, from the state before it, in the first two
-    buffers."""
+    """Compute decays and states (steps, G, batch, N, D) of one chunk from the state before it, in the first
+    two buffers."""
     decay, states = buffers[0, : u.shape[0]], buffers[1, : u.shape[0]]
     torch.mul(delta.unsqueeze(-2), A.unsqueeze(1), out=decay).exp_()
     torch.mul(B.unsqueeze(-1), (delta * u).unsqueeze(-2), out=states)
@@ -143,11 +146,25 @@ def scan_groups(
     *,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Forward scan of G independent parameter sets (directions) at once, time first.
+    """Scan G independent parameter sets (directions) forwards, all at once.
 
-    Shapes: u, delta (L, G, batch, D); A (G, D, N); B, C (L, G, batch, N); initial (G, batch, D, N) or None
-    for zeros. Returns y (L, G, batch, D) and the state after the last frame (G, batch, D, N), in float32 or
-    float64.
+    Parameters
+    ----------
+    u, delta : Tensor
+        (L, G, batch, D), time first; delta > 0.
+    A : Tensor
+        (G, D, N).
+    B, C : Tensor
+        (L, G, batch, N).
+    initial : Tensor, optional
+        (G, batch, D, N); zeros if None.
+    chunk : int, optional
+        Steps of a chunk; chosen by the size of the buffers if None.
+
+    Returns
+    -------
+    tuple of Tensor
+        y (L, G, batch, D) and the state after the last frame (G, batch, D, N), in float32 or float64.
     """
     length, groups, batch, channels = u.shape
     n = A.shape[-1]

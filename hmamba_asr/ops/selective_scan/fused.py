@@ -1,8 +1,8 @@
 """The selective scan by Triton kernels (:mod:`.kernels`): allocation, launch, and registration with PyTorch.
 
-Inputs may be float32, bfloat16 or float16; states, decays and sums are float32. The backward pass keeps
-nothing but the inputs: it runs the recurrence once more and holds the states before its tiles only for the
-segments in work, for bfloat16 inputs rounded to bfloat16.
+Inputs may be float32, bfloat16 or float16; states, decays and sums are float32. Nothing but the inputs is
+kept for the backward pass, which runs the recurrence once more and holds the states before its tiles only
+for the segments in work. For bfloat16 inputs these states are rounded to bfloat16.
 
 PyTorch sees the scan as the operation ``hmamba_asr::selective_scan`` (:mod:`~hmamba_asr.ops.register`).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,14 +23,24 @@ from hmamba_asr.ops.register import KernelOp
 LOG2_E = 1.4426950408889634
 T = 16  # frames of a tile
 BLOCK_D = 32  # channels of a program, one for each thread of its warp
+INLINE_PTX = True  # whether the backward kernel uses PTX assembly, which Triton's interpreter cannot run
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """What decides into how many segments a pass cuts time. ``registers`` of a thread allow ``warps`` in each
-    of a processor's four parts. ``latency`` is how long a warp alone takes for a tile, in units of what each
-    further one adds to it; ``prepass`` what finding the states between segments costs, relative to the pass.
-    Fitted to an H100."""
+    """What decides into how many segments a pass cuts time, fitted to an H100.
+
+    Attributes
+    ----------
+    registers : int
+        Of a thread.
+    warps : int
+        How many of them fit, with these registers, into each of a processor's four parts.
+    latency : float
+        Time of a warp alone for a tile, in units of what each further warp adds.
+    prepass : float
+        Cost of finding the states between segments, relative to the pass.
+    """
 
     registers: int
     warps: int
@@ -50,8 +61,8 @@ def _processors(device: torch.device) -> int:
 
 @functools.cache
 def _segments(programs: int, tiles: int, parts: int, kind: _Pass) -> tuple[int, int]:
-    """(number of segments, tiles in each) for the shortest time: programs that wait for each other, against
-    the states between segments."""
+    """Return the number of segments, and the tiles in each, that take the shortest time. Few segments make
+    programs wait for each other; many need more states between them."""
 
     def cost(segments: int) -> float:
         rounds, rest = divmod(programs * segments / parts, kind.warps)
@@ -66,9 +77,20 @@ def _segments(programs: int, tiles: int, parts: int, kind: _Pass) -> tuple[int, 
 
 
 class _Scan:
-    """One scan's inputs in the kernels' terms."""
+    """The inputs of one scan, as the kernels want them."""
 
-    def __init__(self, u, delta, A2, BC, D, delta_bias, lengths, reverse_bits: int, kind: _Pass):
+    def __init__(
+        self,
+        u: Tensor,
+        delta: Tensor,
+        A2: Tensor,
+        BC: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        lengths: Tensor | None,
+        reverse_bits: int,
+        kind: _Pass,
+    ):
         from hmamba_asr.ops.launch import launch
         from hmamba_asr.ops.selective_scan import kernels
 
@@ -90,7 +112,7 @@ class _Scan:
         return torch.empty(shape, device=self.u.device, dtype=dtype or torch.float32)
 
     def zeros(self, *shapes: tuple[int, ...]) -> list[Tensor]:
-        """One tensor of each shape, cleared in one launch."""
+        """Return a tensor of zeros for each shape, all cleared in one launch."""
         sizes = [math.prod(shape) for shape in shapes]
         parts = torch.zeros(sum(sizes), device=self.u.device, dtype=torch.float32).split(sizes)
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -100,14 +122,14 @@ class _Scan:
         return self.groups, self.batch, self.segments, self.n, self.channels
 
     def optional(self, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """With any tensor for None: an argument that the kernel's flags switch off is never read."""
+        """Replace None by some tensor: the kernel never reads an argument that its flags switch off."""
         return tuple(self.u if x is None else x for x in tensors)
 
     def recur(
         self, carry: Tensor, *, y: Tensor | None = None, spans: Tensor | None = None, gy: Tensor | None = None
     ) -> None:
-        """Run all segments, or with ``spans`` those whose last state some other segment starts from; the
-        adjoint for ``gy``."""
+        """Run all segments; with ``spans`` only those whose last state another segment starts from. With
+        ``gy`` run the adjoint recurrence."""
         u = self.u if gy is None else gy
         skipped = 0 if spans is None else 1
         self.launch(
@@ -150,7 +172,7 @@ class _Scan:
         )
 
     def find_starts(self, carry: Tensor, initial: Tensor | None, *, gy: Tensor | None = None) -> None:
-        """Fills ``carry`` (G, batch, segment, N, D), zero on entry, with the state that each segment starts
+        """Fill ``carry`` (G, batch, segment, N, D), zero on entry, with the state that each segment starts
         from; ``initial`` is (G, batch, N, D)."""
         if self.segments == 1:
             if initial is not None:
@@ -170,7 +192,7 @@ class _Scan:
 
 
 def with_rows_in_line(x: Tensor) -> Tensor:
-    """x (G, batch, L, D), copied if the frames of an utterance do not follow each other in memory."""
+    """Return x (G, batch, L, D), copied if an utterance's frames do not follow each other in memory."""
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
@@ -192,36 +214,48 @@ def _copy_tiles(
 
 
 def to_tiles(B: Tensor, C: Tensor, lengths: Tensor | None, reverse_bits: int) -> Tensor:
-    """B and C (G, batch, L, N) as the kernels want them: (G, batch, tile, 2, N, 16) in scan time and
-    float32."""
+    """Return B and C (G, batch, L, N) as the kernels want them: (G, batch, tile, 2, N, 16), float32 in scan
+    time."""
     groups, batch, length, n = B.shape
     tiles = torch.empty(groups, batch, -(-length // T), 2, n, T, device=B.device, dtype=torch.float32)
-    _copy_tiles(
-        *(x if x.stride(-1) == 1 else x.contiguous() for x in (B, C)),
-        tiles,
-        lengths,
-        reverse_bits,
-        back=False,
-    )
+    B, C = (x if x.stride(-1) == 1 else x.contiguous() for x in (B, C))
+    _copy_tiles(B, C, tiles, lengths, reverse_bits, back=False)
     return tiles
 
 
 def from_tiles(tiles: Tensor, B: Tensor, C: Tensor, lengths: Tensor | None, reverse_bits: int) -> None:
-    """The way back, into B and C, whose last axis must have no stride."""
+    """Copy tiles back into B and C, whose last axis must be contiguous."""
     _copy_tiles(B, C, tiles, lengths, reverse_bits, back=True)
 
 
 def in_base_2(A: Tensor) -> Tensor:
-    """A (G, D, N) as the kernels want it: (G, N, D), for powers of 2."""
+    """Return A (G, D, N) as the kernels want it: (G, N, D), for powers of 2."""
     return torch.mul(A.float().transpose(1, 2), LOG2_E).contiguous()
 
 
 def run_forward(
-    u, delta, A2, BC, D, delta_bias, lengths, initial, reverse_bits: int, *, y: Tensor | None = None
+    u: Tensor,
+    delta: Tensor,
+    A2: Tensor,
+    BC: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
+    reverse_bits: int,
+    *,
+    y: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y (G, batch, L, D) in u's dtype and the last state (G, batch, N, D) in float32; ``initial`` is shaped
-    like the latter. ``A2`` is from :func:`in_base_2`, ``BC`` from :func:`to_tiles`; ``y`` is where the first
-    is written if given, and may be ``u`` itself."""
+    """Launch the forward pass.
+
+    Shapes are those of :func:`scan_groups`; ``A2`` is made by :func:`in_base_2`, ``BC`` by :func:`to_tiles`.
+    The output is written to ``y`` if given, which may be ``u`` itself.
+
+    Returns
+    -------
+    tuple of Tensor
+        y (G, batch, L, D) in u's dtype, and the last state (G, batch, N, D) in float32.
+    """
     scan = _Scan(u, delta, A2, BC, D, delta_bias, lengths, reverse_bits, FORWARD)
     (carry,) = scan.zeros(scan.carry_shape)
     scan.find_starts(carry, initial)
@@ -231,26 +265,35 @@ def run_forward(
 
 
 def run_backward(
-    gy,
-    glast,
-    u,
-    delta,
-    A2,
-    BC,
-    D,
-    delta_bias,
-    lengths,
-    initial,
+    gy: Tensor,
+    glast: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A2: Tensor,
+    BC: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial: Tensor | None,
     reverse_bits: int,
     *,
     deterministic: bool,
     gu: Tensor | None = None,
     gdelta: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients by name: of u, delta, the tiles "BC", the initial state, and still to be added up over their
-    second axis "A" (G, batch x segment, N, D) and "vectors" (G, batch x segment, 2, D), those of D and
-    delta_bias. gy (G, batch, L, D), also with stride 0 over G; glast (G, batch, N, D) or None. ``gu`` and
-    ``gdelta`` are where those are written if given, and may be ``u`` and ``delta``."""
+    """Launch the backward pass, for the gradients gy (G, batch, L, D), also with stride 0 over G, and glast
+    (G, batch, N, D).
+
+    The gradients of u and delta are written to ``gu`` and ``gdelta`` if given, which may be ``u`` and
+    ``delta``. All else is as in :func:`run_forward`.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The gradients "u", "delta", "BC" (the tiles) and "initial"; and two that are still to be summed over
+        their second axis: "A" (G, batch x segment, N, D), and "vectors" (G, batch x segment, 2, D), those of
+        D and delta_bias.
+    """
     scan = _Scan(u, delta, A2, BC, D, delta_bias, lengths, reverse_bits, BACKWARD)
     n, copies = scan.n, scan.blocks if deterministic else 1
     gy = with_rows_in_line(gy)
@@ -264,8 +307,8 @@ def run_backward(
     )
     items = scan.blocks * scan.rows * scan.segments
     programs = min(items, scan.slots)
-    # For bfloat16 inputs in half of the bytes: the recurrence never reads them, each starts it again for its
-    # own 16 frames.
+    # For bfloat16 inputs these states take half of the bytes. The recurrence itself does not read them; each
+    # starts it again for its own 16 frames only.
     states = scan.empty(
         programs, scan.segment_tiles, n, BLOCK_D, dtype=torch.bfloat16 if u.dtype == torch.bfloat16 else None
     )
@@ -312,6 +355,7 @@ def run_backward(
             lengths is not None,
             not deterministic,
             u.dtype == torch.float32,
+            INLINE_PTX and os.environ.get("TRITON_INTERPRET") != "1",
         ),
         num_warps=1,
         max_registers=BACKWARD.registers,
@@ -354,8 +398,10 @@ def _backward(
 ) -> list[Tensor | None]:
     """Return the gradients of all inputs but ``lengths``, in their order."""
     u, delta, A, B, C, D, delta_bias, lengths, initial = saved
+    gy, glast = grads
     found = run_backward(
-        *grads,
+        gy,
+        glast,
         u,
         delta,
         in_base_2(A),

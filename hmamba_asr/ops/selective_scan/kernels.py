@@ -1,4 +1,4 @@
-"""Triton kernels of the selective scan. Tensors in, tensors out; :mod:`.triton` allocates and launches.
+"""Triton kernels of the selective scan. :mod:`.fused` allocates and launches them.
 
 Work is cut three ways: G x batch rows, blocks of BLOCK_D channels, and *segments* of time. A program is one
 warp, a channel to a thread. It walks through its segment in tiles of 16 frames, and through a tile once for
@@ -17,6 +17,9 @@ of one exp2. Measured there (NVIDIA H100, 64 x 400 x 288), both passes issue in 
 the whole mixer reaches 8% of the measured exp2 throughput: latency of few warps, not a unit's throughput, is
 the limit.
 """
+
+# Tuples grow in Triton's language, which Python's types do not allow.
+# mypy: disable-error-code="assignment, misc, var-annotated"
 
 import triton.language as tl
 
@@ -62,8 +65,8 @@ def tile_kernel(
     HAS_LENGTHS: tl.constexpr,
     FROM_TILES: tl.constexpr,
 ):
-    """Copies B and C (G, batch, L, N) to tiles (G, batch, tile, 2, N, 16) float32 in scan time, zero past the
-    end, or back.
+    """Copy B and C (G, batch, L, N) to tiles (G, batch, tile, 2, N, 16), float32 in scan time, zero past the
+    end; with FROM_TILES copy them back.
 
     The scan then reads the 16 values of one n, the same for all threads, from neighbouring addresses.
     """
@@ -119,11 +122,11 @@ def scan_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
 ):
-    """Runs the recurrence from the state in ``carry`` (G, batch, segment, N, D), where it leaves the
-    segment's last state. With WRITE_Y, y (G, batch, L, D) may be the storage of u.
+    """Run the recurrence from the state in ``carry`` (G, batch, segment, N, D), and leave the segment's last
+    state there. With WRITE_Y, y (G, batch, L, D) may be the storage of u.
 
-    With ADJOINT the recurrence of the gradient runs from the segment's end instead, u being the gradient of
-    y: p_t = a_t (C_t gy_t + p_{t+1}), which is the gradient of the state before t.
+    With ADJOINT the recurrence of the gradient runs instead, from the segment's end, and u is the gradient of
+    y. It is p_t = a_t (C_t gy_t + p_{t+1}), the gradient of the state before t.
     """
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     gb = tl.program_id(1)
@@ -215,7 +218,7 @@ def pass_kernel(
     FROM_END: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
 ):
-    """Turns each segment's last state, reached from zero, into the state each segment starts from, in
+    """Turn each segment's last state, reached from zero, into the state that the segment starts from, in
     place."""
     d = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     gb, n = tl.program_id(1), tl.program_id(2)
@@ -279,19 +282,21 @@ def backward_kernel(
     HAS_LENGTHS: tl.constexpr,
     ATOMIC: tl.constexpr,
     EXACT: tl.constexpr,
+    INLINE_PTX: tl.constexpr,
 ):
-    """Gradients. A program takes every so many-th of ``items`` (a block of channels, a batch row, a segment):
-    it runs the recurrence from ``carry``, keeps the state before each tile in its own part of ``states``
-    (programs, tiles, N, BLOCK_D), and returns through the tiles with the adjoint in ``adjoint``. ``carry``
-    then holds the segment's sums for A.
+    """Write the gradients.
 
-    gu, gdelta (G, batch, L, D) contiguous, possibly the storage of u and delta; gBC (G, batch, tile, 2, N,
-    16), added to atomically or one copy for every block of channels; vectors (G, batch, segment, 2, D) for D
-    and bias.
+    An item is a block of channels, a batch row and a segment; the programs share ``items`` of them. For each,
+    a program runs the recurrence from ``carry``, keeps the state before each tile in its own part of
+    ``states`` (programs, tiles, N, BLOCK_D), and returns through the tiles with the adjoint in ``adjoint``.
+    ``carry`` then holds the segment's sums for A.
 
-    The sums over channels in gBC are products with a matrix of ones, which the tensor cores do beside
-    everything else: in tf32, which keeps more bits than 16-bit inputs have, or for float32 inputs (EXACT) in
-    two of them.
+    gu and gdelta (G, batch, L, D) are contiguous and may be the storage of u and delta. gBC (G, batch, tile,
+    2, N, 16) is added to atomically (ATOMIC), or has one copy for every block of channels. vectors (G,
+    batch, segment, 2, D) is for D and bias.
+
+    With INLINE_PTX the sums over channels in gBC are products with a matrix of ones, which the tensor cores
+    compute beside everything else: in tf32, or for float32 inputs (EXACT) in two products.
     """
     lane = tl.arange(0, BLOCK_D)
     own_sum = lane // 16 * N * T + lane_frame()
@@ -400,7 +405,7 @@ def backward_kernel(
                     into += (h * outs[j],)
                     if j % 4 == 3:
                         of_C = add_over_channels(
-                            of_C, columns, into[0], into[1], into[2], into[3], j // 4, EXACT
+                            of_C, columns, into[0], into[1], into[2], into[3], j // 4, EXACT, INLINE_PTX
                         )
                         into = ()
                 # The same place, but not to the compiler: loaded again, the values of B take no registers up
@@ -422,16 +427,26 @@ def backward_kernel(
                     p = decays[15 - r] * grad
                     if r % 4 == 3:
                         of_B = add_over_channels(
-                            of_B, columns, into[0], into[1], into[2], into[3], (15 - r) // 4, EXACT
+                            of_B,
+                            columns,
+                            into[0],
+                            into[1],
+                            into[2],
+                            into[3],
+                            (15 - r) // 4,
+                            EXACT,
+                            INLINE_PTX,
                         )
                         into = ()
                 by_decay, by_drive = new_by_decay, new_by_drive
                 tl.store(adjoint_here + n * channels, p, mask=in_d)
                 tl.store(carry_here + n * channels, gA, mask=in_d)
                 if ATOMIC:
-                    tl.atomic_add(sum_place + n * T, sums_over_channels(of_B, of_C), sem="relaxed")
+                    tl.atomic_add(
+                        sum_place + n * T, sums_over_channels(of_B, of_C, INLINE_PTX), sem="relaxed"
+                    )
                 else:
-                    tl.store(sum_place + n * T, sums_over_channels(of_B, of_C))
+                    tl.store(sum_place + n * T, sums_over_channels(of_B, of_C, INLINE_PTX))
             # Read again: sixteen registers fewer in the loop above.
             _, vs = load_frames((delta_here, u_here), tile, length, reverse, in_d, channels)
             vs = widen(vs)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def unavailable_reason() -> str | None:
-    """Why the kernel cannot be used here, as one sentence; None where it can.
+    """Say in one sentence why the kernel cannot be used here; None where it can.
 
-    mamba-ssm installs without its Mamba-1 kernel unless it is built with MAMBA_KEEP_CUDA_BUILD=TRUE, so
-    importing the package proves nothing: the compiled extension is what is looked for.
+    mamba-ssm installs without its Mamba-1 kernel unless it is built with MAMBA_KEEP_CUDA_BUILD=TRUE. So it
+    does not suffice that the package can be imported: the compiled extension must be there.
     """
     if not torch.cuda.is_available():
         return (
@@ -22,7 +22,8 @@ def unavailable_reason() -> str | None:
     except ImportError as error:
         return (
             f"the mamba_ssm backend is not installed with its Mamba-1 kernel ({error}); install it with "
-            "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation 'hmamba_asr[cuda]', or use backend 'auto' or 'chunked'."
+            "MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation 'hmamba_asr[cuda]', or use backend "
+            "'auto' or 'chunked'."
         )
     return None
 
@@ -30,13 +31,15 @@ def unavailable_reason() -> str | None:
 def scan_groups(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Same contract as :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, one kernel call per group,
-    but that no gradient goes through the last state.
+    """Scan with one kernel call for each group.
+
+    The contract is that of :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, except that no gradient
+    goes through the last state.
 
     Raises
     ------
     ValueError
-        For an initial state, which the kernel does not take.
+        If an initial state is given, which the kernel does not take.
     """
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 

@@ -2,9 +2,14 @@
 over channels.
 
 A program is one warp with a channel to a thread, so a vector here is one value in each of its 32 threads.
+
+The sums over channels have two forms. With INLINE_PTX they are tensor core products and exchanges between
+threads, written in PTX assembly. Without, they are plain Triton, which also runs in Triton's interpreter.
+scripts/benchmarks/scan.py --inline_ptx both compares them.
 """
 
-import os
+# Tuples grow in Triton's language, which Python's types do not allow.
+# mypy: disable-error-code="assignment, misc, var-annotated"
 
 import triton
 import triton.language as tl
@@ -12,13 +17,15 @@ import triton.language as tl
 T = tl.constexpr(16)  # frames of a tile, and the smallest side of a tensor core product
 LN_2 = tl.constexpr(0.6931471805599453)
 LOG2_E = tl.constexpr(1.4426950408889634)
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # where no assembly can be run
 
 
 @triton.jit
 def _softplus(x):
-    """log(1 + exp(x)) to 2e-7, also where it is small: max(x, 0) + log1p(exp(-|x|)), the latter by a
-    polynomial fitted to log1p(t) / t on [0, 1] for the least relative error."""
+    """Return log(1 + exp(x)) with a relative error of 2e-7, also where it is small.
+
+    It is max(x, 0) + log1p(exp(-|x|)). The logarithm is a polynomial, fitted to log1p(t) / t on [0, 1] for
+    the least relative error.
+    """
     t = tl.exp2(-LOG2_E * tl.abs(x))
     p = 0.0052326880395412445 * t - 0.029505213722586632
     p = p * t + 0.07822591066360474
@@ -33,14 +40,15 @@ def _softplus(x):
 
 @triton.jit
 def softplus_slope(dt):
-    """Derivative of softplus where its value is dt: 1 - exp(-dt), by its series where that would cancel."""
+    """Return the derivative of softplus where its value is dt: 1 - exp(-dt), by its series where that would
+    cancel."""
     series = dt * (1.0 - dt * (0.5 - dt * (0.16666667 - dt * 0.041666668)))
     return tl.where(dt < 0.0625, series, 1.0 - tl.exp2(-LOG2_E * dt))
 
 
 @triton.jit
 def row_of(t, length, reverse):
-    """Row in memory of scan time t; frames past the end keep their place."""
+    """Return the row in memory of scan time t; frames past the end keep their place."""
     return tl.where((reverse != 0) & (t < length), length - 1 - t, t).to(tl.int64)
 
 
@@ -59,17 +67,17 @@ def load_vector(pointer, mask):
 
 @triton.jit
 def channels_there(d, channels: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Which of these channels exist; where all do, the compiler drops the masks."""
+    """Return which of these channels exist; where all do, the compiler drops the masks."""
     return tl.full(d.shape, True, tl.int1) if channels % BLOCK_D == 0 else d < channels
 
 
 @triton.jit
 def load_frames(inputs, tile, length, reverse, in_d, channels: tl.constexpr):
-    """For each of ``inputs`` (pointers, the first to delta) a tile's 16 frames as they are stored, in scan
-    time; past the end of the utterance zero, or for delta what softplus makes zero of.
+    """Load a tile's 16 frames of each of ``inputs`` (pointers, the first to delta), in scan time.
 
-    They are read in the order of memory, at constant distances, and turned round in registers. Most tiles are
-    full and need no masks.
+    Past the end of the utterance they are zero, or for delta what softplus turns into zero. They are read in
+    the order of memory, at constant distances, and reversed in registers. Most tiles are full and need no
+    masks.
     """
     left = length - tile * T
     offset = tl.where(reverse != 0, left - T, tile * T).to(tl.int64) * channels
@@ -108,7 +116,7 @@ def widen(x):
 
 @triton.jit
 def load_four(pointer, BLOCK_D: tl.constexpr):
-    """Four neighbouring values, each for all channels (BLOCK_D,), in one load of 16 bytes a thread."""
+    """Load four neighbouring values, each for all channels (BLOCK_D,), in one load of 16 bytes a thread."""
     at = pointer + tl.zeros([BLOCK_D, 1], tl.int32) + tl.arange(0, 4)[None, :]
     x = tl.load(tl.max_contiguous(tl.multiple_of(at, (1, 16)), (1, 4)))
     even, odd = tl.split(tl.reshape(x, [BLOCK_D, 2, 2]))
@@ -119,8 +127,8 @@ def load_four(pointer, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def fetch(pointer, SIZE: tl.constexpr):
-    """Brings SIZE float32 values into the cache: one of each 32 bytes is read, and all of them make a zero
-    (NaN too)."""
+    """Bring SIZE float32 values into the cache, and return zeros. One value of each 32 bytes is read; all of
+    them, NaN too, make the zeros, so that the compiler keeps the loads."""
     zero = tl.zeros([32], tl.float32)
     for start in tl.static_range(0, SIZE, 256):
         at = start + tl.arange(0, 32) * 8
@@ -130,8 +138,8 @@ def fetch(pointer, SIZE: tl.constexpr):
 
 @triton.jit
 def store_frames(outputs, values, tile, length, reverse, L, in_d, channels: tl.constexpr):
-    """A tile's 16 frames of each output, and zeros past the utterance's end, where frames keep their place in
-    either direction."""
+    """Store a tile's 16 frames of each output, and zeros past the utterance's end, where frames keep their
+    place in either direction."""
     left = length - tile * T
     offset = tl.where(reverse != 0, left - T, tile * T).to(tl.int64) * channels
     ordered = ()
@@ -156,7 +164,7 @@ def store_frames(outputs, values, tile, length, reverse, L, in_d, channels: tl.c
 
 @triton.jit
 def step_sizes(delta, shift):
-    """dt = softplus(delta + bias) of a tile's frames."""
+    """Return dt = softplus(delta + bias) of a tile's frames."""
     out = ()
     for j in tl.static_range(16):
         out += (_softplus(delta[j].to(tl.float32) + shift),)
@@ -165,30 +173,29 @@ def step_sizes(delta, shift):
 
 @triton.jit
 def lane_frame():
-    """The frame whose sum :func:`sums_over_channels` leaves in each thread; in the upper sixteen that of
-    C."""
+    """Return the frame whose sum :func:`sums_over_channels` leaves in each thread. The lower sixteen threads
+    have those of B, the upper sixteen those of C."""
     lane = tl.arange(0, 32)
     return lane % 4 * 4 + lane // 4 % 2 * 2 + lane // 8 % 2
 
 
 @triton.jit
-def add_over_channels(sums, columns, x0, x1, x2, x3, four: tl.constexpr, EXACT: tl.constexpr):
-    """Adds frames 4 ``four`` to 4 ``four`` + 3, with a channel to a thread, to ``sums``.
+def add_over_channels(
+    sums, columns, x0, x1, x2, x3, four: tl.constexpr, EXACT: tl.constexpr, INLINE_PTX: tl.constexpr
+):
+    """Add frames 4 ``four`` to 4 ``four`` + 3, with a channel to a thread, to ``sums``.
 
-    The tensor cores do it where the values are: what four threads of a row hold are, in a product of a 16 x 8
-    with an 8 x 8 matrix, four columns of the first for frames 0 and 2, and the other four for frames 1 and 3.
-    With ones in the right places of the second (``columns``: whether lane // 4 is 0, 1, ... 7), their sums
-    land in columns 2 ``four`` and 2 ``four`` + 1. In tf32, which keeps more bits than 16-bit inputs have, or
-    (EXACT) with a second product for what it cuts off.
+    With INLINE_PTX the tensor cores add where the values are, in a product of a 16 x 8 with an 8 x 8 matrix.
+    The values of the four threads of a row are four columns of the first matrix for frames 0 and 2, and the
+    other four columns for frames 1 and 3. The second matrix has ones in the right places (``columns``:
+    whether lane // 4 is 0, 1, ... 7), so that the sums land in columns 2 ``four`` and 2 ``four`` + 1. The
+    product is in tf32, which keeps more bits than 16-bit inputs have; with EXACT a second product adds what
+    tf32 cuts off.
     """
-    if INTERPRETED:
-        frame, total = lane_frame(), sums[0]
-        total += tl.where(frame == 4 * four, tl.sum(x0, 0), 0.0) + tl.where(
-            frame == 4 * four + 1, tl.sum(x1, 0), 0.0
-        )
-        total += tl.where(frame == 4 * four + 2, tl.sum(x2, 0), 0.0) + tl.where(
-            frame == 4 * four + 3, tl.sum(x3, 0), 0.0
-        )
+    if not INLINE_PTX:
+        frame, total = lane_frame() - 4 * four, sums[0]
+        total += tl.where(frame == 0, tl.sum(x0, 0), 0.0) + tl.where(frame == 1, tl.sum(x1, 0), 0.0)
+        total += tl.where(frame == 2, tl.sum(x2, 0), 0.0) + tl.where(frame == 3, tl.sum(x3, 0), 0.0)
         return (total, sums[1], sums[2], sums[3])
     else:
         if EXACT:
@@ -208,8 +215,12 @@ def _tf32(x):
 
 @triton.jit
 def _product(sums, columns, x0, x1, x2, x3, four: tl.constexpr):
+    asm: tl.constexpr = (
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, "
+        "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
     return tl.inline_asm_elementwise(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+        asm,
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
         [x0, x2, x1, x3, columns[2 * four], columns[2 * four + 1], sums[0], sums[1], sums[2], sums[3]],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
@@ -219,13 +230,12 @@ def _product(sums, columns, x0, x1, x2, x3, four: tl.constexpr):
 
 
 @triton.jit
-def sums_over_channels(of_B, of_C):
-    """One value a thread, of the frame :func:`lane_frame` says: what the tensor cores left, summed over
-    groups of threads."""
-    if INTERPRETED:
+def sums_over_channels(of_B, of_C, INLINE_PTX: tl.constexpr):
+    """Return one value a thread, that of the frame which :func:`lane_frame` names."""
+    if not INLINE_PTX:
         return tl.where(tl.arange(0, 32) < 16, of_B[0], of_C[0])
     else:
-        # Of rows lane // 4 and lane // 4 + 8 a thread has columns 2 (lane % 4) and the next. Each exchange
+        # A thread has columns 2 (lane % 4) and the next of rows lane // 4 and lane // 4 + 8. Each exchange
         # halves what it has.
         b0, b1 = _exchange(of_B[0], of_B[2], 4), _exchange(of_B[1], of_B[3], 4)
         c0, c1 = _exchange(of_C[0], of_C[2], 4), _exchange(of_C[1], of_C[3], 4)
@@ -234,8 +244,8 @@ def sums_over_channels(of_B, of_C):
 
 @triton.jit
 def _exchange(low, high, bit: tl.constexpr):
-    """Two threads whose numbers differ in ``bit`` share the work: the one without it sums ``low`` of both,
-    the other ``high``."""
+    """Share the work between two threads whose numbers differ in ``bit``: the one without the bit sums
+    ``low`` of both, the other one ``high``."""
     upper = (tl.arange(0, 32) & bit) != 0
     kept, given = tl.where(upper, high, low), tl.where(upper, low, high)
     lane = tl.full([32], bit, tl.int32)
