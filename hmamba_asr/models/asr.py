@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.outputs import Encoder, EncoderOutput, check_encoder
+from hmamba_asr.modules.frontend import ConvSubsampling
 
 
 @dataclass
@@ -58,9 +59,8 @@ class ASRModel(nn.Module):
 
     Parameters
     ----------
-    frontend : nn.Module
-        Features (B, T, n_mels), lengths -> encoder frames (B, T', d_model), lengths; see
-        :class:`~hmamba_asr.modules.frontend.ConvSubsampling`.
+    frontend : ConvSubsampling
+        Features (B, T, n_mels) -> encoder frames (B, T', d_model).
     encoder : Encoder
         Encoder frames -> states (B, T'', d_model).
     ctc_head, output_head : Linear
@@ -83,7 +83,7 @@ class ASRModel(nn.Module):
     def __init__(
         self,
         *,
-        frontend: nn.Module,
+        frontend: ConvSubsampling,
         encoder: Encoder,
         ctc_head: Linear,
         output_head: Linear,
@@ -117,8 +117,8 @@ class ASRModel(nn.Module):
 
     @property
     def chunking(self) -> list[dict[str, str | float | None]]:
-        """Say what each chunking stage is, outermost first; empty for a flat encoder. See
-        ``Chunker.describe``."""
+        """What each chunking stage is, outermost first, as ``Chunker.describe`` says; empty for a flat
+        encoder."""
         return [chunker.describe() for chunker in self.encoder.chunkers]
 
     def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
@@ -177,8 +177,7 @@ class ASRModel(nn.Module):
         return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, T, d_model) of ``lengths``
-        (B,).
+        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, T, d_model), lengths (B,).
 
         Returns
         -------

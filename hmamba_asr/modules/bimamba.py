@@ -1,8 +1,10 @@
-"""Bidirectional Mamba: one input projection, one selective scan per time direction, one output projection.
+"""Bidirectional Mamba: one input projection, one selective scan for each time direction, one output
+projection.
 
-Sources: Gu and Dao, https://arxiv.org/abs/2312.00752 (the mixer and its initialisation); Zhu et al., "Vision
-Mamba", https://arxiv.org/abs/2401.09417 (a separate convolution, B, C, dt, A and D for each direction,
-outputs averaged); Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732 (ConMamba).
+Sources: Gu and Dao, https://arxiv.org/abs/2312.00752, for the mixer and its initialisation; Zhu et al.,
+"Vision Mamba", https://arxiv.org/abs/2401.09417, Algorithm 1, for a separate convolution, B, C, dt, A and D
+in each direction and averaged outputs; Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732,
+for its place in ConMamba.
 """
 
 from __future__ import annotations
@@ -17,15 +19,34 @@ from hmamba_asr.ops.selective_scan import BACKENDS
 
 
 class BiMamba(nn.Module):
-    """Mamba mixer over padded batches, in both time directions or, with ``causal``, forwards only.
+    """Mamba mixer over padded batches: ``forward(x, lengths)``, (B, T, d_model), (B,) -> (B, T, d_model).
 
-    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model), zero past each utterance's
-    end. The parameters of the directions are stacked on a leading axis (forward first).
+    The output is zero past each utterance's end. The parameters of the directions are stacked on a leading
+    axis, those of the forward direction first.
+
+    Parameters
+    ----------
+    d_model : int
+        Width of the frames.
+    d_state : int
+        Size of the state of each inner channel.
+    d_conv : int
+        Frames that the short convolution in front of the scan sees.
+    expand : int
+        Inner channels for each of the d_model channels.
+    dt_rank : int, optional
+        Rank of the projection that gives the step size dt; d_model / 16 by default.
+    dt_min, dt_max : float
+        Range of dt at the start.
+    causal : bool
+        Whether there is the forward direction only.
+    scan_backend : str
+        One of ``hmamba_asr.ops.selective_scan.BACKENDS``.
 
     Raises
     ------
     ValueError
-        For an unknown ``scan_backend``.
+        If ``scan_backend`` is unknown.
     """
 
     def __init__(
@@ -60,14 +81,13 @@ class BiMamba(nn.Module):
             torch.empty(g, d, self.dt_rank + 2 * d_state).uniform_(-1, 1) / math.sqrt(d)
         )
         self.dt_proj = nn.Parameter(torch.empty(g, self.dt_rank, d).uniform_(-1, 1) / math.sqrt(self.dt_rank))
-        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]: memory spans of 10 to 1000 frames at the
-        # start.
+        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]: at first, states remember 10 to 1000 frames.
         dt = torch.exp(torch.rand(g, d) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(min=1e-4)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().expand(g, d, d_state).contiguous())
         self.D = nn.Parameter(torch.ones(g, d))
         for parameter in (self.conv_bias, self.dt_bias, self.A_log, self.D):
-            parameter.no_weight_decay = True
+            parameter.no_weight_decay = True  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return mamba_mixer(

@@ -1,8 +1,8 @@
-"""Chunkers decide at which frames chunks begin: where the CTC starts a label, or at a fixed stride as the
-control.
+"""Chunkers decide at which frames chunks begin.
 
-H-Net's learned router is in :mod:`hmamba_asr.hnet`. Every chunker decides for each utterance from its own
-frames; batch mates and padding change nothing.
+A chunk begins where the CTC starts a label, or at a fixed stride as the control. H-Net's learned router is in
+:mod:`hmamba_asr.hnet`. Every chunker decides for each utterance from its own frames; batch mates and padding
+change nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ChunkerKind = Literal["ctc", "router", "fixed_stride"]
 
 
 class Chunker(nn.Module):
-    """Base class of every chunker: ``forward(x, lengths, min_chunks=None, ctc_head=None)`` ->
-    :class:`Chunks`.
+    """Base class of every chunker.
 
-    x (B, T, D) are frames of utterances of ``lengths`` (B,). Every utterance gets at least ``min_chunks``
-    (B,) chunks, or one for each frame if it has fewer frames. ``ctc_head`` is the model's own CTC head; only
-    a chunker that ``reads_ctc`` needs it.
+    ``forward(x, lengths, min_chunks=None, ctc_head=None)`` returns the :class:`Chunks` of frames x (B, T, D)
+    of utterances of ``lengths`` (B,). Every utterance gets at least ``min_chunks`` (B,) chunks, or one for
+    each frame if it has fewer frames. ``ctc_head`` is the model's own CTC head; only a chunker that
+    ``reads_ctc`` needs it.
 
     Attributes
     ----------
@@ -52,12 +52,11 @@ class Chunker(nn.Module):
         return False
 
     def smooth(self, states: Tensor, chunks: Chunks) -> Tensor:
-        """Return what is passed on of the ``states`` (B, M, D) of ``chunks``; a chunker may average
-        neighbours."""
+        """Smooth the ``states`` (B, M, D) of ``chunks``, if this chunker's chunks are to be smoothed."""
         return states
 
     def describe(self) -> dict[str, str | float | None]:
-        """Return the ``kind`` and ``ratio``, the frames that a chunk has or should have on average."""
+        """Return the ``kind`` and the ``ratio``: the frames that a chunk has, or should have, on average."""
         return {"kind": self.kind, "ratio": self.target_ratio}
 
 
@@ -98,15 +97,14 @@ class AdaptiveChunker(Chunker):
 
 
 class CTCChunker(AdaptiveChunker):
-    """Chunks begin where the CTC on the frames begins a label, on a budget of one chunk for ``target_ratio``
-    frames.
+    """Chunks begin where the CTC on the frames begins a label, one chunk for ``target_ratio`` frames.
 
     The model's CTC head, which the intermediate CTC loss trains on the same frames, gives label probabilities
     P_t(c). The novelty of frame t is the probability that a label begins there: the sum over all labels c
     except the blank of P_t(c) (1 - P_{t-1}(c)). A trained CTC gives each label a spike and blanks between
-    them, so the spikes start chunks and the blanks join them. Gaido et al. 2021
-    (https://arxiv.org/abs/2102.01578) merged frames of one label before; the budget is ours, see
-    :func:`~hmamba_asr.ops.segment.select_boundaries`.
+    them, so the spikes start chunks and the blanks join them. The number of chunks is a budget that the
+    frames with the highest novelty share, see :func:`~hmamba_asr.ops.segment.select_boundaries`. Gaido et al.
+    2021 (https://arxiv.org/abs/2102.01578) merged frames of one label before, without a budget.
 
     A chunk's state is the mean of its frames, weighted by exp(score): nearly its first frame if that stands
     out, the whole chunk if its frames are alike. No gradient reaches the CTC head through the chunks.
@@ -177,8 +175,7 @@ class CTCChunker(AdaptiveChunker):
         )
 
     def max_chunks(self, num_frames: int) -> int | None:
-        """Return how many chunks ``num_frames`` frames have at most, or None if that depends on the
-        speech."""
+        """Return how many chunks ``num_frames`` frames have at most, None if that depends on the speech."""
         return None if self.chunks_per_label else math.ceil(num_frames / self.target_ratio)
 
     def chunk(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None, ctc_head: Linear | None) -> Chunks:
@@ -199,8 +196,7 @@ class CTCChunker(AdaptiveChunker):
         mask, max_chunks = found.mask, self.max_chunks(x.shape[1])
         frame_to_chunk, starts, counts = found.frame_to_chunk, found.chunk_frames, found.counts
         if min_chunks is not None:
-            # In the order of novelty: probabilities are relative to a window's budget and compare only within
-            # it.
+            # By novelty, because probabilities of different windows do not compare.
             mask = add_boundaries(novelty, mask, lengths, min_chunks)
             if mask is not found.mask:
                 (frame_to_chunk, starts, counts), max_chunks = positions(mask), None

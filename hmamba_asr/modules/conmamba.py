@@ -16,7 +16,7 @@ from hmamba_asr.ops.norm import layer_norm
 
 
 def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
-    """Pre-norm feed-forward branch (B, L, d_model) -> (B, L, d_model)."""
+    """Return a pre-norm feed-forward branch, (B, T, d_model) -> (B, T, d_model)."""
     return nn.Sequential(
         nn.LayerNorm(d_model),
         nn.Linear(d_model, d_ffn),
@@ -28,10 +28,15 @@ def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
 
 
 class ConvolutionBranch(nn.Module):
-    """Pre-norm gated depthwise convolution over time, (B, L, d_model) -> (B, L, d_model).
+    """Pre-norm gated depthwise convolution over time, (B, T, d_model) -> (B, T, d_model).
 
-    The frames past an utterance's end are zeroed right before the depthwise convolution, where biases
-    upstream have made them non-zero; with ``causal`` the window ends at the current frame.
+    Frames past an utterance's end are zeroed right before the depthwise convolution, because biases upstream
+    have made them non-zero. If ``causal``, the convolution's window ends at the current frame.
+
+    Raises
+    ------
+    ValueError
+        If ``kernel_size`` is even.
     """
 
     def __init__(self, *, d_model: int, kernel_size: int, dropout: float, causal: bool):
@@ -54,10 +59,10 @@ class ConvolutionBranch(nn.Module):
 
 
 class ConMambaBlock(nn.Module):
-    """Half feed-forward, bi-Mamba, convolution, half feed-forward, norm; all but the last with residuals.
+    """Half feed-forward, bi-Mamba, convolution and half feed-forward, each with a residual; then a norm.
 
-    ``forward(x, lengths)``: x (B, L, d_model), lengths (B,) -> (B, L, d_model). Frames past the end hold no
-    defined value.
+    ``forward(x, lengths)``: (B, T, d_model), (B,) -> (B, T, d_model). Frames past an utterance's end hold no
+    defined value. The parameters are those of :class:`~hmamba_asr.models.conmamba.ConMambaEncoder`.
     """
 
     def __init__(

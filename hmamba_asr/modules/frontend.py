@@ -1,7 +1,11 @@
-"""From samples to encoder frames: log-Mel features and convolutional subsampling, each owning its length
-formula."""
+"""From samples to encoder frames: log-Mel features and convolutional subsampling.
+
+Each module knows how many frames it makes of its input (``output_lengths``).
+"""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +16,34 @@ from torch import Tensor, nn
 from hmamba_asr.lengths import conv_output_length, to_relative, zero_padding
 from hmamba_asr.ops.norm import layer_norm
 
-NO_DYNAMIC_RANGE_LIMIT = 1000.0  # dB, beyond what Fbank's own floor of 1e-10 allows
+NO_DYNAMIC_RANGE_LIMIT = 1000.0  # dB, more than Fbank's own floor of 1e-10 leaves
+Lengths = TypeVar("Lengths", int, Tensor)
+Positions = TypeVar("Positions", float, Tensor)
 
 
 class LogMelFeatures(nn.Module):
     """SpeechBrain's log-Mel filterbank, normalised per utterance and Mel band to mean 0 and variance 1.
 
-    ``forward(wavs, lengths)``: wavs (B, S), lengths (B,) in samples -> features (B, T, n_mels), lengths (B,)
-    in frames, T = 1 + S // hop. Windows are centred on multiples of the hop, so an utterance of n samples has
-    1 + n // hop frames. ``hop_length`` and ``win_length`` are in milliseconds.
+    ``forward(wavs, lengths)``: samples (B, S), lengths (B,) -> features (B, T, n_mels), lengths (B,) in
+    frames. Windows are centred on multiples of the hop, so an utterance of n samples has 1 + n // hop frames.
+
+    Parameters
+    ----------
+    sample_rate : int
+        Samples in a second.
+    n_mels : int
+        Number of Mel bands.
+    n_fft : int
+        Samples of the Fourier transform.
+    win_length, hop_length : int
+        Length of a window, and distance of two windows, in milliseconds.
+
+    Attributes
+    ----------
+    hop_samples : int
+        Samples between two frames.
+    hop_seconds : float
+        Seconds between two frames.
     """
 
     def __init__(
@@ -38,15 +61,15 @@ class LogMelFeatures(nn.Module):
         self.fbank = Fbank(
             sample_rate=sample_rate, n_fft=n_fft, n_mels=n_mels, win_length=win_length, hop_length=hop_length
         )
-        # Fbank cuts everything 80 dB below the loudest frame of the padded row, and that frame can be the one
-        # past the utterance's end: features would depend on the padding.
+        # Fbank cuts everything 80 dB below the loudest frame of the padded row. That frame may lie past the
+        # utterance's end, and features would depend on the padding.
         self.fbank.compute_fbanks.top_db = NO_DYNAMIC_RANGE_LIMIT
-        # The large epsilon keeps constant input (digital silence) at zero instead of blowing up its rounding
-        # errors.
+        # The large epsilon keeps constant input, such as digital silence, at zero. A small one would blow up
+        # its rounding errors.
         self.normalize = InputNormalization(norm_type="sentence", epsilon=1e-3)
 
     def output_lengths(self, samples: Tensor) -> Tensor:
-        """Frames for each count of samples (B,)."""
+        """Return the number of frames for each number of samples (B,)."""
         return torch.where(samples > 0, 1 + samples // self.hop_samples, torch.zeros_like(samples))
 
     def forward(self, wavs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,14 +80,29 @@ class LogMelFeatures(nn.Module):
 
 
 class ConvSubsampling(nn.Module):
-    """Stride-2 convolutions over time and frequency, masked between the layers, projected to ``d_model``.
+    """Stride-2 convolutions over time and frequency, projected to ``d_model``; padding is zeroed before each.
 
-    ``forward(x, lengths)``: x (B, T, n_mels), lengths (B,) -> (B, T', d_model), lengths (B,), T' about T /
-    2^layers. With ``causal`` a frame sees the feature frames up to its own only.
+    ``forward(x, lengths)``: features (B, T, n_mels), lengths (B,) -> encoder frames (B, T', d_model), lengths
+    (B,). T' is about T / 2^layers.
 
-    The shape is that of SpeechBrain's ``ConvolutionFrontEnd`` (3x3 convolutions, layer norm, leaky ReLU),
-    which cannot be used itself: it reads reflected padding at an utterance's end, and its causal padding is
-    on the frequency axis.
+    The layers are those of SpeechBrain's ``ConvolutionFrontEnd``: 3x3 convolutions, layer norm, leaky ReLU.
+    SpeechBrain's own module does not serve, because it reads reflected padding at an utterance's end and pads
+    the frequency axis where it should be causal.
+
+    Parameters
+    ----------
+    n_mels : int
+        Number of Mel bands.
+    channels : list of int
+        Channels of each convolution.
+    kernel_size : int
+        Size of the convolutions' windows, in frames and in bands.
+    d_model : int
+        Width of the output.
+    dropout : float
+        Dropout probability.
+    causal : bool
+        Whether a frame sees only the feature frames up to its own.
     """
 
     def __init__(
@@ -91,49 +129,46 @@ class ConvSubsampling(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Feature frames for each encoder frame."""
+        """Number of feature frames for each encoder frame."""
         return 2 ** len(self.convs)
 
-    def centres(self, frames):
-        """Feature frame, not always a whole one, in the middle of what each of these encoder frames sees; an
-        int or a tensor."""
+    def centres(self, frames: Positions) -> Positions:
+        """Return the feature frame in the middle of what each encoder frame sees; it may be a fraction."""
         for _ in self.convs:
             frames = 2 * frames + (self.kernel_size - 1) / 2 - self.time_padding[0]
         return frames
 
-    def _halved(self, lengths):
-        # Causal padding is kernel - 1 on the left, symmetric padding half of it on either side: the same
-        # length.
+    def _halved(self, lengths: Lengths) -> Lengths:
+        # Causal padding is kernel - 1 on the left, symmetric padding half of that on either side: the lengths
+        # are the same.
         return conv_output_length(
             lengths, kernel_size=self.kernel_size, stride=2, padding=self.kernel_size // 2
         )
 
-    def output_lengths(self, lengths):
-        """Encoder frames for each count of feature frames; an int or an integer tensor."""
+    def output_lengths(self, lengths: Lengths) -> Lengths:
+        """Return the number of encoder frames for each number of feature frames."""
         for _ in self.convs:
             lengths = self._halved(lengths)
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.unsqueeze(-1)  # (B, T, bands, channels): what a norm takes together lies together
+        x = x.unsqueeze(-1)  # (B, T, bands, channels): what a norm reads together lies together in memory
         for conv, norm in zip(self.convs, self.norms, strict=True):
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.LayerNorm)
             x = self._convolve(conv, zero_padding(x, lengths))
-            # In place: the norm does not need its output again, and these are the largest tensors of a
-            # recogniser.
+            # In place, because the norm does not need its output again and no tensors of a recogniser are
+            # larger.
             x = self.dropout(F.leaky_relu_(layer_norm(x, norm.weight.t(), norm.bias.t(), norm.eps)))
             lengths = self._halved(lengths)
         x = self.dropout(self.project(x.transpose(2, 3).flatten(2)))
         return zero_padding(x, lengths), lengths
 
     def _convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """(B, T, bands, channels in) -> (B, T', bands', channels out)."""
+        """Convolve (B, T, bands, channels in) -> (B, T', bands', channels out)."""
         half, size = self.kernel_size // 2, self.kernel_size
-        if (
-            conv.in_channels == 1
-        ):  # a matrix product: libraries' convolutions read such images in the other layout
-            windows = (
-                F.pad(x.squeeze(-1), (half, half, *self.time_padding)).unfold(1, size, 2).unfold(2, size, 2)
-            )
+        if conv.in_channels == 1:  # as a matrix product: libraries' convolutions want the other memory layout
+            image = F.pad(x.squeeze(-1), (half, half, *self.time_padding))
+            windows = image.unfold(1, size, 2).unfold(2, size, 2)
             return F.linear(windows.flatten(3), conv.weight.flatten(1), conv.bias)
         image = x.permute(0, 3, 1, 2)
         if self.time_padding == (half, half):
