@@ -12,7 +12,7 @@ from hmamba_asr.ops.dispatch import unavailable_reason
 
 
 def test_scan_benchmark_times_what_it_checked(monkeypatch, capsys):
-    import benchmark_scan
+    from benchmarks import scan as benchmark_scan
     import torch
 
     monkeypatch.setattr(benchmark_scan, "CPU_SHAPE", (2, 60, 6, 3))
@@ -27,7 +27,7 @@ def test_scan_benchmark_times_what_it_checked(monkeypatch, capsys):
 
 
 def test_encoder_benchmark_runs_and_writes_its_figures(monkeypatch, tmp_path):
-    import benchmark_encoder
+    from benchmarks import encoder as benchmark_encoder
 
     file = tmp_path / "figures.json"
     options = ["--device", "cpu", "--seconds", "2", "--pairs", "1", "--train", "--json", str(file)]
@@ -40,7 +40,7 @@ def test_encoder_benchmark_runs_and_writes_its_figures(monkeypatch, tmp_path):
 
 
 def test_frontend_benchmark_times_what_is_speechbrains(monkeypatch, tmp_path):
-    import benchmark_frontend
+    from benchmarks import frontend as benchmark_frontend
 
     monkeypatch.setattr(benchmark_frontend, "FRAMES", 81)
     file = tmp_path / "figures.json"
@@ -60,7 +60,7 @@ def test_frontend_benchmark_times_what_is_speechbrains(monkeypatch, tmp_path):
 
 
 def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tmp_path):
-    import benchmark_decoding
+    from benchmarks import decoding as benchmark_decoding
 
     small = {"VOCAB": 60, "TOKENS": 6, "SECONDS": 2}
     lm = {**benchmark_decoding.LM, "d_model": 16, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 32}
@@ -88,7 +88,7 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
 
 @pytest.mark.parametrize(("chunker", "ratio", "kept"), [("router", "2", 13), ("ctc", "2.5", 11)])
 def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker, ratio, kept):
-    import benchmark_chunking
+    from benchmarks import chunking as benchmark_chunking
     import benchmarking
 
     file = tmp_path / "figures.json"
@@ -117,7 +117,7 @@ def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, chunker
 
 
 def test_chunking_benchmark_moves_feed_forward_layers_to_the_chunks(monkeypatch, tmp_path):
-    import benchmark_chunking
+    from benchmarks import chunking as benchmark_chunking
 
     monkeypatch.setattr(benchmark_chunking, "SIZE", {"d_ffn": 32, "vocab_size": 20})
     sizes = {"ratio": 2, "form": "chunks", "frames": 13, "tokens": 3}
@@ -183,7 +183,7 @@ def test_decoding_is_profiled_and_a_bad_split_named(monkeypatch, capsys):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_benchmarks_peers_are_alike_and_it_wants_a_gpu(monkeypatch, masked):
-    import benchmark_attention
+    from benchmarks import attention as benchmark_attention
 
     inputs = benchmark_attention.draw(3, 4, 20, masked=masked, device=torch.device("cpu"), seed=0)
     expected = benchmark_attention.products(*inputs)
@@ -195,7 +195,7 @@ def test_attention_benchmarks_peers_are_alike_and_it_wants_a_gpu(monkeypatch, ma
 
 
 def test_boundaries_benchmark_checks_what_it_times_and_wants_a_gpu(monkeypatch):
-    import benchmark_boundaries
+    from benchmarks import boundaries as benchmark_boundaries
 
     device = torch.device("cpu")
     if reason := unavailable_reason(device):
@@ -235,7 +235,7 @@ def test_boundaries_benchmark_checks_what_it_times_and_wants_a_gpu(monkeypatch):
 
 
 def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsys):
-    import benchmark_efficiency
+    from benchmarks import efficiency as benchmark_efficiency
 
     build = benchmark_efficiency.build
 
@@ -287,7 +287,7 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
 
 
 def test_efficiency_benchmark_skips_what_may_not_fit(monkeypatch):
-    import benchmark_efficiency
+    from benchmarks import efficiency as benchmark_efficiency
     import torch
 
     def obstacle(measured, seconds):
