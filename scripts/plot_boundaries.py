@@ -36,7 +36,7 @@ def stages_in_time(encoded: EncoderOutput, hop_seconds: float) -> list[Stage]:
 
 
 def draw(recogniser: Recogniser, audio: Path, picture: Path) -> None:
-    spectrogram, output = recogniser.listen(recogniser.read(audio))
+    spectrogram, output = recogniser.encode(recogniser.read(audio))
     transcript = recogniser.tokenizer.decode(recogniser.search(output))[0]
     hop = recogniser.features.hop_seconds
     stages = stages_in_time(output.encoded, hop)

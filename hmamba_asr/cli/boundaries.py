@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.alignments:
         alignments = segmentation.read_alignments(args.alignments, [item.id for item in chunks])
     else:
-        from hmamba_asr.evaluation.probing import ctc_alignments
+        from hmamba_asr.evaluation.ctc_alignment import ctc_alignments
 
         aligner = args.aligner or args.folder
         by_ctc = ctc_alignments(aligner, args.folder, **sample)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         **segmentation.describe_boundaries(chunks, alignments, stage=args.stage, seed=args.seed),
     }
     if args.noise or args.speed:
-        from hmamba_asr.evaluation.probing import measure_stability
+        from hmamba_asr.evaluation.stability import measure_stability
 
         found["stability"] = measure_stability(
             args.folder, **sample, noise=args.noise, speed=args.speed, stage=args.stage, seed=args.seed

@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison."""
-    from hmamba_asr.evaluation.compare import compare, load_run, render_comparison
+    from hmamba_asr.evaluation.compare import compare, render_comparison
+    from hmamba_asr.evaluation.run_folder import load_run
 
     found = compare(load_run(args.a), load_run(args.b))
     print(json.dumps(found) if args.json else render_comparison(found))

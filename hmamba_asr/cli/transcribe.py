@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the transcript of each recording."""
-    from hmamba_asr.inference import Recogniser
+    from hmamba_asr.inference.recogniser import Recogniser
 
     recogniser = Recogniser(args.folder, search=args.search, device=args.device)
     for path in args.audio:

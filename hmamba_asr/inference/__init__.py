@@ -1,5 +1,1 @@
-"""Use of trained models."""
-
-from hmamba_asr.inference.recogniser import Recogniser, Transcription
-
-__all__ = ["Recogniser", "Transcription"]
+"""Use of trained models: :class:`~hmamba_asr.inference.recogniser.Recogniser` reads a run folder."""

@@ -1,39 +1,78 @@
-"""A trained model out of its output folder, and what it hears in recordings."""
+"""Recognise recordings with a trained model, read from the output folder of its run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import soundfile
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from torch import Tensor
 
-from hmamba_asr.decoding.alignment import Span, align_tokens, state_times, words_of
+from hmamba_asr.config.hparams import load_hparams
+from hmamba_asr.config.select import select_search
+from hmamba_asr.data.audio import read_audio
+from hmamba_asr.decoding.alignment import Span, align_tokens, merge_words
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.models.weights import best_average
 
 
 @dataclass
 class Transcription:
-    """What was said; ``words`` with times in seconds if they were asked for."""
+    """The transcript of a recording.
+
+    Attributes
+    ----------
+    text
+        The words, with spaces between them.
+    words
+        Each word with its times in seconds, if they were asked for.
+    """
 
     text: str
     words: list[Span] | None = None
 
 
 class Recogniser:
-    """The average of the best checkpoints of a run, with one of the searches of its YAML (default: the last
-    one).
+    """A trained model with one search.
+
+    The weights are the average of the run's best checkpoints. Only what recognition needs is built and
+    fetched: the features, the model, the tokenizer and the search.
+
+    Parameters
+    ----------
+    folder
+        Output folder of train.py. It is only read, except that pretrained files are collected in its folder
+        pretrained/.
+    search
+        A name among the YAML's ``test_searches``. The default is the last one.
+    device
+        Where to compute, such as "cpu" or "cuda".
+
+    Attributes
+    ----------
+    features, model, tokenizer, search
+        The parts, ready for inference.
+    search_name
+        Name of the search.
+    sample_rate
+        Rate of the recordings in Hz.
+    blank
+        Index of the CTC's blank.
+    device
+        Where the parts are.
+    settings
+        The YAML's keys that hold plain values.
 
     Raises
     ------
     FileNotFoundError
-        If the folder is no output folder of ``train.py``.
+        If the folder holds no hyperparams.yaml.
     ValueError
-        If it has no checkpoint, the YAML no such search, or this machine no such device.
+        If there is no checkpoint, no such search or no such device.
+    OSError
+        If pretrained files cannot be fetched.
     """
 
     def __init__(self, folder: str | Path, *, search: str | None = None, device: str = "cpu"):
@@ -43,69 +82,65 @@ class Recogniser:
             raise FileNotFoundError(
                 f"{folder} holds no hyperparams.yaml; give the output folder of a training run."
             )
-        # Without the checkpointer, which clears half-written checkpoints away: they may be those of a run
-        # that goes on.
-        hparams = load_hyperpyyaml(
-            yaml.read_text(encoding="utf-8"), {"output_folder": str(folder), "checkpointer": None}
-        )
-        searches = hparams["test_searches"]
-        search = search or list(searches)[-1]
-        if search not in searches:
-            raise ValueError(f"{yaml} has no search '{search}'; it has {', '.join(searches)}.")
-        try:
-            self.device = torch.zeros((), device=device).device
-        except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA asserts
-            raise ValueError(
-                f"the device '{device}' cannot be used here ({str(error).splitlines()[0]}); give cpu."
-            ) from error
-        self.hparams, self.search_name = hparams, search
-        self.model, self.features = (
-            hparams["model"].to(self.device).eval(),
-            hparams["features"].to(self.device).eval(),
-        )
-        self.tokenizer, self.sample_rate, self.blank = (
-            hparams["tokenizer"],
-            hparams["sample_rate"],
-            hparams["blank_index"],
-        )
-        self.search = searches[search].to(self.device)
-        self._load(folder, hparams)
+        self.device = _usable_device(device)
+        self.search_name, part = select_search(yaml.read_text(encoding="utf-8"), search)
+        built = load_hparams(part)
+        self.features = built.pop("features").to(self.device).eval()
+        self.model = built.pop("model").to(self.device).eval()
+        self.search = built.pop("search").to(self.device)
+        self.tokenizer = built.pop("tokenizer")
+        pretrainer = built.pop("pretrainer", None)
+        self.settings: dict[str, Any] = built
+        self.sample_rate: int = built["sample_rate"]
+        self.blank: int = built["blank_index"]
 
-    def _load(self, folder: Path, hparams: dict) -> None:
-        checkpoints = Checkpointer(folder / "save")
-        parameters, _ = best_average(checkpoints, hparams["avg_checkpoints"])
-        self.model.load_state_dict(parameters)
-        if "pretrainer" in hparams:
-            hparams["pretrainer"].collect_files()
-            hparams["pretrainer"].load_collected()
-        else:
-            name = f"{hparams['tokenizer_type']}{hparams['vocab_size']}.model"
+        weights, _ = best_average(Checkpointer(folder / "save"), built["avg_checkpoints"])
+        self.model.load_state_dict(weights)
+        if pretrainer is None:
+            name = f"{built['tokenizer_type']}{built['vocab_size']}.model"
             self.tokenizer.load(str(folder / "tokenizer" / name))
+        else:
+            _load_pretrained(pretrainer, folder / "pretrained")
 
     def read(self, audio: str | Path) -> Tensor:
-        """Samples (1, S) of one recording.
+        """Read a recording.
+
+        Parameters
+        ----------
+        audio
+            A mono file at the model's sample rate.
+
+        Returns
+        -------
+        Tensor
+            The samples (1, S), float32 in [-1, 1], on the recogniser's device.
 
         Raises
         ------
         ValueError
-            If it cannot be read, has another sample rate than the model or several channels.
+            If the file cannot be read, is not mono or has another sample rate.
         """
-        try:
-            samples, rate = soundfile.read(audio, dtype="float32")
-        except (OSError, soundfile.SoundFileError) as error:
-            raise ValueError(f"{audio} cannot be read as audio: {error}") from error
-        if rate != self.sample_rate or samples.ndim != 1:
-            channels = 1 if samples.ndim == 1 else samples.shape[1]
-            raise ValueError(
-                f"{audio} has {rate} Hz and {channels} channel(s), the model takes {self.sample_rate} Hz and one; convert it "
-                f"(sox {audio} -r {self.sample_rate} -c 1 OUT.flac)."
-            )
+        samples, _ = read_audio(audio, sample_rate=self.sample_rate)
         return torch.from_numpy(samples).unsqueeze(0).to(self.device)
 
     @torch.no_grad()
-    def listen(self, wavs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ASROutput]:
-        """Features (B, T, n_mels) and what the model makes of them, of samples (B, S) of ``lengths`` (B,), by
-        default S."""
+    def encode(self, wavs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ASROutput]:
+        """Run the features and the model on a batch of recordings.
+
+        Parameters
+        ----------
+        wavs
+            Samples (B, S).
+        lengths
+            Number of samples of each recording (B,). The default is S for all.
+
+        Returns
+        -------
+        features
+            Log-Mel features (B, T, n_mels).
+        output
+            Encoder states and CTC logits.
+        """
         if lengths is None:
             lengths = torch.full((len(wavs),), wavs.shape[1], device=self.device)
         features, lengths = self.features(wavs, lengths)
@@ -113,30 +148,90 @@ class Recogniser:
 
     @torch.no_grad()
     def transcribe(self, audio: str | Path, *, timestamps: bool = False) -> Transcription:
-        """The words of one recording.
+        """Transcribe one recording.
+
+        Parameters
+        ----------
+        audio
+            A mono file at the model's sample rate.
+        timestamps
+            Whether to align the words with the recording.
 
         Raises
         ------
         ValueError
-            As :meth:`read`.
+            If the file cannot be read, is not mono or has another sample rate.
         """
-        _, output = self.listen(self.read(audio))
+        _, output = self.encode(self.read(audio))
         (tokens,) = self.search(output)
         text = self.tokenizer.decode(tokens)
         if not timestamps:
             return Transcription(text)
-        words = words_of(self.align(output, tokens))
-        # The first frame begins half a frame before the recording does.
+        words = merge_words(self.align(output, tokens))
+        # The first encoder frame begins half a frame before the recording does.
         return Transcription(text, [replace(word, start=max(0.0, word.start)) for word in words])
 
     def align(self, output: ASROutput, tokens: list[int]) -> list[Span]:
-        """When the CTC has each of these tokens, of a batch of one; see
-        :func:`~hmamba_asr.decoding.alignment.align_tokens`."""
+        """Align tokens with a recording, by the CTC.
+
+        Parameters
+        ----------
+        output
+            What :meth:`encode` gives for a batch of one.
+        tokens
+            The tokens of the transcript.
+
+        Returns
+        -------
+        list of Span
+            The time of each token in seconds; see :func:`hmamba_asr.decoding.alignment.align_tokens`.
+        """
         log_probs = output.ctc_logits[0, : int(output.encoded.lengths[0])].log_softmax(-1)
-        first, second = (
-            self.features.hop_seconds * self.model.frontend.centres(frame) for frame in (-0.5, 0.5)
-        )
-        times = state_times(output.encoded, first=first, step=second - first)
+        times = output.encoded.time_axis.edges(0, self.features.hop_seconds)
         return align_tokens(
             log_probs, tokens, blank=self.blank, state_times=times, piece=self.tokenizer.id_to_piece
         )
+
+
+def load(folder: str | Path, *, search: str | None = None, device: str = "cpu") -> Recogniser:
+    """Load a trained model.
+
+    Parameters
+    ----------
+    folder
+        Output folder of train.py.
+    search
+        A name among the YAML's ``test_searches``. The default is the last one.
+    device
+        Where to compute, such as "cpu" or "cuda".
+
+    Raises
+    ------
+    FileNotFoundError, ValueError, OSError
+        As :class:`Recogniser`.
+    """
+    return Recogniser(folder, search=search, device=device)
+
+
+def _usable_device(name: str) -> torch.device:
+    """Return the device, or raise ValueError if nothing can be stored there."""
+    try:
+        return torch.zeros((), device=name).device
+    except (AssertionError, RuntimeError) as error:  # PyTorch without CUDA asserts
+        raise ValueError(
+            f"the device '{name}' cannot be used here ({str(error).splitlines()[0]}); give cpu."
+        ) from error
+
+
+def _load_pretrained(pretrainer: Any, folder: Path) -> None:
+    """Fetch pretrained parameters into a folder, unless they are there, and load them."""
+    pretrainer.set_collect_in(folder)  # not where the run was trained: its folder may have moved
+    named = ", ".join(map(str, pretrainer.paths.values()))
+    try:
+        pretrainer.collect_files()
+    except Exception as error:  # whatever the hub's client raises, a user can do one thing about it
+        raise OSError(
+            f"the pretrained files ({named}) cannot be fetched: {error}. Restore the connection, or put the"
+            " files there."
+        ) from error
+    pretrainer.load_collected()
