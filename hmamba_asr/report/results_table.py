@@ -11,7 +11,7 @@ from hmamba_asr.config.difference import differ_in_seed_only
 from hmamba_asr.config.moved import removed_names
 from hmamba_asr.evaluation.results import ErrorRates, Hardware, Results
 from hmamba_asr.system.durations import format_duration
-from hmamba_asr.system.tables import Side, markdown_table
+from hmamba_asr.system.tables import markdown_table
 
 REMOVED = "†"  # marks a model that the code no longer has
 
@@ -295,5 +295,5 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    sides: list[Side] = ["left" if name in _TEXT_COLUMNS else "right" for name in header]
+    sides = ["left" if name in _TEXT_COLUMNS else "right" for name in header]
     return markdown_table(rows, header, align=sides)
