@@ -6,12 +6,16 @@ import pytest
 import speechbrain.utils.importutils as importutils
 import torch
 
+from hmamba_asr.ops.dispatch import unavailable_reason
+
 # Fixtures that several folders of tests share.
 pytest_plugins = ["recipes", "results_files"]
 
-# Where there is no GPU, Triton kernels run in Triton's interpreter. It looks at this when the kernels are
-# imported.
-if not torch.cuda.is_available():
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# Where there is no GPU, Triton kernels run in Triton's interpreter. Triton reads this variable when the kernels
+# are imported.
+if DEVICE.type != "cuda":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -21,11 +25,24 @@ def pytest_configure(config):
     importutils.LazyModule.__file__ = None
 
 
-def pytest_collection_modifyitems(config, items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+@pytest.hookimpl(tryfirst=True)  # before -m selects by marker
+def pytest_collection_modifyitems(items):
+    """Tests of kernels run on the GPU, and are marked so, where there is one; in the interpreter elsewhere."""
+    reason = unavailable_reason(DEVICE)
+    for item in items:
+        if item.get_closest_marker("kernels"):
+            if DEVICE.type == "cuda":
+                item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+        elif item.get_closest_marker("gpu") and DEVICE.type != "cuda":
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Return where kernels run: the GPU, or the CPU with Triton's interpreter."""
+    return DEVICE
 
 
 @pytest.fixture(scope="session")
