@@ -73,7 +73,7 @@ def _unused_keys(text: str, code: str) -> list[str]:
         return (
             key in options
             or re.search(rf"<{key}[>\[.]", plain) is not None
-            or re.search(rf"hparams(?:\.{key}\b|\[[\"']{key}[\"']\])", code) is not None
+            or re.search(rf"hparams(?:\.{key}\b|(?:\[|, )[\"']{key}[\"'])", code) is not None
         )
 
     return [key for key in _top_level_keys(text) if not used(key)]
@@ -282,7 +282,7 @@ def test_variants_do_what_they_say(tmp_path):
     assert sizes["ffn"] == sizes["hmamba"] == sizes["fixedstride"] < sizes["wide"]
     assert encoders["wide"].widen.out_features == 216
     nested = encoders["nested"].inner
-    assert (_blocks(nested.outer), _blocks(nested.inner), nested.chunker.target_ratio) == (2, 2, 1.5)
+    assert (_blocks(nested.outer), _blocks(nested.inner), nested.chunker.stride) == (2, 2, 1.5)
 
 
 @pytest.mark.parametrize(
@@ -381,9 +381,9 @@ def _command_line(yaml: str, corpus: Path, output: Path, pretrained: Path) -> li
 TRAINED = [
     *(path.stem for path in YAMLS),
     "conformer_small_ls100+hmamba",
-    "conmamba_small_ls100+hnet",
+    "conmamba_an4+hnet",
     "hmamba_demo+n3",
-    "conmamba_an4+fixedstride",
+    "conmamba_small_ls100+fixedstride",
     *(f"conmamba_mini+{name}" for name in ("frames", "ffn", "wide", "nested")),
 ]
 
