@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from tabulate import tabulate
 
 Cell = str | int | float | None
-Side = Literal["left", "right"]
 
 
-def text_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str], *, align: Sequence[Side] = ()) -> str:
+def text_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str], *, align: Sequence[str] = ()) -> str:
     """Lay out rows in columns for a terminal.
 
     Parameters
@@ -21,7 +19,7 @@ def text_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str], *, align:
     headers
         Name of each column.
     align
-        Side of each column's cells. By default all stand on the left.
+        "left" or "right" for each column. By default all cells stand on the left.
 
     Returns
     -------
@@ -32,7 +30,7 @@ def text_table(rows: Sequence[Sequence[Cell]], headers: Sequence[str], *, align:
 
 
 def markdown_table(
-    rows: Sequence[Sequence[Cell]], headers: Sequence[str], *, align: Sequence[Side] = ()
+    rows: Sequence[Sequence[Cell]], headers: Sequence[str], *, align: Sequence[str] = ()
 ) -> str:
     """Write rows as a Markdown table. Parameters are those of `text_table`.
 
@@ -46,7 +44,7 @@ def _escape(cell: str) -> str:
     return cell.replace("|", "\\|").replace("\n", " ")
 
 
-def _table(rows: Sequence[Sequence[Cell]], headers: Sequence[str], style: str, align: Sequence[Side]) -> str:
+def _table(rows: Sequence[Sequence[Cell]], headers: Sequence[str], style: str, align: Sequence[str]) -> str:
     sides = align or ["left"] * len(headers)
     return tabulate(
         rows, headers=headers, tablefmt=style, disable_numparse=True, colalign=sides, missingval=""

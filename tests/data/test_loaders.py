@@ -11,7 +11,6 @@ import torch
 
 from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.loaders import (
-    Ranks,
     RankShare,
     ShuffledBatches,
     dynamic_train_loader,
@@ -20,6 +19,7 @@ from hmamba_asr.data.loaders import (
     train_loader,
 )
 from hmamba_asr.data.tokenizer import train_tokenizer
+from hmamba_asr.system.ranks import Ranks
 
 SECONDS = [0.3 + 0.1 * (i * 7 % 10) for i in range(20)]  # 0.3 to 1.2, shuffled
 
