@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from hmamba_asr.evaluation.results import Results, parse_results, plain
+
 GPU = {"device": "cuda", "cpu": "EPYC", "cores": 16, "torch_threads": 8, "gpu": "NVIDIA RTX A6000"}
 CPU = {"device": "cpu", "cpu": "EPYC", "cores": 2, "torch_threads": 2, "gpu": None}
 
@@ -58,11 +60,11 @@ def make_entry() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture
-def make_results() -> Callable[..., dict[str, Any]]:
-    """Build the content of a results file."""
+def make_results() -> Callable[..., Results]:
+    """Build the content of a results file, from entries as `make_entry` or the package makes them."""
 
-    def make(name: str, evaluation: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        return {
+    def make(name: str, evaluation: dict[str, Any], **changes: Any) -> Results:
+        content = {
             "schema": 1,
             "name": name,
             "seed": 1234,
@@ -96,5 +98,6 @@ def make_results() -> Callable[..., dict[str, Any]]:
             "evaluation": evaluation,
             **changes,
         }
+        return parse_results(plain(content, "results"), name)
 
     return make

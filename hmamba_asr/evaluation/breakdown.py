@@ -51,7 +51,8 @@ def by_length(aligned: Sequence[AlignedUtterance], edges: Sequence[int] = LENGTH
     aligned
         The utterances.
     edges
-        Number of words at which each range begins, rising. A range ends before the next one, the last is open.
+        Number of words at which each range begins, rising. A range ends before the next one, the last is
+        open.
     """
 
     def name(index: Any) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,14 +14,14 @@ from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.outputs import EncoderOutput, StageOutput
 
 
-def merge_sums(into: Counter, more: Mapping[str, float]) -> None:
+def merge_sums(into: MutableMapping[str, Any], more: Mapping[str, float]) -> None:
     """Add `more` to `into`. Of a name that ends in _min or _max, keep the smaller or larger value instead."""
     for name, value in more.items():
         if name.endswith(("_min", "_max")):
             smaller_or_larger = min if name.endswith("_min") else max
             into[name] = smaller_or_larger(into.get(name, value), value)
         else:
-            into[name] += value
+            into[name] = into.get(name, 0) + value
 
 
 def chunk_durations(stage: StageOutput, frames: Tensor) -> Tensor:
@@ -78,9 +78,9 @@ def stage_sums(
 ) -> dict[str, Tensor]:
     """Sum what each chunking stage did over the utterances of a batch.
 
-    :func:`merge_sums` joins the sums of batches and ranks, and :func:`stage_figures` reads them. "rate" is the
-    fraction of frames that the chunker itself chose. It leaves out the first frame, which every chunker must
-    choose, and utterances of a single frame.
+    :func:`merge_sums` joins the sums of batches and ranks, and :func:`stage_figures` reads them. "rate" is
+    the fraction of frames that the chunker itself chose. It leaves out the first frame, which every chunker
+    must choose, and utterances of a single frame.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def stage_figures(sums: Mapping[str, float], utterances: float) -> list[dict[str
         probability), chunk_ms (mean) and chunk_ms_max. Where the sums have them: ratio_loss (mean), and
         floored (utterances that only a floor made long enough for the CTC).
     """
-    figures = []
+    figures: list[dict[str, float]] = []
     while f"stage{len(figures)}_kept" in sums:
         prefix = f"stage{len(figures)}_"
         part = {name.removeprefix(prefix): value for name, value in sums.items() if name.startswith(prefix)}

@@ -1,87 +1,51 @@
-"""Two runs side by side: what differs in their YAMLs, which makes fewer errors where, and whether that is
-more than chance."""
+"""Comparison of two runs: what differs in their YAMLs, which one makes fewer errors, and whether that is
+significant."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from hmamba_asr.config.difference import yaml_difference
-from hmamba_asr.evaluation.alignment import AlignedUtterance
-from hmamba_asr.evaluation.results import load_results
+from hmamba_asr.evaluation.results import EfficiencyRecord
+from hmamba_asr.evaluation.run_folder import RunFolder
 from hmamba_asr.evaluation.significance import matched_pairs, paired_bootstrap
-from hmamba_asr.evaluation.wer import align, read_trn
+from hmamba_asr.system.tables import text_table
 
-ALPHA = 0.05  # a difference is called significant if both tests have a p-value below
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A finished run: its output folder and the results in it. `label` tells it apart from others on the
-    page."""
-
-    folder: Path
-    results: Mapping[str, Any]
-    label: str
-    _aligned: dict[tuple[str, str], list[AlignedUtterance]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    def aligned(self, split: str, search: str) -> list[AlignedUtterance]:
-        """Word alignments of what was recognised, kept once they are there.
-
-        Raises:
-            FileNotFoundError: the transcripts are not there.
-        """
-        if (split, search) not in self._aligned:
-            self._aligned[split, search] = align(*read_trn(self.folder / "test" / split / search))
-        return self._aligned[split, search]
-
-    def scored(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        """Split, search and entry of everything that was evaluated."""
-        for split, searches in self.results["evaluation"].items():
-            for search, entry in searches.items():
-                yield split, search, entry
-
-
-def load_run(folder: str | Path, *, label: str | None = None) -> RunFolder:
-    """The run in an output folder of `train.py`.
-
-    Raises:
-        FileNotFoundError: the folder has no results.json.
-        ValueError: that file is not as it should be.
-    """
-    path = Path(folder) / "results.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {path}; give the output folder of a run that was evaluated (train.py does so)."
-        )
-    (results,) = load_results([path])
-    return RunFolder(Path(folder), results, label or results["name"])
+ALPHA = 0.05  # a difference is significant if both tests have a p-value below
 
 
 def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
-    """What JSON can hold: `a` and `b` (folder, name, overrides, seed, commit), `yaml` {key: [in a, in b]},
-    and `scores`.
+    """Compare two runs on every split and search that both have. The tests are those of `significance`.
 
-    A score has split, search, wer [a, b] and verdict; where both runs kept their transcripts of the same
-    utterances also difference (b - a in percentage points), interval_95, p_bootstrap, segments and
-    p_matched_pairs, and `better`: "a", "b" or None. The tests are those of `significance`. Where both were
-    timed also rtf [a, b], and `same_hardware`: only then do they compare.
+    Returns
+    -------
+    dict
+        Only types of JSON. `a` and `b`: folder, name, overrides, seed and commit. `yaml`: {key: [in a, in
+        b]}. `scores`: an item for each split and search, with `split`, `search`, `wer` [a, b], `better` ("a",
+        "b" or None) and `verdict`. If both runs have transcripts of the same utterances, it also has
+        `difference` (b - a in percentage points), `interval_95`, `p_bootstrap`, `segments` and
+        `p_matched_pairs`. If both were timed, it also has `rtf` [a, b] and `same_hardware`: RTFs of different
+        hardware or batches do not compare.
 
-    Raises:
-        ValueError: no split was evaluated with the same search in both runs.
+    Raises
+    ------
+    ValueError
+        If the runs have no split and search in common.
     """
     entries = {(split, search): entry for split, search, entry in b.scored()}
     scores = []
     for split, search, entry in a.scored():
         if (split, search) in entries:
-            rates = [entry["wer"]["rate"], entries[split, search]["wer"]["rate"]]
-            speed = _speed(entry["efficiency"], entries[split, search]["efficiency"])
+            other = entries[split, search]
             scores.append(
-                {"split": split, "search": search, "wer": rates, **_test(a, b, split, search), **speed}
+                {
+                    "split": split,
+                    "search": search,
+                    "wer": [entry.wer.rate, other.wer.rate],
+                    **_test(a, b, split, search),
+                    **_speed(entry.efficiency, other.efficiency),
+                }
             )
     if not scores:
         raise ValueError(
@@ -90,29 +54,26 @@ def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     return {
         "a": _identity(a),
         "b": _identity(b),
-        "yaml": yaml_difference(a.results["hparams"], b.results["hparams"]),
+        "yaml": yaml_difference(a.results.hparams, b.results.hparams),
         "scores": scores,
     }
 
 
 def _identity(run: RunFolder) -> dict[str, Any]:
-    git = run.results["environment"]["git"]
+    git = run.results.environment.git
     return {
         "folder": str(run.folder),
-        "name": run.results["name"],
-        "overrides": run.results.get("overrides", {}),
-        "seed": run.results["seed"],
-        "commit": git["commit"] if git else None,
+        "name": run.results.name,
+        "overrides": run.results.overrides,
+        "seed": run.results.seed,
+        "commit": git.commit if git else None,
     }
 
 
-def _speed(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not a or not b or a["rtf"] is None or b["rtf"] is None:
+def _speed(a: EfficiencyRecord | None, b: EfficiencyRecord | None) -> dict[str, Any]:
+    if a is None or b is None or a.rtf is None or b.rtf is None:
         return {}
-    return {
-        "rtf": [a["rtf"], b["rtf"]],
-        "same_hardware": (a["hardware"], a["batch"]) == (b["hardware"], b["batch"]),
-    }
+    return {"rtf": [a.rtf, b.rtf], "same_hardware": (a.hardware, a.batch) == (b.hardware, b.batch)}
 
 
 def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]:
@@ -122,7 +83,7 @@ def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]
     except (FileNotFoundError, ValueError) as error:
         return {"better": None, "verdict": f"cannot be tested: {error}"}
     errors = [[item.errors for item in utterances] for utterances in aligned]
-    bootstrap = paired_bootstrap(*errors, [item.words for item in aligned[0]])
+    bootstrap = paired_bootstrap(errors[0], errors[1], [item.words for item in aligned[0]])
     significant = bootstrap.p < ALPHA and pairs.p is not None and pairs.p < ALPHA
     better = ("a" if bootstrap.difference > 0 else "b") if significant else None
     return {
@@ -136,11 +97,8 @@ def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]
     }
 
 
-# ---- Text -------------------------------------------------------------------------------------------------------------
-
-
 def render_comparison(found: Mapping[str, Any]) -> str:
-    """The same for people."""
+    """Return what `compare` found as text."""
     lines = []
     for side in ("a", "b"):
         run = found[side]
@@ -154,27 +112,55 @@ def render_comparison(found: Mapping[str, Any]) -> str:
         ]
     else:
         lines.append("The YAMLs are alike.")
-    lines += [
-        "",
-        "WER in percent; B - A with its 95% interval; p of the paired bootstrap and of matched pairs (MAPSSWE):",
+    headers = [
+        "split",
+        "search",
+        "WER A",
+        "WER B",
+        "B - A (95% interval)",
+        "p bootstrap",
+        "p MAPSSWE",
+        "verdict",
     ]
-    for score in found["scores"]:
-        rates = " -> ".join(f"{rate:.2f}" for rate in score["wer"])
-        tests = ""
-        if "difference" in score:
-            low, high = score["interval_95"]
-            tests = f"  {score['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
-            tests += f"  p = {format_p(score['p_bootstrap'])}, {format_p(score['p_matched_pairs'])}"
-        lines.append(f"  {score['split']}, {score['search']}: {rates}{tests}  {score['verdict']}")
-        if "rtf" in score:
-            before, after = score["rtf"]
-            other = "" if score["same_hardware"] else " (other hardware or batches: they do not compare)"
-            lines.append(f"    RTF {before:.3g} -> {after:.3g}{other}")
+    sides = ("left", "left", "right", "right", "left", "right", "right", "left")
     lines += [
         "",
-        "A difference counts if both p are below 0.05. The tests are about these two trained models, not about other seeds.",
+        "WER in percent:",
+        text_table([_row(score) for score in found["scores"]], headers, align=sides),
+    ]
+    if timed := [_speed_row(score) for score in found["scores"] if "rtf" in score]:
+        headers = ["split", "search", "RTF A", "RTF B", ""]
+        lines += ["", text_table(timed, headers, align=("left", "left", "right", "right", "left"))]
+    lines += [
+        "",
+        f"A difference counts if both p are below {ALPHA:g}: those of the paired bootstrap and of matched "
+        "pairs (MAPSSWE).",
+        "The tests are about these two trained models, not about other seeds.",
     ]
     return "\n".join(lines)
+
+
+def _row(score: Mapping[str, Any]) -> list[str | None]:
+    tests: list[str | None] = [None, None, None]
+    if "difference" in score:
+        low, high = score["interval_95"]
+        tests = [
+            f"{score['difference']:+.2f} ({low:+.2f} to {high:+.2f})",
+            format_p(score["p_bootstrap"]),
+            format_p(score["p_matched_pairs"]),
+        ]
+    return [
+        score["split"],
+        score["search"],
+        *(f"{rate:.2f}" for rate in score["wer"]),
+        *tests,
+        score["verdict"],
+    ]
+
+
+def _speed_row(score: Mapping[str, Any]) -> list[str]:
+    remark = "" if score["same_hardware"] else "other hardware or batches: they do not compare"
+    return [score["split"], score["search"], *(f"{rtf:.3g}" for rtf in score["rtf"]), remark]
 
 
 def _shown(value: str | None) -> str:
@@ -182,5 +168,5 @@ def _shown(value: str | None) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """A p-value with as many digits as matter."""
+    """Return a p-value with the digits that matter."""
     return "n/a" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

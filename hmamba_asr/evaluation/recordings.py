@@ -1,102 +1,96 @@
-"""The recordings of a run's test utterances, where they still lie, and short clips of them."""
+"""The recordings of a run's splits, as the run's manifests list them."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import yaml
+
+from hmamba_asr.config.hparams import top_level_nodes
+from hmamba_asr.data.audio import read_audio
+from hmamba_asr.data.manifest import ManifestRow, read_manifest
 
 
-@dataclass(frozen=True)
-class Recording:
-    """An utterance's audio file, duration and transcript."""
+def split_recordings(folder: Path, split: str, *, hparams: str) -> list[ManifestRow]:
+    """List the recordings of a split, sorted by ID.
 
-    id: str
-    path: Path
-    seconds: float
-    text: str
+    Parameters
+    ----------
+    folder
+        The run's output folder.
+    split
+        One of its splits.
+    hparams
+        Its resolved YAML, whose ``data_folder`` holds the recordings.
 
-
-@cache
-def _manifest(path: Path) -> dict[str, tuple[str, float, str]]:
-    with open(path, newline="", encoding="utf-8") as stream:
-        return {row["ID"]: (row["wav"], float(row["duration"]), row["wrd"]) for row in csv.DictReader(stream)}
-
-
-def _data_root(hparams: str) -> str | None:
-    return next((node.value for key, node in yaml.compose(hparams).value if key.value == "data_folder"), None)
-
-
-def split_recordings(folder: Path, split: str, *, hparams: str) -> list[Recording]:
-    """The recordings of a split of the run in `folder` with the resolved YAML `hparams`, sorted by ID.
-
-    Raises:
-        FileNotFoundError: the run has no manifest of the split, or the recordings are not where it says.
+    Raises
+    ------
+    FileNotFoundError
+        If the run has no manifest of the split, or a recording does not exist.
     """
     manifest = folder / "manifests" / f"{split}.csv"
     if not manifest.is_file():
         known = ", ".join(sorted(path.stem for path in manifest.parent.glob("*.csv"))) or "none"
         raise FileNotFoundError(f"there is no {manifest}; give one of the run's splits: {known}.")
-    root = _data_root(hparams) or ""
-    rows = sorted(_manifest(manifest).items())
-    found = [
-        Recording(key, Path(wav.replace("$data_root", root)), seconds, text)
-        for key, (wav, seconds, text) in rows
-    ]
-    gone = [item for item in found if not item.path.is_file()]
+    data_folder = _data_folder(hparams) or ""
+    found = sorted(_rows(manifest, data_folder).values(), key=lambda row: row.id)
+    gone = [row for row in found if not row.audio.is_file()]
     if gone or not found:
         raise FileNotFoundError(
             f"{len(gone)} of the {len(found)} recordings of {split} are not where {manifest} says "
-            f"({gone[0].path if gone else root}); bring the corpus back to its place."
+            f"({gone[0].audio if gone else data_folder}); bring the corpus back to its place."
         )
     return found
 
 
-def spread_over_durations(found: Sequence[Recording], count: int) -> list[Recording]:
-    """As many of the recordings (all, if there are fewer), evenly spaced in the order of their durations, the
-    shortest and the longest among them."""
-    ordered = sorted(found, key=lambda item: (item.seconds, item.id))
+def find_recording(folder: Path, split: str, utterance: str, *, hparams: str) -> Path | None:
+    """Return the audio file of one utterance, or None if it is not there. For the rest see
+    `split_recordings`."""
+    manifest, data_folder = folder / "manifests" / f"{split}.csv", _data_folder(hparams)
+    if not manifest.is_file() or data_folder is None:
+        return None
+    row = _rows(manifest, data_folder).get(utterance)
+    return row.audio if row is not None and row.audio.is_file() else None
+
+
+def spread_over_durations(found: Sequence[ManifestRow], count: int) -> list[ManifestRow]:
+    """Return ``count`` recordings, evenly spaced in the order of their durations; all, if there are fewer.
+
+    The shortest and the longest are among them.
+    """
+    ordered = sorted(found, key=lambda row: (row.duration, row.id))
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return [ordered[place] for place in places]
 
 
-def find_recording(folder: Path, split: str, utterance: str, *, hparams: str) -> Path | None:
-    """The audio file of a test utterance of the run in `folder` with the resolved YAML `hparams`; None where
-    it is gone."""
-    manifest = folder / "manifests" / f"{split}.csv"
-    if not manifest.is_file():
-        return None
-    file, *_ = _manifest(manifest).get(utterance, (None,))
-    root = _data_root(hparams)
-    if file is None or root is None:
-        return None
-    path = Path(file.replace("$data_root", root))
-    return path if path.is_file() else None
-
-
 def read_samples(path: Path) -> tuple[np.ndarray, int]:
-    """Mono samples (S,) and their rate in Hz.
+    """Return the samples (S,) of a mono recording, and their rate in Hz.
 
-    Raises:
-        ValueError: the file is no recording.
+    Raises
+    ------
+    ValueError
+        If the file is not such a recording.
     """
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise ValueError(f"{path} cannot be read as audio ({error}).") from error
-    return samples[:, 0], rate
+    return read_audio(path)
 
 
 def as_data_uri(samples: np.ndarray, rate: int) -> str:
-    """The samples as MP3, which every browser plays, in a data: address."""
+    """Encode samples (S,) as MP3, which every browser plays, in a data: address."""
     stream = io.BytesIO()
     soundfile.write(stream, samples, rate, format="MP3")
     return f"data:audio/mpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+@cache
+def _rows(manifest: Path, data_folder: str) -> dict[str, ManifestRow]:
+    return read_manifest(manifest, data_folder=data_folder)
+
+
+def _data_folder(hparams: str) -> str | None:
+    node = top_level_nodes(hparams).get("data_folder")
+    return None if node is None else str(node.value)

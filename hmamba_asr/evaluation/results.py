@@ -1,7 +1,8 @@
 """results.json: the typed records of what an evaluated run leaves, and how they are read and written.
 
-An attribute has the name of its JSON key. A number that could not be measured is null in the file and None here.
-Files of an earlier version lack the keys that have a default value below. The file's other keys are required.
+An attribute has the name of its JSON key. A number that could not be measured is null in the file and None
+here. Files of an earlier version lack the keys that have a default value below. The file's other keys are
+required.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ class EfficiencyRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ChunkingFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one chunking stage did on a split.
 
-    `kept` is the number of chunks for each state that the stage was given: mean, standard deviation, minimum and
-    maximum over utterances. `prob` is the mean boundary probability. Durations of chunks are in ms.
+    `kept` is the number of chunks for each state that the stage was given: mean, standard deviation, minimum
+    and maximum over utterances. `prob` is the mean boundary probability. Durations of chunks are in ms.
     """
 
     kept: float | None
@@ -150,7 +151,8 @@ class Operations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chunking(msgspec.Struct, frozen=True, kw_only=True):
-    """One chunking stage, as the model describes itself: the kind of its chunker and the states for each chunk."""
+    """One chunking stage, as the model describes itself: the kind of its chunker and the states for each
+    chunk."""
 
     kind: str
     ratio: float | None = None
@@ -197,26 +199,26 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     further: dict[str, Any] = {}
 
 
-def write_results(path: str | Path, results: Results | Mapping[str, Any]) -> None:
+def write_results(path: str | Path, results: Results) -> None:
     """Write results.json. NaN and infinity, which JSON cannot express, become null.
 
     Raises
     ------
     ValueError
-        If a value has the wrong type. The file is written before it is checked, so that hours of training are not lost
-        to a mistake in their description.
+        If a value has the wrong type. The file is written before it is checked, so that hours of training are
+        not lost to a mistake in their description.
     TypeError
         If JSON cannot hold a value.
     """
     content = plain(results, "results")
-    content |= content.pop("further", {})
+    content |= content.pop("further")
     with write_atomically(path) as stream:
         json.dump(content, stream, indent=2, allow_nan=False)
         stream.write("\n")
     parse_results(content, Path(path))
 
 
-def load_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+def load_results(paths: Iterable[str | Path]) -> list[Results]:
     """Read results files, and all `results.json` and `*.results.json` below folders, ordered by path.
 
     Raises
@@ -235,13 +237,12 @@ def load_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     return [_load(file) for file in sorted(files)]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSON or UTF-8
         raise ValueError(f"{path}: not readable as JSON ({error}). Evaluate again, or remove it.") from error
-    parse_results(content, path)
-    return content
+    return parse_results(content, path)
 
 
 def parse_results(content: Any, source: str | Path) -> Results:

@@ -13,9 +13,9 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor, nn
 
-from hmamba_asr.data.loaders import Ranks
 from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.system.environment import collect_environment
+from hmamba_asr.system.ranks import Ranks
 
 Seconds = float
 FILE_NAME = "decoded-{rank}.jsonl"
@@ -52,9 +52,9 @@ class CachedBatch:
 class BatchCache:
     """The batches that one rank has decoded of one split with one search, in their order.
 
-    The file holds a line for the key and one for each batch, which is appended when the batch is done. A file with the
-    same key is continued: the rest of a line that a killed run was writing, and all that follows, is cut off. A file
-    with another key is started anew.
+    The file holds a line for the key and one for each batch, which is appended when the batch is done. A file
+    with the same key is continued: the rest of a line that a killed run was writing, and all that follows, is
+    cut off. A file with another key is started anew.
 
     Parameters
     ----------
@@ -111,10 +111,10 @@ def clear_cache(folder: str | Path) -> None:
 class CacheKeys:
     """Keys that differ whenever a hypothesis, or the time that it took, may differ.
 
-    A key depends on the checkpoints' names, the weights of model and language model, the tokenizer, the resolved YAML
-    (with the settings of the searches), the precision, the split's manifest rows, the versions, commit and hardware,
-    the number of ranks, and the files in a search's ``lm_folder`` by size and time. The audio itself counts by its path
-    and duration.
+    A key depends on the checkpoints' names, the weights of model and language model, the tokenizer, the
+    resolved YAML (with the settings of the searches), the precision, the split's manifest rows, the versions,
+    commit and hardware, the number of ranks, and the files in a search's ``lm_folder`` by size and time. The
+    audio itself counts by its path and duration.
 
     Parameters
     ----------
@@ -179,5 +179,5 @@ def _digest_of_weights(module: nn.Module) -> str:
     for name, value in module.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

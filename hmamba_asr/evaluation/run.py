@@ -23,9 +23,8 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import nn
 from tqdm import tqdm
 
-from hmamba_asr.data.loaders import Ranks
 from hmamba_asr.evaluation.chunk_statistics import merge_sums, segmentations, stage_figures, stage_sums
-from hmamba_asr.evaluation.operations import count_operations
+from hmamba_asr.evaluation.operations import COUNTED_SECONDS, COUNTED_TOKENS, count_operations
 from hmamba_asr.evaluation.results import (
     SCHEMA_VERSION,
     Chunking,
@@ -47,9 +46,9 @@ from hmamba_asr.models.asr import ASRModel, ASROutput
 from hmamba_asr.modules.frontend import LogMelFeatures
 from hmamba_asr.system.environment import collect_environment
 from hmamba_asr.system.hardware import hardware
+from hmamba_asr.system.ranks import Ranks
 
 logger = logging.getLogger(__name__)
-COUNTED_SECONDS, COUNTED_TOKENS = 10.0, 40  # length of the utterance whose operations are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +111,12 @@ class TrainedSystem:
 def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) -> Results | None:
     """Decode every split with every search, and write ``results.json`` into the output folder.
 
-    Each split and search gets a folder ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and with
-    ref.trn and hyp.trn for sclite. Where the encoder chunks, ``test/<split>/chunks.jsonl`` says where chunks begin.
+    Each split and search gets a folder ``test/<split>/<search>/`` with SpeechBrain's alignments (wer.txt) and
+    with ref.trn and hyp.trn for sclite. Where the encoder chunks, ``test/<split>/chunks.jsonl`` says where
+    chunks begin.
 
-    Finished batches stay on disk until the results are written (see :mod:`~hmamba_asr.evaluation.resume`). After a
-    kill, the same command decodes the rest.
+    Finished batches stay on disk until the results are written (see :mod:`~hmamba_asr.evaluation.resume`).
+    After a kill, the same command decodes the rest.
 
     Parameters
     ----------
@@ -128,8 +128,8 @@ def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) 
     Returns
     -------
     Results or None
-        Under torchrun each rank decodes its share. The main process writes and returns the results, the others
-        return None.
+        Under torchrun each rank decodes its share. The main process writes and returns the results, the
+        others return None.
     """
     keys = CacheKeys(
         checkpoints=system.checkpoints,
@@ -182,13 +182,14 @@ def batch_description(loader: Callable[..., Any]) -> int | str:
     Parameters
     ----------
     loader
-        A `functools.partial` with ``max_batch_seconds`` and ``max_batch_size``, as the YAML's ``eval_loader`` is.
+        A `functools.partial` with ``max_batch_seconds`` and ``max_batch_size``, as the YAML's ``eval_loader``
+        is.
 
     Returns
     -------
     int or str
-        For example "at most 200 s of audio and 16 utterances". Of another loader ``batch_size``, where it has one,
-        and else the text "unknown".
+        For example "at most 200 s of audio and 16 utterances". Of another loader ``batch_size``, where it has
+        one, and else the text "unknown".
     """
     arguments = loader.keywords if isinstance(loader, partial) else {}
     limits = []
@@ -217,9 +218,9 @@ def _decode_split(
 ) -> _DecodedSplit:
     """Decode this rank's share of a split, and gather the shares of all ranks.
 
-    The rank starts behind the batches in ``cache``. Times are sums over batches, after one utterance to warm up. Those
-    of an earlier run count as they were measured there. The time between runs, and a batch that a kill cut short,
-    do not count, nor does its audio.
+    The rank starts behind the batches in ``cache``. Times are sums over batches, after one utterance to warm
+    up. Those of an earlier run count as they were measured there. The time between runs, and a batch that a
+    kill cut short, do not count, nor does its audio.
     """
     loader = system.loader(dataset, system.ranks, skip=len(cache.batches))
     if cache.batches:
@@ -325,7 +326,8 @@ def _log_score(split: str, search: str, entry: Entry) -> None:
     wer = entry.wer
     assert wer.interval_95 is not None and entry.efficiency is not None
     logger.info(
-        "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF %.4f",
+        "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF "
+        "%.4f",
         split,
         search,
         wer.rate,
@@ -351,7 +353,8 @@ def _count_parameters(model: nn.Module) -> Parameters:
 
 
 def _operations(system: TrainedSystem, evaluation: Mapping[str, Mapping[str, Entry]]) -> Operations | None:
-    """Count the model's operations, with as many chunks for each state as were measured on the first split."""
+    """Count the model's operations, with as many chunks for each state as were measured on the first
+    split."""
     entries = [entry for searches in evaluation.values() for entry in searches.values()]
     kept = [float(stage.kept or 0.0) for stage in entries[0].stages] if entries else []
     length: dict[str, Any] = {"seconds": COUNTED_SECONDS, "tokens": COUNTED_TOKENS}

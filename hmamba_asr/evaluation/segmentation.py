@@ -1,13 +1,13 @@
-"""Where chunks begin, and whether those are the boundaries of phones and words.
+"""Segmentations into chunks, and how well their boundaries agree with those of phones and words.
 
-A chunk that begins at frame t begins half-way between the centres of frames t - 1 and t: that is where
-something new was seen. The first chunk of an utterance has no choice, so its start is not scored; nor are the
-utterance's ends in the alignment, nor boundaries between two silences.
+A chunk that begins at frame t begins half-way between the centres of frames t - 1 and t. The first chunk
+always begins at frame 0, so its start is not scored. Nor are the utterance's ends in the alignment, or
+boundaries between two silences.
 
-A found boundary is a hit if it lies within the tolerance of a true one, each used once, with as many hits as
-are possible. Over many utterances hits add. R-value: O. Räsänen, U. Laine and T. Altosaar, "An improved
-speech segmentation quality measure: the R-value", Interspeech 2009; unlike F1 it is not raised by boundaries
-everywhere.
+A found boundary is a hit if it lies within the tolerance of a true one. Each boundary is in at most one such
+pair, and the pairs are as many as possible. Hits are summed over utterances. R-value: O. Räsänen, U. Laine
+and T. Altosaar, "An improved speech segmentation quality measure: the R-value", Interspeech 2009. Unlike F1,
+it does not rise when boundaries are placed everywhere.
 """
 
 from __future__ import annotations
@@ -22,23 +22,34 @@ from typing import Any
 import numpy as np
 
 from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.tables import text_table
 
 Seconds = float
+Times = Sequence[Seconds] | np.ndarray
 TOLERANCES = (0.02, 0.04)  # seconds
-SILENCES = frozenset(
-    {"", "sil", "sp", "<eps>"}
-)  # of the Montreal Forced Aligner and its kin; spn is a word they do not know
+# Labels of silence of the Montreal Forced Aligner and similar ones; spn, an unknown word, is not among them.
+SILENCES = frozenset({"", "sil", "sp", "<eps>"})
 RANDOM_DRAWS = 20
 KINDS = ("chunks", "random", "uniform")
-RESAMPLES = 2000  # of utterances, for the intervals of differences
+MEASURES = ("precision", "recall", "f1", "r_value")
+RESAMPLES = 2000  # resamples of the utterances, for the intervals of differences
 _ROUNDING = 1e-6  # seconds: a boundary exactly at the tolerance is a hit
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The chunks of one utterance of `frames` encoder frames; frame t begins at `first + step * t` seconds.
+    """Where the chunks of one utterance begin.
 
-    `starts`: for each chunking stage, outermost first, the frames at which its chunks begin, the first one 0.
+    Attributes
+    ----------
+    id
+        The utterance.
+    frames
+        Its number of encoder frames.
+    first, step
+        Seconds: frame t begins at `first + step * t`.
+    starts
+        For each chunking stage, outermost first, the frames at which its chunks begin. The first one is 0.
     """
 
     id: str
@@ -49,39 +60,43 @@ class Segmentation:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Segmentation:
-        """Make one of what JSON holds: lists instead of tuples."""
+        """Make a segmentation from its JSON object."""
         return cls(**{**record, "starts": tuple(tuple(starts) for starts in record["starts"])})
 
     def seconds(self, frames: Any) -> np.ndarray:
-        """When these frames begin."""
+        """Return when frames begin."""
         return self.first + self.step * np.asarray(frames, dtype=float)
 
     def boundaries(self, stage: int = 0) -> np.ndarray:
-        """Starts of a stage's chunks in seconds, without the first one."""
+        """Return the starts of a stage's chunks in seconds, without the first one."""
         return self.seconds(self.starts[stage][1:])
 
     def durations(self, stage: int = 0) -> np.ndarray:
-        """Of a stage's chunks, in seconds."""
+        """Return the durations of a stage's chunks in seconds."""
         return self.step * np.diff([*self.starts[stage], self.frames])
 
 
-def write_segmentations(path: str | Path, chunks: Iterable[Segmentation]) -> None:
-    """One JSON object a line, sorted by ID."""
+def write_segmentations(path: str | Path, items: Iterable[Segmentation]) -> None:
+    """Write each utterance's segmentation as a line with a JSON object, sorted by ID."""
     with write_atomically(path) as stream:
-        for item in sorted(chunks, key=lambda item: item.id):
+        for item in sorted(items, key=lambda item: item.id):
             stream.write(json.dumps(vars(item)) + "\n")
 
 
 def read_segmentations(path: str | Path) -> list[Segmentation]:
-    """What `write_segmentations` wrote.
+    """Read a file of `write_segmentations`.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not such an object.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a line is not such an object.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"there is no {path}; only runs that chunk have one. Evaluate an older run again (the same command with --test_only)."
+            f"there is no {path}; only runs that chunk have one. Evaluate an older run again (the same "
+            "command with --test_only)."
         )
     found = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
@@ -96,21 +111,23 @@ def read_segmentations(path: str | Path) -> list[Segmentation]:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Intervals (start, end, label) of an utterance in seconds, by tier: "phones" and "words" of a TextGrid,
-    or "tokens" and "words" where a CTC aligned them, which knows no silence."""
+    """Intervals (start, end, label) of an utterance, in seconds.
+
+    A TextGrid has the tiers "phones" and "words". A CTC's alignment has "tokens" and "words", and no silence.
+    """
 
     tiers: Mapping[str, Sequence[tuple[Seconds, Seconds, str]]]
 
     def boundaries(self, tier: str) -> np.ndarray:
-        """Times at which one interval gives way to another, not both of them silent."""
+        """Return the times between two intervals, unless both are silent."""
         intervals = self.tiers[tier]
         pairs = zip(intervals[:-1], intervals[1:], strict=True)
         return np.array(
             [after[0] for before, after in pairs if not (_silent(before[2]) and _silent(after[2]))]
         )
 
-    def silent(self, times: Sequence[Seconds]) -> np.ndarray:
-        """Whether each of these times lies in silence, of an alignment with phones."""
+    def silent(self, times: Times) -> np.ndarray:
+        """Return whether each time lies in silence. Needs the tier "phones"."""
         pauses = [(start, end) for start, end, label in self.tiers["phones"] if _silent(label)]
         instants = np.asarray(times, dtype=float)
         inside = np.zeros(len(instants), dtype=bool)
@@ -120,12 +137,12 @@ class Alignment:
 
     @property
     def silent_seconds(self) -> Seconds:
-        """Silence altogether."""
+        """Total duration of silence. Needs the tier "phones"."""
         return sum(end - start for start, end, label in self.tiers["phones"] if _silent(label))
 
     @property
     def seconds(self) -> Seconds:
-        """From the first to the last interval's end."""
+        """Time from the first interval's start to the last one's end. Needs the tier "phones"."""
         return self.tiers["phones"][-1][1] - self.tiers["phones"][0][0]
 
 
@@ -134,10 +151,12 @@ def _silent(label: str) -> bool:
 
 
 def read_alignment(path: str | Path) -> Alignment:
-    """Tiers "phones" and "words" of a Praat TextGrid. Needs praatio.
+    """Read the tiers "phones" and "words" of a Praat TextGrid. Needs praatio.
 
-    Raises:
-        ValueError: it is no TextGrid, or lacks one of the tiers.
+    Raises
+    ------
+    ValueError
+        If the file is no TextGrid, or lacks one of the tiers.
     """
     from praatio import textgrid
     from praatio.utilities.errors import PraatioException
@@ -155,25 +174,29 @@ def read_alignment(path: str | Path) -> Alignment:
 
 
 def read_alignments(folder: str | Path, ids: Iterable[str]) -> dict[str, Alignment]:
-    """Alignments of those utterances that have an `ID.TextGrid` somewhere below `folder`.
+    """Read the alignments of utterances that have an `ID.TextGrid` in `folder` or below.
 
-    Raises:
-        FileNotFoundError: the folder has none of them.
-        ValueError: see `read_alignment`.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        As `read_alignment`.
     """
     wanted = set(ids)
     files = {path.stem: path for path in sorted(Path(folder).rglob("*.TextGrid")) if path.stem in wanted}
     if not files:
         raise FileNotFoundError(
-            f"{folder} has no ID.TextGrid of any of the {len(wanted)} utterances; give their alignments' folder."
+            f"{folder} has no ID.TextGrid of any of the {len(wanted)} utterances; give their alignments' "
+            "folder."
         )
     return {key: read_alignment(path) for key, path in files.items()}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Found boundaries against true ones: how many there are of each, and how many of them are hits (a mean
-    for random ones)."""
+    """Numbers of true and of found boundaries, and of hits. For random boundaries, hits are a mean over
+    draws."""
 
     true: int
     found: int
@@ -181,22 +204,23 @@ class Agreement:
 
     @property
     def precision(self) -> float:
-        """Share of found boundaries that are hits; NaN without any."""
+        """Share of found boundaries that are hits; NaN without found boundaries."""
         return self.hits / self.found if self.found else math.nan
 
     @property
     def recall(self) -> float:
-        """Share of true boundaries that were hit; NaN without any."""
+        """Share of true boundaries that were hit; NaN without true boundaries."""
         return self.hits / self.true if self.true else math.nan
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of both."""
+        """Harmonic mean of precision and recall."""
         return 2 * self.hits / (self.true + self.found) if self.true + self.found else math.nan
 
     @property
     def r_value(self) -> float:
-        """1 where every boundary is hit and none is superfluous; can be negative."""
+        """R-value (Räsänen et al., 2009): 1 if every boundary is hit and none is superfluous; can be
+        negative."""
         if not self.true:
             return math.nan
         surplus = self.found / self.true - 1
@@ -208,7 +232,7 @@ class Agreement:
         return Agreement(self.true + other.true, self.found + other.found, self.hits + other.hits)
 
     def to_dict(self) -> dict[str, float]:
-        """Counts and measures, as fractions."""
+        """Return counts and measures; the measures are fractions."""
         return {
             **vars(self),
             "precision": self.precision,
@@ -218,9 +242,11 @@ class Agreement:
         }
 
 
-def hits(true: Sequence[Seconds], found: Sequence[Seconds], tolerance: Seconds) -> int:
-    """Pairs of a true and a found boundary at most `tolerance` apart, each in one pair; both in rising
-    order."""
+def hits(true: Times, found: Times, tolerance: Seconds) -> int:
+    """Count the pairs of a true and a found boundary that are at most `tolerance` apart.
+
+    Both lists rise. No boundary is in two pairs.
+    """
     count = i = j = 0
     while i < len(true) and j < len(found):
         if abs(true[i] - found[j]) <= tolerance + _ROUNDING:
@@ -233,8 +259,14 @@ def hits(true: Sequence[Seconds], found: Sequence[Seconds], tolerance: Seconds) 
 
 
 def candidates(item: Segmentation, stage: int, random: np.random.Generator) -> dict[str, list[np.ndarray]]:
-    """A stage's boundaries in seconds ("chunks"), and as many on the same frames, the first one apart:
-    `RANDOM_DRAWS` draws ("random"), and evenly spaced ones ("uniform")."""
+    """Return a stage's boundaries in seconds, and baselines with as many boundaries on the same frames.
+
+    Returns
+    -------
+    dict
+        "chunks": the boundaries; "random": `RANDOM_DRAWS` draws; "uniform": evenly spaced ones. Frame 0 is
+        never among them.
+    """
     boundaries = item.boundaries(stage)
     count = len(boundaries)
     return {
@@ -248,9 +280,10 @@ def candidates(item: Segmentation, stage: int, random: np.random.Generator) -> d
 
 
 def agreements(
-    true: Sequence[Seconds], drawn: Mapping[str, Sequence[np.ndarray]], tolerance: Seconds
+    true: Times, drawn: Mapping[str, Sequence[np.ndarray]], tolerance: Seconds
 ) -> dict[str, Agreement]:
-    """Of each kind of `candidates` with the true boundaries of an utterance; the mean over draws."""
+    """Return the agreement of each kind of `candidates` with an utterance's true boundaries, as a mean over
+    draws."""
     return {
         kind: Agreement(
             len(true), len(draws[0]), float(np.mean([hits(true, one, tolerance) for one in draws]))
@@ -260,8 +293,14 @@ def agreements(
 
 
 def summarise(by_utterance: Sequence[Mapping[str, Agreement]], *, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """{kind: `Agreement.to_dict()`} of all utterances together; of "chunks" also `f1_over` {other kind: [low,
-    high]}, the 95% bootstrap interval, over utterances, of its F1 less the other's."""
+    """Sum the agreements of utterances.
+
+    Returns
+    -------
+    dict
+        {kind: `Agreement.to_dict()`}. The kind "chunks" also has `f1_over` {other kind: [low, high]}: the 95%
+        bootstrap interval, over utterances, of its F1 minus the other's.
+    """
     totals = {kind: sum((item[kind] for item in by_utterance), Agreement(0, 0, 0)) for kind in KINDS}
     sides = np.array(
         [sum((item["chunks"].true, item["chunks"].found)) for item in by_utterance]
@@ -277,19 +316,34 @@ def summarise(by_utterance: Sequence[Mapping[str, Agreement]], *, seed: int = 0)
 
 
 def describe_boundaries(
-    chunks: Sequence[Segmentation], alignments: Mapping[str, Alignment], *, stage: int = 0, seed: int = 0
+    items: Sequence[Segmentation], alignments: Mapping[str, Alignment], *, stage: int = 0, seed: int = 0
 ) -> dict[str, Any]:
-    """How a stage's boundaries agree with the alignments, beside as many random and evenly spaced ones on the
-    same frames.
+    """Compare a stage's boundaries, and the baselines of `candidates`, with alignments.
 
-    Returns what JSON can hold: `utterances` that have an alignment; `agreement` {tier: {tolerance in ms: what
-    `summarise` returns}}; `silence`, the share of boundaries in silence and that of the time, None without a
-    tier of phones; `durations` of chunks, the number of chunks by their length in frames, and `frame_ms`.
+    Parameters
+    ----------
+    items
+        Segmentations of utterances.
+    alignments
+        Alignments by utterance ID.
+    stage
+        Which chunking stage to look at; 0 is the outermost.
+    seed
+        Seed of random boundaries and resampling.
 
-    Raises:
-        ValueError: no utterance has an alignment, or there is no such stage.
+    Returns
+    -------
+    dict
+        Only types of JSON. `utterances` and `without_alignment`: their numbers; `agreement` {tier: {tolerance
+        in ms: what `summarise` returns}}; `silence`: the share of boundaries and of time in silence, None
+        without a tier of phones; `durations`: the number of chunks by length in frames; `frame_ms`.
+
+    Raises
+    ------
+    ValueError
+        If no utterance has an alignment, or there is no such stage.
     """
-    aligned = [item for item in chunks if item.id in alignments]
+    aligned = [item for item in items if item.id in alignments]
     if not aligned:
         raise ValueError(
             "no utterance of these chunks has an alignment; compare the IDs with the TextGrids' names."
@@ -312,7 +366,7 @@ def describe_boundaries(
     durations = np.concatenate([np.diff([*item.starts[stage], item.frames]) for item in aligned])
     return {
         "utterances": len(aligned),
-        "without_alignment": len(chunks) - len(aligned),
+        "without_alignment": len(items) - len(aligned),
         "agreement": agreement,
         "silence": _silence(aligned, alignments, stage) if "phones" in tiers else None,
         "frame_ms": 1000 * aligned[0].step,
@@ -320,15 +374,17 @@ def describe_boundaries(
     }
 
 
-def check_stage(chunks: Sequence[Segmentation], stage: int) -> None:
-    """Refuse a stage that these chunks do not have.
+def check_stage(items: Sequence[Segmentation], stage: int) -> None:
+    """Refuse a stage that these segmentations do not have.
 
-    Raises:
-        ValueError: there is no such stage.
+    Raises
+    ------
+    ValueError
+        If there is no such stage.
     """
-    if not 0 <= stage < len(chunks[0].starts):
+    if not 0 <= stage < len(items[0].starts):
         raise ValueError(
-            f"there is no chunking stage {stage}; these chunks have {len(chunks[0].starts)}, counted from 0."
+            f"there is no chunking stage {stage}; these chunks have {len(items[0].starts)}, counted from 0."
         )
 
 
@@ -343,48 +399,53 @@ def _silence(
     }
 
 
-def render_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> list[str]:
-    """Lines of a table: `agreement` by row name, tolerance in ms and kind."""
-    width = max(map(len, [*agreement, title])) + 2
-    lines = [
-        f"{title:<{width}}{'within':>6}  {'boundaries':<10}{'precision':>10}{'recall':>8}{'F1':>8}{'R-value':>9}"
+def render_agreement(agreement: Mapping[str, Mapping[str, Mapping[str, Any]]], title: str) -> str:
+    """Return a table of agreements, given by row name, tolerance in ms and kind. `title` says what row names
+    are."""
+    rows = [
+        [name, f"{tolerance} ms", kind, *(f"{kinds[kind][key]:.3f}" for key in MEASURES)]
+        for name, by_tolerance in agreement.items()
+        for tolerance, kinds in by_tolerance.items()
+        for kind in KINDS
     ]
-    for name, by_tolerance in agreement.items():
-        for tolerance, kinds in by_tolerance.items():
-            for kind in KINDS:
-                figures = [kinds[kind][key] for key in ("precision", "recall", "f1", "r_value")]
-                shown = "".join(
-                    f"{value:>{wide}.3f}" for value, wide in zip(figures, (10, 8, 8, 9), strict=True)
-                )
-                lines.append(f"{name:<{width}}{tolerance + ' ms':>6}  {kind:<10}{shown}")
-    return lines
+    headers = [title, "within", "boundaries", "precision", "recall", "F1", "R-value"]
+    return text_table(rows, headers, align=("left", "right", "left", *["right"] * len(MEASURES)))
 
 
 def _source_lines(source: Mapping[str, Any]) -> list[str]:
     if source["kind"] != "CTC":
         return [f"Forced alignments in {source['folder']}"]
     lines = [
-        f"No forced alignment: tokens and words of the reference where the CTC of {source['folder']} has them. These are a",
-        "model's own, without phones and silences, a token lasting until the next one starts.",
+        f"No forced alignment: the CTC of {source['folder']} aligned tokens and words of the reference. Such "
+        "an alignment",
+        "is a model's own: it has no phones and no silences, and a token lasts until the next one starts.",
     ]
     if source["chunk_rate"]:
         lines += [
-            "That CTC has its steps at the chunks of its encoder: every token starts where a chunk starts, or at an equal part",
-            "of one, so that agreement with its own chunks means nothing. Give --aligner a run whose CTC reads frames.",
+            "The steps of that CTC are the chunks of its encoder. Every token starts where a chunk starts, "
+            "or at an equal",
+            "part of a chunk, so agreement with its own chunks means nothing. Give --aligner a run whose CTC "
+            "reads frames.",
         ]
     return lines
 
 
 def render_boundaries(found: Mapping[str, Any]) -> str:
-    """What `describe_boundaries` found, and the `source` of its alignments, for people."""
+    """Return what `describe_boundaries` found, and the `source` of its alignments, as text."""
     without = f", {found['without_alignment']} without alignment" if found["without_alignment"] else ""
     lines = [f"{found['utterances']} utterances{without}", *_source_lines(found["source"]), ""]
-    lines += render_agreement(found["agreement"], "tier")
+    lines.append(render_agreement(found["agreement"], "tier"))
     if silence := found["silence"]:
         shares = f"{silence['boundaries']:.1%} of the boundaries, {silence['time']:.1%} of the time"
         lines += ["", f"In silence: {shares}."]
-    lines += ["", "Chunks by length:"]
     total = sum(found["durations"].values())
-    for frames, count in found["durations"].items():
-        lines.append(f"{frames * found['frame_ms']:>7.0f} ms {count:>7} {'#' * round(50 * count / total)}")
+    rows = [
+        [f"{frames * found['frame_ms']:.0f} ms", count, "#" * round(50 * count / total)]
+        for frames, count in found["durations"].items()
+    ]
+    lines += [
+        "",
+        "Chunks by length:",
+        text_table(rows, ["length", "chunks", ""], align=("right", "right", "left")),
+    ]
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Confidence intervals of word error rates, and tests of a difference between two systems on the same utterances.
+"""Confidence intervals of word error rates, and tests of a difference between two systems on the same
+utterances.
 
-The bootstrap resamples utterances and takes them as independent. Utterances of one speaker are not quite independent,
-so with few speakers the intervals are too narrow. The tests compare two trained models and say nothing about other
-seeds.
+The bootstrap resamples utterances and takes them as independent. Utterances of one speaker are not quite
+independent, so with few speakers the intervals are too narrow. The tests compare two trained models and say
+nothing about other seeds.
 
 Sources: M. Bisani and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation",
 ICASSP 2004; L. Gillick and S. Cox, "Some statistical issues in the comparison of speech recognition
@@ -72,11 +73,12 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> PairedBootstrap:
-    """Test a difference in WER by resampling utterances, the same ones for both systems (Bisani and Ney, 2004).
+    """Test a difference in WER by resampling utterances, the same ones for both systems (Bisani and Ney,
+    2004).
 
-    Two shares of the resamples count: those with a difference of at most 0, and those with a difference of at least 0.
-    The p-value is twice the smaller share. Each count gets one resample more, so that the p-value is never 0 (Davison
-    and Hinkley, 1997, section 4.2).
+    Two shares of the resamples count: those with a difference of at most 0, and those with a difference of at
+    least 0. The p-value is twice the smaller share. Each count gets one resample more, so that the p-value is
+    never 0 (Davison and Hinkley, 1997, section 4.2).
 
     Parameters
     ----------
@@ -109,8 +111,8 @@ class MatchedPairs:
     segments
         Number of segments.
     z, p
-        z-score of the mean difference in errors (B - A) over segments, and its two-sided p-value. Both are None with
-        fewer than two segments, or if all segments differ by the same number.
+        z-score of the mean difference in errors (B - A) over segments, and its two-sided p-value. Both are
+        None with fewer than two segments, or if all segments differ by the same number.
     """
 
     segments: int
@@ -124,8 +126,8 @@ def matched_pairs(
     """Run the matched-pairs sentence-segment word error test, MAPSSWE (Gillick and Cox, 1989).
 
     A segment is a stretch of an utterance with errors of either system. Segments are separated by at least
-    `BETWEEN_SEGMENTS` words that both systems have right, or by the end of an utterance. The test takes errors of
-    different segments as independent.
+    `BETWEEN_SEGMENTS` words that both systems have right, or by the end of an utterance. The test takes
+    errors of different segments as independent.
 
     Raises
     ------
@@ -154,13 +156,15 @@ def _same_references(
     for one, other in zip(aligned_a, aligned_b, strict=True):
         if one.reference != other.reference:
             raise ValueError(
-                f"the two runs have different references of utterance {one.id}; evaluate both on the same split."
+                f"the two runs have different references of utterance {one.id}; evaluate both on the same "
+                "split."
             )
         yield one, other
 
 
 def _errors_by_place(aligned: AlignedUtterance) -> list[int]:
-    """Return the errors at each place of the reference (2 words + 1,): words at odd places, insertions between them."""
+    """Return the errors at each place of the reference (2 words + 1,): words at odd places, insertions
+    between them."""
     places = [0]
     for reference, hypothesis in aligned.pairs:
         if reference is None:
@@ -193,7 +197,8 @@ def _resampled_rates(
     errors = [np.asarray(system) for system in systems]
     if any(len(system) != len(counts) for system in errors):
         raise ValueError(
-            f"there are errors of {' and '.join(str(len(system)) for system in errors)} utterances, but words of {len(counts)}; give both "
+            f"there are errors of {' and '.join(str(len(system)) for system in errors)} utterances, but "
+            f"words of {len(counts)}; give both "
             "for each utterance."
         )
     if not counts.sum():

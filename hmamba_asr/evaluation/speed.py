@@ -1,14 +1,14 @@
-"""How fast recognisers are: one protocol for trained runs and for random weights.
+"""Speed of recognisers: one protocol for trained runs and for random weights.
 
-The samples lie in memory when the clock starts, so reading is not counted (the RTF in results.json counts
-it). Every subject recognises all utterances once untimed; then, in each pass, all subjects take their turn,
-so that whatever else the machine does hits them alike. A GPU is waited for at both ends of each stage. RTF is
-processing time over audio time, padding being nobody's audio.
+The samples are in memory when the clock starts, so reading does not count (in the RTF of results.json it
+does). Every subject recognises all utterances once without timing. Then, in each pass, all subjects take
+turns, so that other work of the machine slows all of them alike. The timer synchronises a GPU at both ends of
+each phase. The RTF is processing time divided by the duration of the audio without padding.
 
-First-token latency: from the samples in memory to the first token on the host, i.e. features, the whole
-encoder, and the first step of the search. None of these encoders streams, so that it grows with the
-utterance. A greedy CTC search has no steps: its first token comes with the last. The first token of a beam is
-its best one then; later steps may prefer another.
+The first-token latency runs from the samples in memory to the first token on the host: features, the whole
+encoder and the first step of the search. None of these encoders streams, so the latency grows with the
+utterance. A greedy CTC search has no steps, so its first token comes with the last one. The first token of a
+beam is the best at that time; later steps may prefer another.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +26,48 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hmamba_asr.evaluation.timing import PhaseTimer
 from hmamba_asr.system.memory import added_memory_mib
+from hmamba_asr.system.tables import text_table
 
 WARMUP = 1  # passes
 PASSES = 3
 WAYS = ("batch_1", "batched")
-RUN_FILE = "efficiency.json"  # in a run's folder, of `hmamba-asr efficiency`
-RUN_KIND, BENCHMARK_KIND = "run", "benchmark"  # of a file of figures
+PHASES = ("features", "encoder", "decoding")
+RUN_FILE = "efficiency.json"  # what `hmamba-asr efficiency` writes into a run's folder
+RUN_KIND, BENCHMARK_KIND = "run", "benchmark"  # kinds of files of figures
 
 _WRITERS = {RUN_KIND: "hmamba-asr efficiency", BENCHMARK_KIND: "scripts/benchmarks/efficiency.py --json"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed: ``features(wavs (B, S), lengths (B,))`` -> features, lengths; ``model(features,
-    lengths)`` -> its output; ``search(output)`` -> token ids of each utterance;
-    ``search.first_tokens(output)``, all on ``device``."""
+    """A recogniser to time.
+
+    Attributes
+    ----------
+    features
+        Samples (B, S) and lengths (B,) to features and their lengths.
+    model
+        Features and lengths to the model's output.
+    search
+        The model's output to the token ids of each utterance. ``search.first_tokens`` gives the first of
+        them.
+    device
+        Where all of them compute.
+    """
 
     features: Callable
     model: Callable
-    search: Callable
+    search: Any
     device: torch.device
 
     @torch.no_grad()
     def recognise(self, utterances: Sequence[torch.Tensor], timer: PhaseTimer) -> list[list[int]]:
-        """Token ids of a batch of utterances (S,) on the host."""
+        """Return the token ids of a batch of utterances (S,)."""
         return self._run(utterances, timer, self.search)
 
     @torch.no_grad()
     def first_tokens(self, utterances: Sequence[torch.Tensor], timer: PhaseTimer) -> list[int | None]:
-        """The first of them alone."""
+        """Return the first token of each utterance (S,), None if it has no token."""
         return self._run(utterances, timer, self.search.first_tokens)
 
     def _run(self, utterances: Sequence[torch.Tensor], timer: PhaseTimer, search: Callable) -> list:
@@ -75,16 +89,35 @@ def measure(
     batch_size: int,
     passes: int = PASSES,
 ) -> dict[str, Any]:
-    """Figures of each subject on the utterances (S,), in what JSON can hold: ``protocol`` and ``subjects``.
+    """Measure the speed of subjects.
 
-    Of a subject: for each of "batch_1" and "batched" ``rtf`` {min, median, max} over the passes and the RTF
-    of each pass in ``passes``, ``audio_hours_per_hour`` (1 / the median), ``stage_rtf`` (medians),
-    ``memory_mib`` (what the longest batch adds, None where it cannot be told); ``first_token_seconds`` {min,
-    median, max} over utterances, each the median of its passes; and ``same_hypotheses``, utterances whose
-    tokens are the same in both.
+    Parameters
+    ----------
+    subjects
+        What to time, by name.
+    utterances
+        Samples (S,) of each utterance.
+    sample_rate
+        Their rate in Hz.
+    batch_size
+        Utterances in a batch, for the batched figures.
+    passes
+        Number of timed passes.
 
-    Raises:
-        ValueError: there are no utterances, or a size below 1.
+    Returns
+    -------
+    dict
+        Only types of JSON: ``protocol`` and ``subjects``. A subject has, for "batch_1" and for "batched":
+        ``rtf`` {min, median, max} over the passes and ``passes``, the RTF of each; ``audio_hours_per_hour``
+        (1 / the median); ``stage_rtf``, the median of each phase; ``memory_mib``, what the longest batch
+        adds, None if that cannot be measured. It also has ``first_token_seconds`` {min, median, max} over
+        utterances, each the median of its passes, and ``same_hypotheses``, the number of utterances whose
+        tokens are the same alone and in a batch.
+
+    Raises
+    ------
+    ValueError
+        If there are no utterances, or a size is below 1.
     """
     if not utterances or batch_size < 1 or passes < 1:
         raise ValueError(
@@ -111,9 +144,8 @@ def measure(
                 for batch in batches:
                     subject.recognise(batch, timers[name][-1])
         for name, subject in subjects.items():
-            memory = added_memory_mib(
-                lambda: subject.recognise(batches[0], PhaseTimer(subject.device)), subject.device
-            )  # noqa: B023
+            longest = partial(subject.recognise, batches[0], PhaseTimer(subject.device))
+            memory = added_memory_mib(longest, subject.device)
             found[name][way] = _figures(timers[name], audio, memory)
     for name, latency in _first_tokens(subjects, ordered, passes).items():
         found[name]["first_token_seconds"] = latency
@@ -149,31 +181,34 @@ def _first_tokens(
 
 def _figures(timers: Sequence[PhaseTimer], audio: float, memory: float | None) -> dict[str, Any]:
     rtf = [timer.total / audio for timer in timers]
-    stages = {
-        stage: statistics.median(timer.seconds[stage] for timer in timers) / audio
-        for stage in timers[0].seconds
+    phases = {
+        phase: statistics.median(timer.seconds[phase] for timer in timers) / audio
+        for phase in timers[0].seconds
     }
     return {
         "rtf": spread(rtf),
         "passes": rtf,
         "audio_hours_per_hour": 1 / statistics.median(rtf),
-        "stage_rtf": stages,
+        "stage_rtf": phases,
         "memory_mib": memory,
     }
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, median and greatest."""
+    """Return minimum, median and maximum."""
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def read_figures(path: str | Path, kind: str) -> dict[str, Any]:
-    """A file of `hmamba-asr efficiency` (`RUN_KIND`) or of scripts/benchmarks/efficiency.py
+    """Read a file of `hmamba-asr efficiency` (`RUN_KIND`) or of scripts/benchmarks/efficiency.py
     (`BENCHMARK_KIND`).
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON, or not of that kind.
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not JSON, or not of that kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -185,46 +220,57 @@ def read_figures(path: str | Path, kind: str) -> dict[str, Any]:
             f"{path} is not readable as JSON ({error}); write it anew with {_WRITERS[kind]}."
         ) from error
     if not isinstance(found, dict) or found.get("kind") != kind:
-        raise ValueError(f"{path} holds no figures of {_WRITERS[kind]}; give a file of its.")
+        raise ValueError(f"{path} holds no figures of {_WRITERS[kind]}; give a file that it wrote.")
     return found
 
 
 def render_speed(found: Mapping[str, Any], *, what: str = "search") -> str:
-    """What `measure` found, for people; ``what`` the subjects are."""
-    protocol = found["protocol"]
-    lines = [
-        f"{protocol['utterances']} utterances of {protocol['shortest_seconds']:.1f} to {protocol['longest_seconds']:.1f} s "
-        f"(median {protocol['median_seconds']:.1f} s), samples in memory; median (min to max) of {protocol['passes']} "
-        f"passes after {protocol['warmup']} to warm up; MiB: what the longest batch adds",
-        "",
-    ]
-    width = max(map(len, [*found["subjects"], what]))
-    lines.append(
-        f"{what:<{width}}  {'batch':>5}  {'RTF':<28}{'audio h/h':>10}{'features':>10}{'encoder':>10}{'decoding':>10}{'MiB':>8}"
-    )
-    for name, figures in found["subjects"].items():
+    """Return what `measure` found as text. `what` says what the subjects are."""
+    protocol, subjects = found["protocol"], found["subjects"]
+    rows = []
+    for name, figures in subjects.items():
         for way, size in zip(WAYS, (1, protocol["batch"]), strict=True):
             part = figures[way]
-            stages = "".join(
-                f"{part['stage_rtf'][stage]:>10.3g}" for stage in ("features", "encoder", "decoding")
+            rows.append(
+                [
+                    name,
+                    size,
+                    format_spread(part["rtf"]),
+                    f"{part['audio_hours_per_hour']:.3g}",
+                    *(f"{part['stage_rtf'][phase]:.3g}" for phase in PHASES),
+                    None if part["memory_mib"] is None else f"{part['memory_mib']:.0f}",
+                ]
             )
-            memory = "" if part["memory_mib"] is None else f"{part['memory_mib']:.0f}"
-            hours = f"{part['audio_hours_per_hour']:.3g}"
-            lines.append(
-                f"{name:<{width}}  {size:>5}  {format_spread(part['rtf']):<28}{hours:>10}{stages}{memory:>8}"
-            )
-    lines += ["", "First token, ms from samples in memory, batch 1: median (min to max) over utterances"]
-    for name, figures in found["subjects"].items():
+    headers = [what, "batch", "RTF", "audio h/h", *PHASES, "MiB"]
+    speed = text_table(rows, headers, align=("left", "right", "left", *["right"] * 5))
+    rows = []
+    for name, figures in subjects.items():
         latency = {key: f"{1000 * value:.0f}" for key, value in figures["first_token_seconds"].items()}
-        lines.append(f"{name:<{width}}  {latency['median']} ({latency['min']} to {latency['max']})")
-    lines.append("")
-    for name, figures in found["subjects"].items():
-        lines.append(
-            f"{name:<{width}}  {figures['same_hypotheses']} of {protocol['utterances']} hypotheses alike alone and batched"
-        )
-    return "\n".join(lines)
+        rows.append([name, f"{latency['median']} ({latency['min']} to {latency['max']})"])
+    first_tokens = text_table(rows, [what, "ms"])
+    agreement = [
+        f"{name}: {figures['same_hypotheses']} of {protocol['utterances']} hypotheses alike alone and batched"
+        for name, figures in subjects.items()
+    ]
+    return "\n".join(
+        [
+            f"{protocol['utterances']} utterances of {protocol['shortest_seconds']:.1f} to "
+            f"{protocol['longest_seconds']:.1f} s (median {protocol['median_seconds']:.1f} s), samples in "
+            "memory; median "
+            f"(min to max) of {protocol['passes']} passes after {protocol['warmup']} to warm up; MiB: what "
+            "the longest "
+            "batch adds",
+            "",
+            speed,
+            "",
+            "First token, from samples in memory, batch 1: median (min to max) over utterances",
+            first_tokens,
+            "",
+            *agreement,
+        ]
+    )
 
 
 def format_spread(values: Mapping[str, float]) -> str:
-    """As `0.0123 (0.012 to 0.013)`."""
+    """Return for example `0.0123 (0.012 to 0.013)`."""
     return f"{values['median']:.3g} ({values['min']:.3g} to {values['max']:.3g})"

@@ -19,8 +19,8 @@ Seconds = float
 class PhaseTimer:
     """Add up wall-clock seconds of named phases: `with timer.phase("encoder"): ...`.
 
-    A CUDA device is synchronised when a phase begins and when it ends, so that each phase pays for its own kernels.
-    Run one batch first to warm up, then call `reset`.
+    A CUDA device is synchronised when a phase begins and when it ends, so that each phase pays for its own
+    kernels. Run one batch first to warm up, then call `reset`.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ class Efficiency:
     phase_seconds
         Processing time of each phase (read, features, encoder, decoding), summed over processes.
     wall_seconds
-        Elapsed time from the first to the last utterance in the slowest process. Of an interrupted evaluation it is
-        the sum of the pieces, without the time between them.
+        Elapsed time from the first to the last utterance in the slowest process. Of an interrupted evaluation
+        it is the sum of the pieces, without the time between them.
     batch
         Utterances in a batch, or a description such as "at most 200 s of audio and 16 utterances".
     hardware
@@ -113,7 +113,9 @@ class Efficiency:
             If no audio was processed.
         """
         if self.audio_seconds <= 0:
-            raise ValueError("no real-time factor: no audio was processed; check that the split has utterances.")
+            raise ValueError(
+                "no real-time factor: no audio was processed; check that the split has utterances."
+            )
         return self.processing_seconds / self.audio_seconds
 
     def record(self) -> EfficiencyRecord:
@@ -134,8 +136,8 @@ class Efficiency:
 def merge(parts: Sequence[Efficiency]) -> Efficiency:
     """Join the measurements of several processes.
 
-    Audio and phase times are summed. The wall-clock time is that of the slowest process. Batch descriptions and
-    hardware that differ between processes are all named, joined by " + ".
+    Audio and phase times are summed. The wall-clock time is that of the slowest process. Batch descriptions
+    and hardware that differ between processes are all named, joined by " + ".
 
     Raises
     ------

@@ -1,5 +1,5 @@
-"""Weights of the CTC and of the language model in a trained run's beam search, chosen on a development
-split."""
+"""Tuning of a trained run's beam search: the WER of a development split with each weight of CTC and language
+model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from tqdm import tqdm
 
-from hmamba_asr.data.loaders import Ranks, load_dataset
+from hmamba_asr.config.hparams import load_parts
+from hmamba_asr.data.loaders import load_dataset
 from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.evaluation.recordings import split_recordings
 from hmamba_asr.evaluation.results import plain
@@ -19,6 +19,8 @@ from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.system.hardware import default_device, hardware, machine_name
+from hmamba_asr.system.ranks import Ranks
+from hmamba_asr.system.tables import text_table
 
 
 def tune_weights(
@@ -31,21 +33,40 @@ def tune_weights(
     device: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """WER of a run on a split with each of the weights ``ctc`` of the CTC and ``lm`` of the language models,
-    and with each pair of them where both are given, in float32 and in the batches of the YAML's
-    ``eval_loader``, which the encoder hears once.
+    """Measure a run's WER on a split with several weights of the CTC and of the language model.
 
-    What JSON can hold: `split`, `search`, `utterances`, `hardware`, `precision`, and `results` in the order
-    asked for, each with `weights` {"attention" or scorer: what was searched with} and `wer` as in
-    results.json.
+    Every pair of weights is tried if both are given. The encoder reads the split once, in float32 and in the
+    batches of the YAML's ``eval_loader``.
+
+    Parameters
+    ----------
+    folder
+        Output folder of a trained run.
+    split
+        One of its splits, not one for training.
+    ctc, lm
+        Weights of the CTC and of the language models.
+    search
+        Name of one of the YAML's searches. By default the last.
+    device
+        "cpu" or "cuda". By default a GPU if there is one.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    dict
+        Only types of JSON: `split`, `search`, `utterances`, `hardware`, `precision`, and `results` in the
+        order asked for. Each result has `weights` {"attention" or scorer: the weight in the search} and `wer`
+        as in results.json.
 
     Raises
     ------
     FileNotFoundError
-        If the folder is no output folder, or has no such split, or the recordings are gone.
+        If the folder is no output folder, it has no such split, or the recordings do not exist.
     ValueError
-        If there are no weights, or some that the search cannot have, no checkpoint, no such search, or one
-        that is no JointBeamSearcher; for a training split, one without words, and a recording that cannot be
+        If there are no weights, or the search cannot have them; there is no checkpoint, no such search, or
+        the search is no JointBeamSearcher; the split is for training or has no words; a recording cannot be
         read.
     """
     if not (ctc or lm):
@@ -57,35 +78,34 @@ def tune_weights(
         raise ValueError(
             f"the search {recogniser.search_name} is no JointBeamSearcher, whose weights alone can be tuned."
         )
-    grid = [{"ctc": c, "lm": w} for c, w in itertools.product(ctc or [None], lm or [None])]
+    ctc_weights: Sequence[float | None] = ctc or [None]
+    lm_weights: Sequence[float | None] = lm or [None]
+    grid = [{"ctc": one, "lm": other} for one, other in itertools.product(ctc_weights, lm_weights)]
     weights = []
-    for chosen in grid:  # all of them before any work is done
+    for chosen in grid:  # refuse impossible weights before any work is done
         searcher.set_weights(**chosen)
         weights.append(searcher.weights())
-    if split in recogniser.hparams["train_splits"]:
+    if split in recogniser.settings["train_splits"]:
         raise ValueError(
-            f"{split} is a training split of this run; weights chosen there suit what the model knows by heart."
+            f"{split} is a training split of this run; weights chosen there suit what the model knows by "
+            "heart."
         )
-    recordings = split_recordings(
-        folder, split, hparams=(folder / "hyperparams.yaml").read_text(encoding="utf-8")
-    )
+    hparams = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
+    recordings = split_recordings(folder, split, hparams=hparams)
     references = {item.id: item.text for item in recordings}
-    score_split(references, references)  # refuses a split without words now, not after the searches
+    score_split(references, references)  # refuse a split without words before the searches
     texts: list[dict[str, str]] = [{} for _ in grid]
-    manifest, data_folder = folder / "manifests" / f"{split}.csv", recogniser.hparams["data_folder"]
+    manifest, data_folder = folder / "manifests" / f"{split}.csv", recogniser.settings["data_folder"]
     dataset = load_dataset([manifest], data_folder=data_folder, tokenizer=recogniser.tokenizer)
-    loader = recogniser.hparams["eval_loader"](dataset, Ranks())
-    try:
-        for batch in tqdm(loader, desc=f"{split}, {len(grid)} weights", disable=not progress):
-            wavs, relative = batch.to(recogniser.device).sig
-            _, output = recogniser.listen(wavs, to_absolute(relative, wavs.shape[1]))
-            for chosen, of_weights in zip(grid, texts, strict=True):
-                searcher.set_weights(**chosen)
-                of_weights.update(
-                    zip(batch.id, recogniser.tokenizer.decode(recogniser.search(output)), strict=True)
-                )
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"a recording of {split} cannot be read as audio: {error}") from error
+    loader = load_parts(hparams, ["eval_loader"])["eval_loader"](dataset, Ranks())
+    for batch in tqdm(loader, desc=f"{split}, {len(grid)} weights", disable=not progress):
+        wavs, relative = batch.to(recogniser.device).sig
+        _, output = recogniser.encode(wavs, to_absolute(relative, wavs.shape[1]))
+        for chosen, of_weights in zip(grid, texts, strict=True):
+            searcher.set_weights(**chosen)
+            of_weights.update(
+                zip(batch.id, recogniser.tokenizer.decode(recogniser.search(output)), strict=True)
+            )
     return {
         "split": split,
         "search": recogniser.search_name,
@@ -100,22 +120,21 @@ def tune_weights(
 
 
 def render_weights(found: Mapping[str, Any]) -> str:
-    """What `tune_weights` found, for people."""
+    """Return what `tune_weights` found as text."""
     results = found["results"]
     lowest = min(entry["wer"]["rate"] for entry in results)
-    rows = [[f"{weight:g}" for weight in entry["weights"].values()] for entry in results]
-    names = list(results[0]["weights"])
-    widths = [2 + max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    lines = [
-        f"{found['split']}, {found['utterances']} utterances, {found['search']}, {machine_name(found['hardware'])}, "
-        f"{found['precision']}",
-        "",
-        "".join(f"{name:<{width}}" for name, width in zip(names, widths, strict=True)) + "WER (95% interval)",
-    ]
-    for row, entry in zip(rows, results, strict=True):
+    rows = []
+    for entry in results:
         rate, (low, high) = entry["wer"]["rate"], entry["wer"]["interval_95"]
-        weights = "".join(f"{weight:<{width}}" for weight, width in zip(row, widths, strict=True))
-        lines.append(
-            f"{weights}{rate:.2f} ({low:.2f} to {high:.2f})" + ("  lowest" if rate == lowest else "")
+        rows.append(
+            [
+                *(f"{weight:g}" for weight in entry["weights"].values()),
+                f"{rate:.2f} ({low:.2f} to {high:.2f})",
+                "lowest" if rate == lowest else "",
+            ]
         )
-    return "\n".join(lines)
+    table = text_table(rows, [*results[0]["weights"], "WER (95% interval)", ""])
+    return (
+        f"{found['split']}, {found['utterances']} utterances, {found['search']}, "
+        f"{machine_name(found['hardware'])}, {found['precision']}\n\n{table}"
+    )

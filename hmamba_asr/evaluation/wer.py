@@ -1,11 +1,12 @@
 """Word and character error rates of a split, with alignments and sclite transcripts.
 
-References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, the only change
-that a text undergoes before it is scored. The edit distance is SpeechBrain's (`speechbrain.utils.edit_distance`), whose
-counts of insertions, deletions and substitutions follow Kaldi's `compute-wer`.
+References and hypotheses are mappings from utterance ID to transcript. Both go through `normalise`, the only
+change that a text undergoes before it is scored. The edit distance is SpeechBrain's
+(`speechbrain.utils.edit_distance`), whose counts of insertions, deletions and substitutions follow Kaldi's
+`compute-wer`.
 
-The character error rate follows SpeechBrain's `split_tokens`: words are joined by one space, and every character
-counts, the space included. Tools that leave the space out give slightly different figures.
+The character error rate follows SpeechBrain's `split_tokens`: words are joined by one space, and every
+character counts, the space included. Tools that leave the space out give slightly different figures.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ _TRN_LINE = re.compile(r"(?P<words>.*?)\s*\((?P<id>[^()\s]+)\)\s*")
 def normalise(text: str) -> list[str]:
     """Return the words of a transcript as they are scored.
 
-    The text gets Unicode's composed form (NFC) and upper case, and is split at white space. Nothing else changes:
-    punctuation, apostrophes, hyphens and digits count as they stand.
+    The text gets Unicode's composed form (NFC) and upper case, and is split at white space. Nothing else
+    changes: punctuation, apostrophes, hyphens and digits count as they stand.
     """
     return unicodedata.normalize("NFC", text).upper().split()
 
@@ -186,9 +187,9 @@ def write_alignments(path: str | Path, references: Mapping[str, str], hypotheses
 def write_trn(folder: str | Path, references: Mapping[str, str], hypotheses: Mapping[str, str]) -> None:
     """Write `ref.trn` and `hyp.trn` for `sclite -r ref.trn trn -h hyp.trn trn -i spu_id`, sorted by ID.
 
-    Each utterance gets a line `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already begin with the
-    speaker, so IDs stand as they are. Words are those of `normalise`. sclite gives `{ a / b }`, `@` and a leading `;;` a
-    meaning of its own.
+    Each utterance gets a line `WORDS (speaker-utterance)`. LibriSpeech's IDs (`1089-134686-0000`) already
+    begin with the speaker, so IDs stand as they are. Words are those of `normalise`. sclite gives `{ a / b
+    }`, `@` and a leading `;;` a meaning of its own.
 
     Raises
     ------

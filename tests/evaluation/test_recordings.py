@@ -29,10 +29,10 @@ def run(tmp_path):
 def test_recordings_are_those_of_the_manifest(run):
     folder, hparams = run
     found = split_recordings(folder, "dev", hparams=hparams)
-    assert [(item.id, item.seconds, item.text) for item in found] == [
+    assert [(item.id, item.duration, item.text) for item in found] == [
         (key, DURATIONS[key], f"WORDS OF {key}") for key in sorted(DURATIONS)
     ]
-    assert all(find_recording(folder, "dev", item.id, hparams=hparams) == item.path for item in found)
+    assert all(find_recording(folder, "dev", item.id, hparams=hparams) == item.audio for item in found)
     assert find_recording(folder, "dev", "other", hparams=hparams) is None
 
 

@@ -9,12 +9,12 @@ import shutil
 import pytest
 import torch
 
-from hmamba_asr.data.loaders import Ranks
 from hmamba_asr.evaluation import run as evaluation
 from hmamba_asr.evaluation.resume import BatchCache, CachedBatch, CacheKeys
 from hmamba_asr.evaluation.run import evaluate
 from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.evaluation.wer import read_trn
+from hmamba_asr.system.ranks import Ranks
 
 SMALL_BATCHES = {"eval_loader": "{max_batch_size: 2}"}  # three a split
 SPLITS, SEARCHES = ("test-clean", "test-other"), ("greedy", "beam")
@@ -33,7 +33,7 @@ def batch_of(*names, seconds=1.5):
     )
 
 
-# ---- the file -----------------------------------------------------------------------------------------------------------
+# ---- the file ----------------------------------------------------------------------------------------------
 
 
 def test_batches_come_back_as_they_were(tmp_path):
@@ -70,7 +70,7 @@ def test_a_header_that_was_being_written_is_no_header(tmp_path):
         assert json.loads(path.read_text()) == {"key": "same"}
 
 
-# ---- the key ------------------------------------------------------------------------------------------------------------
+# ---- the key -----------------------------------------------------------------------------------------------
 
 
 def test_whatever_results_depend_on_is_in_the_key(new_brain, tmp_path):
@@ -118,7 +118,7 @@ def test_whatever_results_depend_on_is_in_the_key(new_brain, tmp_path):
     assert len(set(seen)) == len(seen) == 11
 
 
-# ---- an evaluation ------------------------------------------------------------------------------------------------------
+# ---- an evaluation -----------------------------------------------------------------------------------------
 
 
 class Interrupted(Exception):
@@ -267,12 +267,12 @@ def test_kill_9_of_one_rank_then_the_same_command(recipe, full_run, tmp_path, mo
     script.write_text(KILLED_WHILE_WRITING)
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "script", script, raising=False)
-        killed = recipe.train(argv, folder, processes=2)
+        killed = recipe.torchrun(argv, folder, processes=2)
     assert killed.code != 0
     left = (folder / "test" / "test-other" / "greedy" / "decoded-1.jsonl").read_bytes()
     assert left.endswith(b'{"texts": {"13-1')
 
-    resumed = recipe.train(argv, folder, processes=2)
+    resumed = recipe.torchrun(argv, folder, processes=2)
     assert resumed.code == 0, resumed.errors
     assert "test-clean, greedy: 2 of 2 batches were decoded before." in resumed.output
     assert kept(folder) == {}
