@@ -21,9 +21,9 @@ PARTIAL_PREFIX = ".partial-"
 class AtomicCheckpointer(Checkpointer):
     """A Checkpointer whose checkpoints are there with all their files, or not there at all.
 
-    SpeechBrain first writes the file that makes a folder count as a checkpoint, and the parameters after it. A
-    process that is killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint is
-    written under another name, flushed to disk and then renamed; deletion renames first. What a killed run
+    SpeechBrain first writes the file that makes a folder count as a checkpoint, and the parameters after it.
+    A process that is killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint
+    is written under another name, flushed to disk and then renamed; deletion renames first. What a killed run
     leaves behind is removed at the next start.
 
     Reading and averaging weights for use is the work of :mod:`hmamba_asr.models.weights`.
@@ -99,8 +99,8 @@ class AtomicCheckpointer(Checkpointer):
     def keep_only(self, *, num_to_keep: int, min_key: str) -> None:
         """Delete all checkpoints but the newest and the ``num_to_keep`` with the lowest ``min_key``.
 
-        A checkpoint without the key (of an epoch that did not measure it, or within an epoch) stays only while
-        it is the newest.
+        A checkpoint without the key (of an epoch that did not measure it, or within an epoch) stays only
+        while it is the newest.
         """
         kept = {c.path for c in self.find_checkpoints(min_key=min_key, max_num_checkpoints=num_to_keep)}
         kept.add(self.find_checkpoint().path)

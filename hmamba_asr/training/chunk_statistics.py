@@ -53,8 +53,8 @@ class CollapseDetector:
     patience : int
         Optimizer steps in a row that make a collapse.
     margin : float
-        What counts as "nearly": this fraction of the distance from the target to the extreme. With a target of
-        2 frames in a chunk and 0.2, a collapse is below 10% or above 90% of the frames.
+        What counts as "nearly": this fraction of the distance from the target to the extreme. With a target
+        of 2 frames in a chunk and 0.2, a collapse is below 10% or above 90% of the frames.
     """
 
     def __init__(self, *, patience: int = 100, margin: float = 0.2):

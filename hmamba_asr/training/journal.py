@@ -36,8 +36,8 @@ class TrainingTotals:
 
     Notes
     -----
-    Every run has the keys utterances, seconds, skipped (utterances in batches that were left out), loss and its
-    parts (loss_<part>). The brain's ``batch_sums`` adds its own.
+    Every run has the keys utterances, seconds, skipped (utterances in batches that were left out), loss and
+    its parts (loss_<part>). The brain's ``batch_sums`` adds its own.
     """
 
     run: Counter = field(default_factory=Counter)

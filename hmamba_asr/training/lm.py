@@ -41,8 +41,8 @@ class Predictions:
 class LMBrain(Trainer):
     """Trains SpeechBrain's ``TransformerLM`` on sentences: begin of sentence, tokens, end of sentence.
 
-    A sentence's loss is the sum over its tokens. So with batches of equally many sentences every token has the
-    same weight.
+    A sentence's loss is the sum over its tokens. So with batches of equally many sentences every token has
+    the same weight.
     """
 
     measure = valid_loss_per = "tokens"

@@ -120,9 +120,9 @@ def hybrid_loss(
 ) -> HybridLosses:
     """Compute ctc_weight x CTC + (1 - ctc_weight) x label-smoothed cross-entropy for each utterance.
 
-    Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. Each part
-    is a sum over an utterance's tokens, and an utterance's loss does not depend on its batch mates. So the mean
-    over utterances is exact, however they are cut into batches, ranks and accumulation steps.
+    Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. Each
+    part is a sum over an utterance's tokens, and an utterance's loss does not depend on its batch mates. So
+    the mean over utterances is exact, however they are cut into batches, ranks and accumulation steps.
 
     Parameters
     ----------
@@ -149,8 +149,8 @@ def hybrid_loss(
     Raises
     ------
     ValueError
-        If a weight is not in [0, 1], the attention loss has weight but the model was given no targets, or there
-        is a ratio loss and no chunking stage.
+        If a weight is not in [0, 1], the attention loss has weight but the model was given no targets, or
+        there is a ratio loss and no chunking stage.
     """
     for name, weight in (("ctc_weight", ctc_weight), ("intermediate_ctc_weight", intermediate_ctc_weight)):
         if not 0.0 <= weight <= 1.0:

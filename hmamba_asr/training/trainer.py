@@ -2,7 +2,8 @@
 
 It adds to ``sb.Brain``:
 
-- Every item (utterance or sentence) has the same weight, however batches, ranks and accumulation cut the data.
+- Every item (utterance or sentence) has the same weight, however batches, ranks and accumulation cut the
+  data.
 - The random numbers of a step are a function of (seed, epoch, step, rank), so a resumed run draws what an
   uninterrupted one draws.
 - All ranks decide together about non-finite losses and preemption.
@@ -15,15 +16,15 @@ Overridden hooks of ``sb.Brain`` (1.1), so that an upgrade knows where to look:
 - ``make_dataloader``: builds the YAML's loaders, with this rank's share of the batches.
 - ``on_fit_start``: also rewinds the journal.
 - ``init_optimizers``: parameter groups without weight decay and with an ``lr_multiplier``.
-- ``fit_batch``, ``optimizers_step``: exact weighting, accumulation windows that a skipped batch leaves open, and
-  clipping over all groups. SpeechBrain's divide the loss by the accumulation factor.
+- ``fit_batch``, ``optimizers_step``: exact weighting, accumulation windows that a skipped batch leaves open,
+  and clipping over all groups. SpeechBrain's divide the loss by the accumulation factor.
 - ``evaluate_batch``, ``on_stage_start``, ``on_stage_end``: validation sums over all ranks, and checkpoints.
 - ``evaluate``: refuses, since results are the work of ``hmamba_asr.evaluation``.
 - ``_should_save_intra_epoch_ckpt`` (private): never inside an accumulation window, at once when preempted.
 - ``_save_intra_epoch_ckpt`` (private): saves through :class:`AtomicCheckpointer`, and ends a preempted run.
 
-It also reads ``_optimizer_step_limit_exceeded`` (private) and relies on ``_fit_train`` to count ``step`` within
-the epoch, to reset ``nonfinite_count``, and to call the two private hooks after each batch.
+It also reads ``_optimizer_step_limit_exceeded`` (private) and relies on ``_fit_train`` to count ``step``
+within the epoch, to reset ``nonfinite_count``, and to call the two private hooks after each batch.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hmamba_asr.data.loaders import Ranks
 from hmamba_asr.evaluation.chunk_statistics import merge_sums
 from hmamba_asr.models.weights import best_average
 from hmamba_asr.system.durations import format_duration
 from hmamba_asr.system.memory import peak_memory_mib
+from hmamba_asr.system.ranks import Ranks
 from hmamba_asr.training.journal import TrainingJournal, TrainingTotals
 from hmamba_asr.training.losses import Losses
 
@@ -98,7 +99,8 @@ class Trainer(sb.Brain):
     """Trains and validates ``modules.model`` as the YAML says.
 
     A subclass defines ``compute_forward``, ``compute_objectives`` (which returns :class:`Losses`), the class
-    attributes below, and where it has more to say ``batch_sums`` and the other methods under "for subclasses".
+    attributes below, and where it has more to say ``batch_sums`` and the other methods under "for
+    subclasses".
 
     Attributes
     ----------
@@ -112,8 +114,8 @@ class Trainer(sb.Brain):
     Raises
     ------
     ValueError
-        For an unknown ``nonfinite`` policy. In training, when a loss or gradient is not finite and the policy is
-        "stop"; before it, when the optimizer's learning rate is not the schedule's peak.
+        For an unknown ``nonfinite`` policy. In training, when a loss or gradient is not finite and the policy
+        is "stop"; before it, when the optimizer's learning rate is not the schedule's peak.
     Preempted
         Out of ``fit`` after SIGTERM, once the state is saved.
     """
@@ -345,7 +347,8 @@ class Trainer(sb.Brain):
         torch.manual_seed(seed)
 
     def _exchange_sums(self, batch: PaddedBatch, predictions: Any, losses: Losses) -> Mapping[str, float]:
-        """Sum over all ranks' batches, in one exchange. It also tells every rank of non-finite losses and SIGTERM."""
+        """Sum over all ranks' batches, in one exchange. It also tells every rank of non-finite losses and
+        SIGTERM."""
         total = losses.total.detach()
         named = {
             "utterances": len(batch.id),
@@ -369,7 +372,8 @@ class Trainer(sb.Brain):
         return sums
 
     def _handle_nonfinite(self, what: str, ids: list[str]) -> None:
-        """Name the items behind a non-finite ``what``, and raise if training must stop. Every rank calls it."""
+        """Name the items behind a non-finite ``what``, and raise if training must stop. Every rank calls
+        it."""
         everywhere = [i for part in self.gather(ids) for i in part]
         self.nonfinite_count += 1
         message = (
@@ -426,7 +430,8 @@ class Trainer(sb.Brain):
         self._fit_started, self._epochs_done = time.perf_counter(), 0
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
-        """Start the clock of training, which counts reading and saving but not validation, or the sums of it."""
+        """Start the clock of training, which counts reading and saving but not validation, or the sums of
+        it."""
         if stage == Stage.TRAIN:
             self._clock = time.perf_counter()
         elif stage == Stage.VALID:

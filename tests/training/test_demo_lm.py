@@ -46,7 +46,7 @@ def demo_lm(sentences, train_lm_script, repo, tmp_path):
         "train_text": f"[{manifest}]",
         "valid_text": f"[{tmp_path / 'dev-clean.csv'}]",
         "output_folder": tmp_path / "lm",
-        "number_of_epochs": 8,
+        "number_of_epochs": 3,
         "avg_checkpoints": 1,
     }
     argv = [str(repo / "hparams" / "lm" / "transformer_lm_demo.yaml"), "--noprogressbar"]
