@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -84,5 +84,5 @@ def _drop_unreached(pretrainer: Any, reached: set[int]) -> None:
     dropped = [name for name, node in pretrainer["loadables"].items() if id(node) not in reached]
     for argument in pretrainer.values():
         for name in dropped:
-            if isinstance(argument, Mapping) and name in argument:
+            if isinstance(argument, MutableMapping) and name in argument:
                 del argument[name]

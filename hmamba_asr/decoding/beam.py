@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from speechbrain.decoders.scorer import ScorerBuilder
+from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -105,7 +106,8 @@ class JointBeamSearcher(nn.Module):
         cuda_graph: bool = True,
     ):
         super().__init__()
-        self.model, self.fc = modules
+        self.model: nn.Module = modules[0]
+        self.fc: Linear = modules[1]
         self.bos_index, self.eos_index, self.beam_size, self.topk = bos_index, eos_index, beam_size, topk
         self.min_decode_ratio, self.max_decode_ratio = min_decode_ratio, max_decode_ratio
         self.temperature, self.return_topk = temperature, return_topk

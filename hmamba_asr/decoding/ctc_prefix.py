@@ -51,9 +51,7 @@ class CTCPrefixScorer:
         "auto", "reference" or "triton".
     """
 
-    def __init__(
-        self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int, backend: str = "auto"
-    ):
+    def __init__(self, log_probs: Tensor, lengths: Tensor, *, blank: int, eos: int, backend: str = "auto"):
         self.posteriors = Posteriors.prepare(log_probs, lengths, blank=blank)
         self.eos, self.backend = eos, backend
 

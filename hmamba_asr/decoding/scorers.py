@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from speechbrain.decoders import scorer as speechbrain_scorers
+from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -198,7 +199,7 @@ class TransformerLMScorer(_SteppedScorer):
 
     name = "transformerlm"
     can_rescore = True
-    model: nn.Module
+    model: TransformerLM
 
     def __init__(self, settings: speechbrain_scorers.TransformerLMScorer, weight: float, partial: bool):
         super().__init__(weight, partial)
@@ -415,9 +416,10 @@ def set_weights(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -
             f"the search has no language model to be given the weight {lm}; evaluate the run with --lm_folder"
             " first."
         )
-    for chosen, weight in ((ctcs, ctc), (lms, lm)):
-        for scorer in chosen if weight is not None else ():
-            scorer.weight = weight
+    for changed, weight in ((ctcs, ctc), (lms, lm)):
+        if weight is not None:
+            for scorer in changed:
+                scorer.weight = weight
 
 
 def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> Scorer:

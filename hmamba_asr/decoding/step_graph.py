@@ -146,7 +146,7 @@ def capture_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[C
         # other threads, such as those of data loaders, go on.
         try:
             with torch.cuda.stream(side):
-                graph.capture_begin(*pool, capture_error_mode="thread_local")
+                graph.capture_begin(*pool, capture_error_mode="thread_local")  # type: ignore[misc]
                 try:
                     output = run()
                 finally:

@@ -15,7 +15,6 @@ from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.decoding.ctc_prefix import CTCPrefixScorer
 from hmamba_asr.decoding.greedy import ctc_greedy
 from hmamba_asr.ops.ctc import IMPOSSIBLE
-from hmamba_asr.ops.dispatch import unavailable_reason
 
 BLANK, EOS = 0, 3
 
@@ -162,10 +161,8 @@ def test_prefix_scores_are_speechbrains(scale):
         state = ours.extend(state, parents, tokens.view(1, beam))
 
 
-def test_a_search_with_the_kernels_finds_what_one_without_finds(recogniser, monkeypatch):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if reason := unavailable_reason(device):
-        pytest.skip(reason)
+@pytest.mark.kernels
+def test_a_search_with_the_kernels_finds_what_one_without_finds(recogniser, monkeypatch, device):
     model = recogniser(vocab=11, eos_bias=1.0).to(device)
     states, lengths = (
         torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0)).to(device),

@@ -7,7 +7,8 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from torch import nn
 
 from hmamba_asr.decoding import stepper as incremental
-from hmamba_asr.decoding.stepper import KeyValuePool, LanguageModelStepper, decoder_stepper
+from hmamba_asr.decoding.key_value_pool import KeyValuePool
+from hmamba_asr.decoding.stepper import LanguageModelStepper, decoder_stepper
 from hmamba_asr.ops.attention import attend, kernel_takes
 from hmamba_asr.ops.dispatch import unavailable_reason
 
