@@ -69,7 +69,7 @@ class ASRBrain(Trainer):
         self._hypotheses: dict[str, str] = {}
         self._references: dict[str, str] = {}
 
-    # ---- model and loss ---------------------------------------------------------------------------------------------
+    # ---- model and loss ------------------------------------------------------------------------------------
 
     def compute_forward(self, batch: PaddedBatch, stage: Stage) -> Predictions:
         """Compute features and the model's output; speed perturbation and SpecAugment in training only."""
@@ -106,7 +106,7 @@ class ASRBrain(Trainer):
             eos=self.hparams.eos_index,
         )
 
-    # ---- what the journal says --------------------------------------------------------------------------------------
+    # ---- what the journal says -----------------------------------------------------------------------------
 
     def stage_sums(self, output: ASROutput, losses: HybridLosses | None = None) -> dict[str, Tensor]:
         """Return sums over a batch of what its chunking stages did; empty for a flat encoder."""
@@ -139,9 +139,7 @@ class ASRBrain(Trainer):
             step = self.optimizer_step
             targets = [n if n is None else self.ratio_loss.target_at(step, n) for n in targets]
         if targets and self.ranks.rank == 0:
-            self.collapse_detector.update(
-                sums, sums["utterances"], step=self.optimizer_step, targets=targets
-            )
+            self.collapse_detector.update(sums, sums["utterances"], step=self.optimizer_step, targets=targets)
 
     def step_figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return the figures of the chunking stages."""
@@ -169,7 +167,7 @@ class ASRBrain(Trainer):
             remarks.append(f"{sums['infeasible']:.0f} utterances too short for the CTC")
         return remarks
 
-    # ---- validation -------------------------------------------------------------------------------------------------
+    # ---- validation ----------------------------------------------------------------------------------------
 
     def on_validation_start(self, epoch: int) -> None:
         """Measure the WER every ``valid_wer_every`` epochs, and after the last one."""
@@ -196,7 +194,7 @@ class ASRBrain(Trainer):
             hypotheses |= rank_hypotheses
         return {"WER": score_split(references, hypotheses).wer.rate}
 
-    # ---- evaluation -------------------------------------------------------------------------------------------------
+    # ---- evaluation ----------------------------------------------------------------------------------------
 
     def trained_system(
         self, *, name: str, hparams_text: str, overrides: Mapping[str, str] | None = None

@@ -63,7 +63,8 @@ class AtomicCheckpointer(Checkpointer):
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError when the disk is full
             self._remove_leftovers()
             raise OSError(
-                f"the checkpoint could not be written to {self.checkpoints_dir} ({_one_line(error)}); earlier "
+                f"the checkpoint could not be written to {self.checkpoints_dir} ({_one_line(error)}); "
+                "earlier "
                 "checkpoints are intact: free disk space and run the same command to go on from the last one."
             ) from error
         ddp_barrier()
@@ -93,7 +94,8 @@ class AtomicCheckpointer(Checkpointer):
         except RuntimeError as error:
             raise ValueError(
                 f"the checkpoint {checkpoint.path} does not fit the model that the YAML describes "
-                f"({_one_line(error)}); undo the change of the YAML, or choose another output_folder to start anew."
+                f"({_one_line(error)}); undo the change of the YAML, or choose another output_folder to "
+                "start anew."
             ) from error
 
     def keep_only(self, *, num_to_keep: int, min_key: str) -> None:

@@ -37,7 +37,8 @@ def check_chunkers(model: ASRModel, hparams: SimpleNamespace) -> None:
             )
         if chunker.blank_index != hparams.blank_index:
             raise ValueError(
-                f"the CTCChunker's blank_index is {chunker.blank_index} and the recogniser's {hparams.blank_index}."
+                f"the CTCChunker's blank_index is {chunker.blank_index} and the recogniser's "
+                f"{hparams.blank_index}."
             )
     if getattr(hparams, "ratio_loss", None) and not any(chunker.has_router for chunker in chunkers):
         raise ValueError("ratio_loss teaches a router, and no chunker has one; leave it out.")
@@ -89,10 +90,14 @@ class CollapseDetector:
             self._collapsed_steps[i] = self._collapsed_steps.get(i, 0) + 1 if collapsed else 0
             if self._collapsed_steps[i] == self.patience:
                 logger.warning(
-                    "Chunking stage %d has collapsed: for %d optimizer steps (up to step %d) its chunker chose "
-                    "nearly %s frame of every utterance. Kept fraction now: mean %.3f, min %.3f, max %.3f; the "
-                    "chunker's own choice, without first frames and the floor: %.3f to %.3f; mean p %.3f; target "
-                    "%.3f. Take another target_ratio, or for a router a lower lr_multiplier and more weight for "
+                    "Chunking stage %d has collapsed: for %d optimizer steps (up to step %d) its chunker "
+                    "chose "
+                    "nearly %s frame of every utterance. Kept fraction now: mean %.3f, min %.3f, max %.3f; "
+                    "the "
+                    "chunker's own choice, without first frames and the floor: %.3f to %.3f; mean p %.3f; "
+                    "target "
+                    "%.3f. Take another target_ratio, or for a router a lower lr_multiplier and more weight "
+                    "for "
                     "the ratio loss, for the CTC's chunks other chunks_per_label.",
                     i,
                     self.patience,

@@ -49,7 +49,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import SaveableDataLoader
 from speechbrain.nnet.schedulers import NoamScheduler
 from speechbrain.utils.distributed import if_main_process
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from hmamba_asr.evaluation.chunk_statistics import merge_sums
@@ -61,7 +61,7 @@ from hmamba_asr.training.journal import TrainingJournal, TrainingTotals
 from hmamba_asr.training.losses import Losses
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
     from hmamba_asr.training.experiment import Experiment
 
@@ -137,6 +137,7 @@ class Trainer(sb.Brain):
         self.checkpointer.add_recoverable("totals", self.totals)
         self._window = AccumulationWindow()
         self._valid_sums: Counter = Counter()
+        self._clock = self._fit_started = 0.0  # of time.perf_counter, in seconds
         self._sigterm = False  # this rank has the signal
         self._preempted = False  # all ranks know that one of them has it
 
@@ -153,7 +154,7 @@ class Trainer(sb.Brain):
         )
 
     @property
-    def raw_model(self) -> nn.Module:
+    def raw_model(self) -> Any:
         """The model without DDP's wrapper."""
         return getattr(self.modules.model, "module", self.modules.model)
 
@@ -175,7 +176,7 @@ class Trainer(sb.Brain):
         self.checkpointer.recoverables["model"].load_state_dict(weights)
         return names
 
-    # ---- for subclasses ---------------------------------------------------------------------------------------------
+    # ---- for subclasses ------------------------------------------------------------------------------------
 
     def batch_sums(self, predictions: Any, losses: Any, stage: Stage) -> dict[str, float | Tensor]:
         """Return this rank's sums over a batch, scalars by name; they are merged over batches and ranks."""
@@ -218,7 +219,7 @@ class Trainer(sb.Brain):
         """Return what the log line of an epoch says in the end; parameters as in :meth:`epoch_figures`."""
         return []
 
-    # ---- data and optimizer -----------------------------------------------------------------------------------------
+    # ---- data and optimizer --------------------------------------------------------------------------------
 
     def make_dataloader(
         self, dataset: Dataset, stage: Stage, ckpt_prefix: str = "dataloader-", **kwargs: Any
@@ -260,11 +261,12 @@ class Trainer(sb.Brain):
         given, peak = self.optimizer.param_groups[0]["lr"], peak_learning_rate(self.hparams.lr_schedule)
         if peak is not None and not math.isclose(given, peak, rel_tol=1e-6):
             raise ValueError(
-                f"opt_class.lr is {given:g} and lr_schedule's peak is {peak:g}; only the schedule's counts, so give "
+                f"opt_class.lr is {given:g} and lr_schedule's peak is {peak:g}; only the schedule's counts, "
+                "so give "
                 "both the same value."
             )
 
-    # ---- one training step ------------------------------------------------------------------------------------------
+    # ---- one training step ---------------------------------------------------------------------------------
 
     def fit_batch(self, batch: PaddedBatch) -> Tensor:
         """Run forward and backward, and an optimizer step if the batch closes the accumulation window.
@@ -386,7 +388,8 @@ class Trainer(sb.Brain):
             )
         if self.nonfinite_count > self.nonfinite_patience:
             raise ValueError(
-                f"{message}. That is more than nonfinite_patience ({self.nonfinite_patience}) in one epoch; lower "
+                f"{message}. That is more than nonfinite_patience ({self.nonfinite_patience}) in one epoch; "
+                "lower "
                 "the learning rate or use fp32 precision."
             )
         if if_main_process():
@@ -400,7 +403,7 @@ class Trainer(sb.Brain):
         dist.all_gather_object(everywhere, value)
         return everywhere
 
-    # ---- epochs -----------------------------------------------------------------------------------------------------
+    # ---- epochs --------------------------------------------------------------------------------------------
 
     def fit(self, epoch_counter: Iterable[int], *args: Any, **kwargs: Any) -> None:
         """Train as SpeechBrain does. After SIGTERM, save at the next step and raise :class:`Preempted`."""
@@ -485,7 +488,7 @@ class Trainer(sb.Brain):
         if if_main_process():
             self._log_epoch(epoch, valid, valid_loss, metrics)
         totals.epoch.clear()
-        totals.run["peak_memory_mib"] = max(totals.run["peak_memory_mib"], peak_memory_mib(self.device))
+        totals.run["peak_memory_mib"] = max(totals.run["peak_memory_mib"], peak_memory_mib(self.device))  # type: ignore[assignment]
         totals.run["world_size"] = self.ranks.world_size
         meta = {"epoch": epoch, "valid_loss": valid_loss, **metrics}
         if self.best_key in meta and hasattr(counter, "update_metric"):
@@ -530,11 +533,12 @@ class Trainer(sb.Brain):
             Always.
         """
         raise NotImplementedError(
-            "a brain of hmamba_asr only trains and validates; to evaluate, call hmamba_asr.evaluation.run.evaluate "
+            "a brain of hmamba_asr only trains and validates; to evaluate, call "
+            "hmamba_asr.evaluation.run.evaluate "
             "with ASRBrain.trained_system(...), or LMBrain.perplexity(...) for a language model."
         )
 
-    # ---- checkpoints within an epoch --------------------------------------------------------------------------------
+    # ---- checkpoints within an epoch -----------------------------------------------------------------------
 
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time: float, steps_since_ckpt: int) -> bool:
         if self._window.batches:

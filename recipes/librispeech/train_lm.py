@@ -33,8 +33,9 @@ def main(argv: list[str]) -> int:
     tokenizer = load_tokenizer(hparams["tokenizer_file"])
     if tokenizer.get_piece_size() != hparams["vocab_size"]:
         raise ValueError(
-            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is {hparams['vocab_size']}; "
-            "make them equal."
+            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is "
+            f"{hparams['vocab_size']}; make "
+            "them equal."
         )
     train_set, valid_set = (
         TextDataset(files, tokenizer=tokenizer, max_tokens=hparams["max_tokens"])
@@ -54,7 +55,8 @@ def main(argv: list[str]) -> int:
         with write_atomically(output / "perplexity.json") as file:
             file.write(json.dumps(measured, indent=2) + "\n")
         print(
-            f"validation perplexity {measured['perplexity']:.2f} over {measured['tokens']} tokens; model in {export}"
+            f"validation perplexity {measured['perplexity']:.2f} over {measured['tokens']} tokens; "
+            f"model in {export}"
         )
     return 0
 

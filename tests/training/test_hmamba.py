@@ -9,7 +9,6 @@ import signal
 
 import pytest
 import torch
-from recipes import H_MAMBA, H_NET
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
@@ -17,6 +16,7 @@ from hmamba_asr.evaluation.segmentation import read_segmentations
 from hmamba_asr.evaluation.wer import read_trn
 from hmamba_asr.training import chunk_statistics
 from hmamba_asr.training.losses import RatioLoss
+from recipes import H_MAMBA, H_NET
 
 STEP_FIGURES = (
     "loss",

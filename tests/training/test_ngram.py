@@ -93,7 +93,7 @@ def arguments(lm_recipe, tmp_path):
     return make
 
 
-# ---- the recipe ---------------------------------------------------------------------------------------------------------
+# ---- the recipe --------------------------------------------------------------------------------------------
 
 
 def test_sentences_go_to_lmplz_as_pieces(lm_recipe, train_ngram_script, arguments, tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_wrong_input_is_one_sentence(train_ngram_script, arguments, tmp_path):
     assert not list((tmp_path / "out" / "export").iterdir())
 
 
-# ---- in the search ------------------------------------------------------------------------------------------------------
+# ---- in the search -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from recipes import H_MAMBA
 from speechbrain import Stage
+
+from recipes import H_MAMBA
 
 BAD = "10-1-0099"
 
