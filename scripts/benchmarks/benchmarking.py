@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.nnet.linear import Linear
 
+from hmamba_asr.config.compose import compose
+from hmamba_asr.config.hparams import load_hparams
 from hmamba_asr.modules.chunkers import CTCChunker
 from hmamba_asr.system.hardware import default_device
 from hmamba_asr.system.memory import keep_freed_memory
@@ -44,11 +45,18 @@ def options_of(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: float | None = None) -> dict:
-    """The objects of ``hparams/<yaml>.yaml`` with random weights; with ``frames_per_chunk`` its encoder's
-    chunks are forced.
+def build(
+    yaml: str,
+    overrides: Mapping,
+    folder: str,
+    *,
+    variants: Sequence[str] = (),
+    frames_per_chunk: float | None = None,
+) -> dict:
+    """Build the objects of ``hparams/<yaml>.yaml`` with these variants, with random weights.
 
-    Nothing is read from or written to ``folder``.
+    With ``frames_per_chunk`` the chunks of its encoder are forced. Nothing is read from or written to
+    ``folder``.
     """
     torch.manual_seed(0)
     if frames_per_chunk is not None:
@@ -56,8 +64,8 @@ def build(yaml: str, overrides: Mapping, folder: str, *, frames_per_chunk: float
             **overrides,
             "chunker": {"target_ratio": frames_per_chunk, **overrides.get("chunker", {})},
         }
-    text = (HPARAMS / f"{yaml}.yaml").read_text(encoding="utf-8")
-    hparams = load_hyperpyyaml(text, {"data_folder": folder, "output_folder": folder, **overrides})
+    text = compose(HPARAMS / f"{yaml}.yaml", [HPARAMS / "variants" / f"{name}.yaml" for name in variants])
+    hparams = load_hparams(text, {"data_folder": folder, "output_folder": folder, **overrides})
     if frames_per_chunk is not None:
         chunker = hparams["encoder"].chunker
         chunker.novelty = lambda x, lengths, ctc_head: forced_novelty(chunker, x, lengths, ctc_head)

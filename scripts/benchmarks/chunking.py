@@ -4,17 +4,18 @@
     python scripts/benchmarks/chunking.py [--device cuda] [--seconds 5 15 30] [--splits 8+4 4+8] [--ratios 2
     3] [--json FILE]
 
-The model of hparams/hmamba_mini.yaml with d_ffn 1024 and 5000 units (the size of conmamba_small), a CTC head
-that does not split states, and random weights, beside the flat one of hparams/conmamba_mini.yaml in the same
-run. The CTC head reads the frames (with --chunker router, a router does all of its work) and is then
-overruled: every N-th frame begins a chunk, for 2.65 every second or third. "chunks": CTC and decoder read the
-chunks; "frames": back to the frame rate. Times are of the front-end and the encoder ("encoder"; "encoder,
-graph" replays a CUDA graph of it, the GPU's part without the host's), and of these with greedy CTC decoding
-and with the YAML's beam search; both sides emit the same number of tokens. With --d_ffn feed-forward layers
-are narrower on frames and wider on chunks, 512 and 2048 for 8+4 with as many parameters as 1024 everywhere.
+The model of hparams/conmamba_mini.yaml with the variant hmamba, in the size of conmamba_small (d_ffn 1024,
+5000 units) and with random weights, beside the flat one of the same YAML, in one run. The CTC head reads the
+frames and is then overruled: every N-th frame begins a chunk, for N = 2.65 every second or third. "chunks":
+CTC and decoder read the chunks; "frames": they read frames again. Timed are front-end and encoder
+("encoder"), a CUDA graph of these ("encoder, graph", the GPU's part without the host's), and these with
+greedy CTC decoding and with the YAML's beam search. Both sides emit the same number of tokens. With --d_ffn
+feed-forward layers are narrower on frames and wider on chunks; 512 and 2048 for 8+4 have as many parameters
+as 1024 everywhere.
 
-Before anything is timed: with every frame a chunk the states are the flat encoder's, a padded utterance has
-the states it has alone, the kept fraction is what was asked for, and both sides' hypotheses are equally long.
+Nothing is timed unless the states are the flat encoder's if every frame is a chunk, a padded utterance has
+the states that it has alone, the kept fraction is what was asked for, and both sides' hypotheses are equally
+long.
 """
 
 from __future__ import annotations
@@ -42,9 +43,6 @@ from hmamba_asr.system.hardware import hardware, machine_name
 SIZE = {"d_ffn": 1024, "vocab_size": 5000}
 TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
 FRAMES_PER_SECOND = 100  # of features
-# As chunks_per_label makes the encoder wait to count the most chunks of a batch, which no CUDA graph can, it
-# is off here; the YAMLs have it.
-CHUNKERS = {"ctc": ("hmamba_mini", {"chunks_per_label": 0.0}), "router": ("router_mini", {})}
 COLUMNS = {
     "encoder": "encoder",
     "greedy": "encoder + greedy",
@@ -54,7 +52,7 @@ COLUMNS = {
 
 
 def number(text: str) -> float:
-    """2 of "2", so that it is shown as it was given."""
+    """Return the number as it was given: 2 for "2", not 2.0."""
     return int(text) if text.isdigit() else float(text)
 
 
@@ -67,38 +65,39 @@ def recogniser(
     form: str,
     frames: int,
     tokens: int,
-    chunker: str = "ctc",
     d_ffn: Sequence[int] | None = None,
 ):
-    """The YAML's objects: flat without a split; the beam search emits ``tokens`` tokens for ``frames``
-    encoder states. ``d_ffn`` is that of the blocks on frames and on chunks, where it is not everywhere the
-    same."""
+    """Return the YAML's objects; the model is flat without a ``split``.
+
+    The beam search emits ``tokens`` tokens for ``frames`` encoder states. ``d_ffn`` has the widths of the
+    blocks on frames and on chunks, where these differ.
+    """
     limits = dict.fromkeys(("min_decode_ratio", "max_decode_ratio"), (tokens + 0.5) / frames)
     overrides = {**SIZE, "beam_search": {"searcher": limits}}
     if split is None:
         hparams = build("conmamba_mini", overrides, folder)
     else:
-        yaml, settings = CHUNKERS[chunker]
         overrides |= {
             "outer": {"num_layers": split[0]},
             "inner": {"num_layers": split[1]},
             "encoder": {"output": form},
+            # With chunks_per_label the encoder waits to count the chunks, which a CUDA graph cannot.
+            "chunker": {"chunks_per_label": 0.0},
         }
         if d_ffn:
             overrides["outer"]["d_ffn"], overrides["inner"]["d_ffn"] = d_ffn
-        hparams = build(yaml, overrides | {"chunker": settings}, folder, frames_per_chunk=ratio)
+        hparams = build("conmamba_mini", overrides, folder, variants=["hmamba"], frames_per_chunk=ratio)
     for module in (hparams["model"], hparams["valid_search"], hparams["beam_search"]):
         module.eval().to(device)
     return hparams
 
 
-def check(flat: dict, folder: str, device: torch.device, chunker: str) -> None:
-    """Every frame a chunk is the flat encoder; and batch mates do not matter."""
+def check(flat: dict, folder: str, device: torch.device) -> None:
+    """Require that every frame a chunk is the flat encoder, and that batch mates do not matter."""
     frames = torch.randn(2, 200, flat["n_mels"], device=device)
     lengths = torch.tensor([200, 120], device=device)
-    same = recogniser(
-        folder, device, split=(8, 4), ratio=1, form="chunks", frames=50, tokens=1, chunker=chunker
-    )["model"]
+    sizes = {"split": (8, 4), "form": "chunks", "frames": 50, "tokens": 1}
+    same = recogniser(folder, device, ratio=1, **sizes)["model"]
     weights = {
         name: value for name, value in flat["model"].state_dict().items() if not name.startswith("encoder.")
     }
@@ -113,9 +112,7 @@ def check(flat: dict, folder: str, device: torch.device, chunker: str) -> None:
         relative_error(same.encode(frames, lengths).states, expected),
         1e-4,
     )
-    chunked = recogniser(
-        folder, device, split=(8, 4), ratio=2, form="chunks", frames=50, tokens=1, chunker=chunker
-    )["model"]
+    chunked = recogniser(folder, device, ratio=2, **sizes)["model"]
     require_batch_invariance("H-Mamba", chunked.encode, frames, 120)
 
 
@@ -134,9 +131,6 @@ def main() -> None:
     parser.add_argument("--ratios", type=number, nargs="+", default=[2, 3, 4], help="frames in a chunk")
     parser.add_argument("--forms", nargs="+", choices=("chunks", "frames"), default=["chunks", "frames"])
     parser.add_argument(
-        "--chunker", choices=tuple(CHUNKERS), default="ctc", help="what decides (default: %(default)s)"
-    )
-    parser.add_argument(
         "--d_ffn",
         type=int,
         nargs=2,
@@ -152,14 +146,10 @@ def main() -> None:
     pairs = options.pairs or (10 if on_gpu else 3)
     machine = machine_name(hardware(device))
     print(
-        f"{machine}, torch {torch.__version__}, float32, batches of {batch}, {TOKENS_PER_SECOND} tokens a second"
+        f"{machine}, torch {torch.__version__}, float32, batches of {batch}, "
+        f"{TOKENS_PER_SECOND} tokens a second"
     )
-    figures = {
-        "hardware": hardware(device),
-        "torch": torch.__version__,
-        "batch": batch,
-        "chunker": options.chunker,
-    }
+    figures = {"hardware": hardware(device), "torch": torch.__version__, "batch": batch}
     figures |= {"d_ffn": options.d_ffn, "cases": {}}
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
@@ -170,7 +160,7 @@ def main() -> None:
             frames = -(-features.shape[1] // 4)
             flat = recogniser(folder, device, split=None, ratio=1, form="", frames=frames, tokens=tokens)
             if seconds == options.seconds[0]:
-                check(flat, folder, device, options.chunker)
+                check(flat, folder, device)
             theirs = runs_of(flat, features, lengths)
             for split in options.splits:
                 for ratio in options.ratios:
@@ -184,9 +174,7 @@ def main() -> None:
                             "frames": states,
                             "tokens": tokens,
                         }
-                        ours = recogniser(
-                            folder, device, **sizes, chunker=options.chunker, d_ffn=options.d_ffn
-                        )
+                        ours = recogniser(folder, device, **sizes, d_ffn=options.d_ffn)
                         case = f"{seconds} s, {split[0]}+{split[1]}, N={ratio}, {form}"
                         kept = ours["model"].encode(features, lengths).stages[0].kept_fraction.mean().item()
                         require(f"the kept fraction of {case}", abs(kept - kept_frames / frames), 1e-6)
@@ -214,7 +202,7 @@ def main() -> None:
 
 
 def runs_of(hparams: dict, features: torch.Tensor, lengths: torch.Tensor) -> dict:
-    """What is timed, by name."""
+    """Return what is timed, by name."""
     model = hparams["model"]
     runs = {
         "encoder": lambda: model.encode(features, lengths),

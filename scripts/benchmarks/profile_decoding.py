@@ -3,7 +3,6 @@
 beside them.
 
     python scripts/benchmarks/profile_decoding.py [--batch 64] [--seconds 15] [--split 8+4] [--ratio 2]
-    [--chunker router]
 
 The recogniser of scripts/benchmarks/chunking.py with random weights, flat without --split; the YAML's search,
 3 tokens a second. The encoder is not part of it. The first search, which compiles kernels, is not timed; each
@@ -17,8 +16,8 @@ import collections
 import tempfile
 
 import torch
-from benchmark_chunking import CHUNKERS, FRAMES_PER_SECOND, TOKENS_PER_SECOND, recogniser
 from benchmarking import median_seconds, print_table, split_of
+from chunking import FRAMES_PER_SECOND, TOKENS_PER_SECOND, recogniser
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -35,9 +34,6 @@ def main() -> None:
         "--split", type=split_of, help="blocks at the frame rate + at the chunk rate, such as 8+4"
     )
     parser.add_argument("--ratio", type=int, default=2, help="frames in a chunk (default: %(default)s)")
-    parser.add_argument(
-        "--chunker", choices=tuple(CHUNKERS), default="ctc", help="what decides (default: %(default)s)"
-    )
     parser.add_argument("--top", type=int, default=20, help="kernels to name (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="cuda; on a cpu operations stand for kernels")
     options = parser.parse_args()
@@ -54,7 +50,7 @@ def main() -> None:
             "frames": states,
             "tokens": steps,
         }
-        hparams = recogniser(folder, device, **sizes, chunker=options.chunker)
+        hparams = recogniser(folder, device, **sizes)
         encoded = hparams["model"](features, lengths)
         search = lambda: hparams["beam_search"](encoded)  # noqa: E731
         search()
