@@ -44,9 +44,10 @@ class KernelOp:
         The outputs after the first ``results`` are kept for the backward pass only.
     backward : callable, optional
         ``backward(grads, saved, wanted, *numbers)`` returns a gradient, or None, for each of the inputs
-        ``differentiable``. ``grads`` has the gradient of each result, ``saved`` is a list of the saved
-        tensors, from which the function may remove what it is done with, and ``wanted`` says which gradients
-        are used. Autocast is off. Without ``backward`` the operation has no gradient.
+        ``differentiable``; none may be a tensor that came in. ``grads`` has the gradient of each result,
+        ``saved`` is a list of the saved tensors, from which the function may remove what it is done with, and
+        ``wanted`` says which gradients are used. Autocast is off. Without ``backward`` the operation has no
+        gradient.
     differentiable : sequence of int
         Positions of the inputs that have gradients.
     results : int

@@ -248,13 +248,11 @@ def test_batch_equals_utterances_alone(name):
         assert not again[n:].any()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", BY_KERNEL)
 @pytest.mark.parametrize("floor", [None, [12, 1, 5, 0]])
-def test_kernels_find_the_same_chunks(name, floor):
+def test_kernels_find_the_same_chunks(name, floor, device):
     """In an encoder's hands, with a floor that some utterances need; and the same gradient flows back."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if reason := unavailable_reason(device):
-        pytest.skip(reason)
     chunker, lengths = made(name, device), LENGTHS.to(device)
     floor = None if floor is None else torch.tensor(floor, device=device)
     found = []
@@ -310,22 +308,19 @@ class Counting(TorchDispatchMode):
         return run
 
 
-def test_kernels_are_few_launches(monkeypatch):
+@pytest.mark.kernels
+def test_kernels_are_few_launches(monkeypatch, device):
     """A slow host makes a GPU wait for each. Beside the kernels there are a product, zeros, and the count
     that is waited for."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if reason := unavailable_reason(device):
-        pytest.skip(reason)
     from hmamba_asr.ops import launch
-    from hmamba_asr.ops.segment import kernels as boundaries_triton
-    from hmamba_asr.ops.segment import pooling_kernels as pooling_triton
+    from hmamba_asr.ops.segment import kernels, pooling_kernels
 
     chunker, head = made("ctc labels", device), head_on(device)
     x, lengths, found = frames().to(device), LENGTHS.to(device), {}
     for backend in ("reference", "triton"):
         chunker.backend = backend
         with Counting() as counting, torch.no_grad():
-            for module in (boundaries_triton, pooling_triton):
+            for module in (kernels, pooling_kernels):
                 monkeypatch.setattr(module, "launch", counting.counted(launch.launch))
             chunker(x, lengths, None, head)
         found[backend] = counting
@@ -422,12 +417,11 @@ def test_a_floor_makes_room_for_labels_in_the_window_that_has_them():
     assert sum(per_window) == 16 and per_window[1] >= 8 and out.num_chosen.tolist() == [10]
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.kernels)])
 @pytest.mark.parametrize("name", CASES)
-def test_a_frame_that_is_no_number_stays_in_its_utterance(name, backend):
+def test_a_frame_that_is_no_number_stays_in_its_utterance(name, backend, device):
     """It does not end a run, whose loss is to name the utterance."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if backend == "triton" and (name not in BY_KERNEL or unavailable_reason(device)):
+    if backend == "triton" and name not in BY_KERNEL:
         pytest.skip("no kernel runs")
     chunker, lengths = made(name, device), LENGTHS.to(device)
     chunker.backend = backend

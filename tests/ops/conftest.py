@@ -3,13 +3,9 @@ import torch
 
 
 @pytest.fixture
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture
 def assert_same_compiled():
-    """Gradients of a function of tensors, compiled without graph breaks, are those of the function itself."""
+    """Return a check that a function of tensors, compiled without graph breaks, has the function's own
+    gradients."""
 
     def check(loss, inputs, *, tolerance):
         torch._dynamo.reset()
@@ -23,8 +19,8 @@ def assert_same_compiled():
 
 @pytest.fixture
 def poisoned():
-    """Deterministic algorithms, under which PyTorch fills new memory with NaN: an element that nobody writes
-    shows."""
+    """Turn on deterministic algorithms. PyTorch then fills new memory with NaN, so that an element which
+    nobody writes shows. Kernels then add without atomics."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -33,7 +29,7 @@ def poisoned():
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    """Without TF32, which SpeechBrain allows on import and which is good for three digits."""
+    """Turn off TF32, which SpeechBrain allows on import and which is good for three digits only."""
     products = torch.backends.cuda.matmul
     before, products.allow_tf32 = products.allow_tf32, False
     yield

@@ -1,21 +1,21 @@
-"""Attention of few queries by the kernel is softmax(query keys^T / sqrt(d) + mask) values."""
+"""Attention of few queries is softmax(query keys^T / sqrt(d) + mask) values, by every backend."""
 
 import math
 
 import pytest
 import torch
 
-from hmamba_asr.ops.dispatch import unavailable_reason
+from hmamba_asr.ops.attention import attend, kernel_pays, kernel_takes, limits
 
-if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None:
-    pytest.skip("Triton cannot run", allow_module_level=True)
-from hmamba_asr.ops.attention import attend, kernel_pays, kernel_takes, limits  # noqa: E402
+pytest.importorskip("triton")
 from hmamba_asr.ops.attention import kernels as attention_kernels  # noqa: E402
+
+pytestmark = pytest.mark.kernels
 
 
 @pytest.fixture(autouse=True, params=[16, attention_kernels.BLOCK_T], ids="keys at a time: {}".format)
 def keys_at_a_time(request, monkeypatch):
-    """Few, so that there are several blocks, and as many as there are."""
+    """Run each test with few keys at a time, which makes several blocks, and with the real number."""
     monkeypatch.setattr(attention_kernels, "BLOCK_T", request.param)
 
 
@@ -34,7 +34,7 @@ def random_inputs(device, *, queries=3, keys=21, d_head=5, heads=2, batch=2):
 
 
 def assert_same(inputs, mask):
-    actual = attention_kernels.kernel_attend(*inputs, mask)
+    actual = attend(*inputs, mask, backend="triton")
     torch.testing.assert_close(actual.double(), plain(*inputs, mask), rtol=1e-5, atol=1e-6)
 
 
@@ -51,7 +51,7 @@ def test_heads_of_any_width_up_to_the_limit(d_head, device):
     assert_same(inputs, None)
 
 
-def test_what_it_does_not_take(device):
+def test_what_the_kernel_does_not_take(device):
     query, keys, _ = random_inputs(device)
     wider = random_inputs(device, d_head=limits.MAX_D_HEAD + 1)
     mask = torch.zeros(2, 1, 3, 21, device=device)
@@ -65,6 +65,28 @@ def test_what_it_does_not_take(device):
         (query.clone().requires_grad_(), keys, None),
     ):
         assert not kernel_takes(*refused)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_plain_backends_are_attention(masked, device):
+    inputs = random_inputs(device)
+    mask = torch.zeros(2, 1, 3, 21, device=device)
+    mask[..., 15:] = -math.inf
+    mask = mask if masked else None
+    expected = plain(*inputs, mask)
+    for backend in ("reference", "sdpa", "auto"):
+        actual = attend(*inputs, mask, backend=backend)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bad_requests_are_one_sentence(device):
+    query, keys, values = random_inputs(device)
+    with pytest.raises(
+        ValueError, match="attention backend 'fast' is unknown; choose one of auto, reference"
+    ):
+        attend(query, keys, values, backend="fast")
+    with pytest.raises(ValueError, match="the triton backend of attention takes float32 without gradient"):
+        attend(query.requires_grad_(), keys, values, backend="triton")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,7 @@ def test_large_scores(device):
 
 
 def test_a_mask_of_each_query_with_whole_blocks_unseen(device, poisoned):
-    """As ancestors are: the first keys unseen by one query, keys past the newest by all."""
+    """As with ancestors: one query does not see the first keys, and none sees those past the newest."""
     inputs = random_inputs(device, keys=60)
     mask = torch.zeros(2, 1, 3, 60)
     mask[..., 40:] = -math.inf
@@ -103,7 +125,8 @@ def test_what_is_masked_for_all_queries_is_not_read_where_whole_blocks_are(devic
 
 
 def test_views_are_read_where_they_lie(device):
-    """Queries beside keys and values of one projection; keys and values of a pool that is larger."""
+    """The queries lie beside keys and values of one projection; the keys and values are part of a larger
+    pool."""
     query, keys, values = random_inputs(device)
     wide = torch.cat([query, query], -1)[..., : query.shape[-1]]
     pool = torch.stack([torch.cat([x, x], 2) for x in (keys, values)])[..., : keys.shape[2], :]
@@ -115,7 +138,7 @@ def test_views_are_read_where_they_lie(device):
 
 
 def test_a_query_that_sees_nothing_is_not_a_number(device):
-    """As with PyTorch's softmax, and its mates are as they were."""
+    """So it is with PyTorch's softmax. The other queries are as they were."""
     inputs = random_inputs(device)
     mask = torch.zeros(2, 1, 3, 21, device=device)
     mask[0, :, 1] = -math.inf

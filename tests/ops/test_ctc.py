@@ -1,4 +1,4 @@
-"""CTC prefix scores by the kernels are those of the plain steps."""
+"""CTC prefix scores by the kernels are those of the plain steps, through the scorer of a search."""
 
 import math
 
@@ -6,34 +6,34 @@ import pytest
 import torch
 
 from hmamba_asr.decoding.ctc_prefix import IMPOSSIBLE, CTCPrefixScorer
-from hmamba_asr.ops.dispatch import unavailable_reason
 
-if unavailable_reason(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is not None:
-    pytest.skip("Triton cannot run", allow_module_level=True)
-from hmamba_asr.ops.ctc import kernels as ctc_triton  # noqa: E402
+pytest.importorskip("triton")
+from hmamba_asr.ops.ctc import kernels as ctc_kernels  # noqa: E402
+
+pytestmark = pytest.mark.kernels
 
 BLANK, EOS, VOCAB = 0, 2, 11
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """So that utterances have several of them."""
-    monkeypatch.setattr(ctc_triton, "BLOCK_T", 8)
-    monkeypatch.setattr(ctc_triton, "BLOCK_V", 8)
+    """Make blocks small, so that utterances have several of them."""
+    monkeypatch.setattr(ctc_kernels, "BLOCK_T", 8)
+    monkeypatch.setattr(ctc_kernels, "BLOCK_V", 8)
 
 
 def assert_close(actual, expected, where=None):
-    """To the rounding of float32 exponentials, and impossible where that is."""
+    """Compare to the rounding of float32 exponentials; what is impossible must be so in both."""
     where = torch.ones_like(expected, dtype=torch.bool) if where is None else where
     possible = (expected > IMPOSSIBLE / 10) & where
     torch.testing.assert_close(actual[possible].double(), expected[possible].double(), rtol=1e-6, atol=2e-5)
     assert (actual[~possible & where] < IMPOSSIBLE / 10).all()
 
 
-@pytest.mark.parametrize("frames", [1, 8, 9, 21])
+@pytest.mark.parametrize("frames", [1, 8, 9, 17])
 @pytest.mark.parametrize(("scale", "windowed"), [(1.0, False), (1.0, True), (40.0, False)])
 def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
-    """Along random hypotheses, of unequal parents, with repeated labels and ends among them; padding is not
+    """The hypotheses are random, with unequal parents, repeated labels and ends among them. Padding is not
     read."""
     generator = torch.Generator().manual_seed(frames)
     log_probs = (scale * torch.randn(3, frames, VOCAB, generator=generator)).log_softmax(-1)
@@ -47,7 +47,7 @@ def test_kernels_are_the_plain_steps(frames, scale, windowed, device):
     )
     inside = torch.arange(frames, device=device) < lengths.view(-1, 1, 1)
     state, other, count = plain.start(), fused.start(), 1
-    for step in range(4):
+    for step in range(3):
         window = None
         if windowed and step:
             first = torch.randint(0, max(1, frames // 2), (3, 1), generator=generator)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from hmamba_asr.ops.ema import ema
 
+pytestmark = pytest.mark.kernels
+
 
 def run(backend, dtype, device, batch=2, length=37, channels=5, lengths=None, with_initial=True):
     g = torch.Generator().manual_seed(0)

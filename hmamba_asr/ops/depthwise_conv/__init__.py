@@ -1,4 +1,8 @@
-"""Short depthwise convolution before the scan: causal, or anti-causal for the backward direction."""
+"""Short depthwise convolution in front of the scan: causal, or anti-causal for the reverse direction.
+
+PyTorch's own convolution does the work; :mod:`.reference` holds the formula. The kernels that convolve for
+all directions of a mixer at once are part of :mod:`hmamba_asr.ops.mixer`.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,30 @@ def depthwise_conv(
     lengths: Tensor | None = None,
     direction: str = "forward",
 ) -> Tensor:
-    """Depthwise convolution in one time direction, seeing zeros outside each utterance.
+    """Convolve each channel over time, in one direction, with zeros outside each utterance.
 
-    Shapes: x (B, L, D); weight (D, K), whose last tap is the current frame in either direction; bias (D,);
-    lengths (B,). "forward" reads the K-1 frames before, "reverse" the K-1 frames after. Returns (B, L, D).
+    Parameters
+    ----------
+    x : Tensor
+        (B, L, D).
+    weight : Tensor
+        (D, K); the last tap is for the frame itself, in either direction.
+    bias : Tensor or None
+        (D,).
+    lengths : Tensor, optional
+        (B,), valid frames of each utterance; all L if None.
+    direction : str
+        "forward" reads the K-1 frames before each frame, "reverse" the K-1 frames after it.
+
+    Returns
+    -------
+    Tensor
+        (B, L, D). Frames past the end mean nothing.
+
+    Raises
+    ------
+    ValueError
+        If the direction is unknown.
     """
     taps = weight.shape[1]
     if lengths is not None:
