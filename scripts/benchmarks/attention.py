@@ -3,12 +3,12 @@
 
     python scripts/benchmarks/attention.py [--batches 1 16 64] [--beam 10] [--keys 128 376 2048] [--json FILE]
 
-One layer's attention in a step of the beam search: each utterance's hypotheses (4 heads of 36) to its encoder
-states, and, with --mask, to the slots of a pool of keys, of which the last half is not taken yet and a
-hypothesis sees its own ancestors' of the others. Ours (hmamba_asr/ops/attention_triton.py) is timed beside
-the same as matrix products, which is what a search uses where the kernel does not pay, in TF32 as SpeechBrain
-allows it and in full float32, and beside PyTorch's fused attention; all replayed as CUDA graphs of several
-calls on keys of their own. "used" says whether the search would take the kernel. Needs a CUDA GPU.
+The work is one layer's attention in a step of the beam search: each utterance's hypotheses (4 heads of 36)
+attend to its encoder states. With --mask they attend to a pool of keys: the last half of its slots is not
+taken yet, and of the others a hypothesis sees its own ancestors'. Our kernel (hmamba_asr/ops/attention) is
+timed beside matrix products, which a search uses where the kernel does not pay, in TF32 as SpeechBrain allows
+it and in full float32, and beside PyTorch's fused attention. All run as CUDA graphs of several calls, each
+call on keys of its own. "used" says whether the search would take the kernel. Needs a CUDA GPU.
 
 All are checked against float64 before they are timed.
 """
@@ -16,9 +16,9 @@ All are checked against float64 before they are timed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from benchmarking import (
     compare,
     gpu_of,
@@ -30,7 +30,7 @@ from benchmarking import (
     write_json,
 )
 
-from hmamba_asr.decoding.stepper import _additive, _heads, _weights
+from hmamba_asr.ops.attention import additive_mask, attend, kernel_pays, kernel_takes
 from hmamba_asr.system.hardware import hardware, machine_name
 
 HEADS, D_HEAD = 4, 36  # of hparams/conmamba_small_ls100.yaml
@@ -38,12 +38,9 @@ CALLS = 16  # in a graph, on keys of their own as layers have them: a cache does
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
-def products(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Softmax attention: query (B, Q, heads D), keys and values (B, heads, T, D), mask (B, 1, Q, T) or None
-    -> as query."""
-    return (_weights(_heads(query, keys.shape[1]), keys, mask) @ values).transpose(1, 2).flatten(2)
+kernel = partial(attend, backend="triton")
+products = partial(attend, backend="reference")
+fused = partial(attend, backend="sdpa")
 
 
 def tf32_products(*inputs: torch.Tensor | None) -> torch.Tensor:
@@ -53,18 +50,11 @@ def tf32_products(*inputs: torch.Tensor | None) -> torch.Tensor:
     return out
 
 
-def fused(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    context = F.scaled_dot_product_attention(_heads(query, keys.shape[1]), keys, values, attn_mask=mask)
-    return context.transpose(1, 2).flatten(2)
-
-
-PEERS = {
+PEERS = {  # and how exact they are
     "TF32 products": (tf32_products, 1e-2),
     "products": (products, 1e-5),
     "fused": (fused, 1e-5),
-}  # and how exact
+}
 
 
 def main() -> None:
@@ -78,8 +68,6 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10, help="timed pairs of runs")
     options = parser.parse_args()
     device = gpu_of(options)
-    from hmamba_asr.ops.attention import kernels as attention_triton
-
     torch.backends.cuda.matmul.allow_tf32 = False
     figures: dict = {
         "hardware": hardware(device),
@@ -88,9 +76,8 @@ def main() -> None:
         "mask": options.mask,
         "cases": {},
     }
-    print(
-        f"{machine_name(figures['hardware'])}, torch {torch.__version__}, {HEADS} heads of {D_HEAD}, beam {options.beam}"
-    )
+    machine = f"{machine_name(figures['hardware'])}, torch {torch.__version__}"
+    print(f"{machine}, {HEADS} heads of {D_HEAD}, beam {options.beam}")
     rows: list[list[str]] = []
     for batch in options.batches:
         for length in options.keys:
@@ -100,13 +87,13 @@ def main() -> None:
                 for seed in range(CALLS)
             ]
             exact = products(*(None if x is None else x.double() for x in layers[0]))
-            require(f"the kernel, {case}", relative_error(attention_triton.attend(*layers[0]), exact), 1e-5)
-            ours, ratios = graphed(repeated(attention_triton.attend, layers)), {}
+            require(f"the kernel, {case}", relative_error(kernel(*layers[0]), exact), 1e-5)
+            ours, ratios = graphed(repeated(kernel, layers)), {}
             for name, (peer, bound) in PEERS.items():
                 require(f"{name}, {case}", relative_error(peer(*layers[0]), exact), bound)
                 ratios[name] = compare(ours, graphed(repeated(peer, layers)), device, pairs=options.pairs)
             query, keys, _, mask = layers[0]
-            used = attention_triton.can_attend(query, keys, mask) and attention_triton.pays(query, keys)
+            used = kernel_takes(query, keys, mask) and kernel_pays(query, keys)
             figures["cases"][case] = {"used": used, **{name: vars(ratio) for name, ratio in ratios.items()}}
             taken = f"{1e6 * ratios['products'].ours / CALLS:.1f}"
             rows.append([case, "yes" if used else "no", *map(str, ratios.values()), taken])
@@ -139,7 +126,7 @@ def draw(batch: int, beam: int, length: int, *, masked: bool, device: torch.devi
         seen = torch.rand(batch, 1, beam, length, generator=generator, device=device) < 1 / beam
         seen[..., taken:] = False
         seen[..., 0] = True  # the first token is everybody's
-        mask = _additive(seen, torch.float32)
+        mask = additive_mask(seen, torch.float32)
     shape = (batch, HEADS, length, D_HEAD)
     return normal(batch, beam, HEADS * D_HEAD), normal(*shape), normal(*shape), mask
 

@@ -119,9 +119,8 @@ def main() -> None:
         "batch": options.batch,
         "cases": {},
     }
-    print(
-        f"{machine_name(figures['hardware'])}, torch {torch.__version__}, {options.batch} x {options.seconds} s"
-    )
+    machine = f"{machine_name(figures['hardware'])}, torch {torch.__version__}"
+    print(f"{machine}, {options.batch} x {options.seconds} s")
     rows: list[list[str]] = []
     x = torch.randn(options.batch, FRAMES_PER_SECOND * options.seconds, D_MODEL, device=device)
     lengths = torch.linspace(x.shape[1] // 2, x.shape[1], options.batch, device=device).long()

@@ -121,7 +121,11 @@ def variants(n: int, exact: bool, ptx: bool) -> dict[str, tuple]:
             1,
         ),
         "boundaries": (segment_kernels.select_boundaries_kernel, budget, segment_kernels.WARPS),
-        "boundaries, large windows": (segment_kernels.select_boundaries_kernel, largest, segment_kernels.WARPS),
+        "boundaries, large windows": (
+            segment_kernels.select_boundaries_kernel,
+            largest,
+            segment_kernels.WARPS,
+        ),
         "pool": (pooling_kernels.pool_kernel, pool, 1),
         "pool backward": (pooling_kernels.pool_backward_kernel, pool | {"OF_X": True, "OF_SCORES": True}, 1),
         "ctc begin": (ctc_kernels.begin_kernel, ctc, ctc_kernels.WARPS),
@@ -211,9 +215,8 @@ def main(argv: list[str]) -> int:
     chosen = variants(options.states, options.dtype == "fp32", not options.plain)
     if unknown := set(options.kernels or ()) - chosen.keys():
         parser.error(f"there is no kernel {unknown.pop()}; there are: {', '.join(chosen)}")
-    print(
-        f"compute capability {options.capability / 10}, {options.dtype}, {options.states} states, Triton {triton.__version__}"
-    )
+    target = f"compute capability {options.capability / 10}, {options.dtype}"
+    print(f"{target}, {options.states} states, Triton {triton.__version__}")
     for name, (function, constants, warps) in chosen.items():
         if options.kernels and name not in options.kernels:
             continue

@@ -82,7 +82,7 @@ def main() -> None:
     write_json(options.json, figures)
 
 
-# ---- CPU ----------------------------------------------------------------------------------------------------------------
+# ---- CPU ------------------------------------------------------------
 
 
 def scan_inputs(batch: int, length: int, channels: int, n: int) -> list[torch.Tensor]:
@@ -173,7 +173,7 @@ def on_cpu(device: torch.device, pairs: int) -> dict:
     return figures
 
 
-# ---- GPU ----------------------------------------------------------------------------------------------------------------
+# ---- GPU ------------------------------------------------------------
 
 
 class TwoCalls(torch.nn.Module):
@@ -246,9 +246,8 @@ def exp2_throughput(device: torch.device) -> float:
 
 def on_gpu(device: torch.device, pairs: int) -> dict:
     bandwidth, exponentials = copy_bandwidth(device), exp2_throughput(device)
-    print(
-        f"{machine_name(hardware(device))}: copy {bandwidth / 1e12:.2f} TB/s, {exponentials / 1e12:.2f} T exp2/s"
-    )
+    rates = f"copy {bandwidth / 1e12:.2f} TB/s, {exponentials / 1e12:.2f} T exp2/s"
+    print(f"{machine_name(hardware(device))}: {rates}")
     reason = mamba_ssm.unavailable_reason()
     if reason:
         print(f"No peer: {reason}")
