@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""How much faster than SpeechBrain's beam search is ours, on the same weights and encoder states?
+"""Time our beam search and SpeechBrain's on the same weights and encoder states.
 
     python scripts/benchmarks/decoding.py [--device cuda] [--beam 66] [--batch 8] [--json FILE]
 
-Utterances of 15 s (375 encoder states), 5000 tokens, a decoder of 4 layers with d_model 144, CTC weight 0.4;
-then with a Transformer LM of 12 layers with d_model 768 (the sizes of hparams/conmamba_small_ls100.yaml) as
-well. Weights are random, with sharpened heads and an end of sentence that is never likely, so that every
-search takes 44 steps, as many as such an utterance has tokens.
+The utterances have 15 s (375 encoder states). There are 5000 tokens, a decoder of 4 layers with d_model 144
+and a CTC of weight 0.4. A second search adds a Transformer LM of 12 layers with d_model 768, the sizes of
+hparams/conmamba_small_ls100.yaml. The weights are random, the heads are sharpened, and the end of sentence is
+never likely, so that every search takes 44 steps, as many as such an utterance has tokens.
 
-Both searches decode the utterances before anything is timed: hypotheses must be the same, scores within 1e-3.
-On a GPU our search is timed against itself without CUDA graphs, too. The last table says where our time goes
-without them.
+Before anything is timed, both searches decode the utterances. Scores must agree within 1e-3; the table says
+how many hypotheses are identical. On a GPU our search is also timed against itself without CUDA graphs. The
+last table divides the time of our search without CUDA graphs among its parts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import nn
 
 from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.models.asr import ASRModel
+from hmamba_asr.models.outputs import Encoder, EncoderOutput
 from hmamba_asr.system.hardware import hardware, machine_name
 from hmamba_asr.system.memory import added_memory_mib
 
@@ -41,7 +42,7 @@ LM = {
     "d_ffn": 3072,
     "dropout": 0.0,
 }
-SHARPNESS = 10.0  # of the heads' random weights: as peaked as a trained recogniser's
+SHARPNESS = 10.0  # factor on the heads' random weights; as peaked as a trained recogniser
 SCORE_TOLERANCE = 1e-3
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--beam", type=int, nargs="+", default=[10], help="beam sizes")
     parser.add_argument("--batch", type=int, default=1, help="utterances decoded at once, by both")
     parser.add_argument("--pairs", type=int, default=3, help="timed pairs of runs")
-    parser.add_argument("--threads", type=int, help="of PyTorch on a CPU (default: its own choice)")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads on a CPU (default: its own choice)")
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.threads:
@@ -105,15 +106,25 @@ def main() -> None:
     header = ["search", "ours, s", "SpeechBrain, s", "ratio: median (min to max)"]
     header += [*(["CUDA graph over steps"] if device.type == "cuda" else []), "MiB", "SpeechBrain MiB"]
     print_table(f"Joint CTC/attention search, {identical} of {total} hypotheses identical", header, rows)
-    print_table("Where our time goes, s, step by step without a CUDA graph", ["search", *PARTS], breakdown)
+    print_table("Our time by part, s, step by step without a CUDA graph", ["search", *PARTS], breakdown)
     write_json(options.json, figures)
 
 
+class NoEncoder(Encoder):
+    """Stand-in for the encoder, which the benchmark does not run: encoder states are given."""
+
+    def forward(
+        self, x: torch.Tensor, lengths: torch.Tensor, min_states: torch.Tensor | None = None
+    ) -> EncoderOutput:
+        raise NotImplementedError
+
+
 def recogniser(device: torch.device) -> ASRModel:
-    """Decoder and heads of the small recipe; there is no front-end and no encoder, the states are given."""
+    """Build the decoder and heads of the small recipe; front-end and encoder are empty, as states are
+    given."""
     model = ASRModel(
         frontend=nn.Identity(),
-        encoder=nn.Identity(),
+        encoder=NoEncoder(),
         ctc_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
         output_head=Linear(input_size=D_MODEL, n_neurons=VOCAB),
         d_model=D_MODEL,
@@ -130,13 +141,12 @@ def recogniser(device: torch.device) -> ASRModel:
 
 
 def searcher(kind, model: ASRModel, lm: nn.Module | None, beam: int):
-    """As in the recipes; each side has scorers of its own, because SpeechBrain's keep states."""
-    scorers, weights = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)], {"ctc": 0.4}
+    """Build a searcher as the recipes do, with scorers of its own, because SpeechBrain's keep states."""
+    scorers: list = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)]
+    weights = {"ctc": 0.4}
     if lm is not None:
-        scorers, weights = (
-            [*scorers, TransformerLMScorer(language_model=lm, temperature=1.15)],
-            {**weights, "transformerlm": 0.2},
-        )
+        scorers.append(TransformerLMScorer(language_model=lm, temperature=1.15))
+        weights["transformerlm"] = 0.2
     return kind(
         modules=[model, model.output_head],
         bos_index=BOS,
@@ -157,7 +167,7 @@ def decode(search, states: torch.Tensor):
 
 
 def step_by_step(search: JointBeamSearcher, states: torch.Tensor):
-    """Without a CUDA graph."""
+    """Decode without a CUDA graph."""
     search.cuda_graph = False
     try:
         return decode(search, states)
@@ -166,11 +176,13 @@ def step_by_step(search: JointBeamSearcher, states: torch.Tensor):
 
 
 def check(ours, theirs, states: torch.Tensor) -> int:
-    """How many hypotheses are identical; ends the program if scores differ."""
+    """Return how many hypotheses are identical; end the program if scores differ."""
     (found, _, scores, _), (expected, _, expected_scores, _) = decode(ours, states), decode(theirs, states)
     worst = (scores - expected_scores).abs().max().item()
     if not worst <= SCORE_TOLERANCE:
-        raise SystemExit(f"error: scores are off by {worst:.1e}, more than {SCORE_TOLERANCE:.0e}: not timed.")
+        raise SystemExit(
+            f"error: scores are off by {worst:.1e}, more than {SCORE_TOLERANCE:.0e}; they are not timed."
+        )
     return sum(a == b for a, b in zip(found, expected, strict=True))
 
 
@@ -180,8 +192,10 @@ PARTS = ("decoder", "CTC", "LM", "beam")
 def where_time_goes(
     search: JointBeamSearcher, states: torch.Tensor, device: torch.device
 ) -> dict[str, float]:
-    """Seconds in the decoder with its head, in each scorer, and in all that is left, of one search without a
-    CUDA graph."""
+    """Return the seconds that one search without a CUDA graph spends in its parts.
+
+    These are the decoder with its head, each scorer, and the rest.
+    """
     spent: Counter = Counter()
 
     def clocked(part: str, call):

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Where the time of a beam search on a GPU goes: kernels, how long they keep it busy, and what the host takes
-beside them.
+"""Profile a beam search on a GPU: its kernels, how long they run, and the time of the host.
 
     python scripts/benchmarks/profile_decoding.py [--batch 64] [--seconds 15] [--split 8+4] [--ratio 2]
 
-The recogniser of scripts/benchmarks/chunking.py with random weights, flat without --split; the YAML's search,
-3 tokens a second. The encoder is not part of it. The first search, which compiles kernels, is not timed; each
-one records its CUDA graphs.
+The recogniser is that of scripts/benchmarks/chunking.py with random weights, flat without --split. The search
+is the YAML's, with 3 tokens a second. The encoder is left out. The first search, which compiles kernels, is
+not timed; each search captures its CUDA graphs.
 """
 
 from __future__ import annotations
@@ -52,7 +51,10 @@ def main() -> None:
         }
         hparams = recogniser(folder, device, **sizes)
         encoded = hparams["model"](features, lengths)
-        search = lambda: hparams["beam_search"](encoded)  # noqa: E731
+
+        def search() -> None:
+            hparams["beam_search"](encoded)
+
         search()
         taken = median_seconds(search, device, repeats=5)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -70,13 +72,11 @@ def main() -> None:
         for name, spent in times.most_common(options.top)
     ]
     machine = machine_name(hardware(device))
-    print(
-        f"{machine}, torch {torch.__version__}, {options.batch} x {options.seconds} s, {steps} steps, {states} states"
-    )
+    work = f"{options.batch} x {options.seconds} s, {steps} steps, {states} states"
+    print(f"{machine}, torch {torch.__version__}, {work}")
     print(f"a search takes {1e3 * taken:.1f} ms")
-    print(
-        f"while profiled {len(events)} kernels, {len(events) / steps:.0f} a step, are busy {busy / 1e3:.1f} ms"
-    )
+    number = f"{len(events)} kernels, {len(events) / steps:.0f} a step"
+    print(f"while profiled, {number}, run for {busy / 1e3:.1f} ms")
     print_table("Kernels by time", ["ms", "count", "a step", "name"], rows)
 
 
