@@ -16,27 +16,19 @@ import pytest
 import soundfile
 
 from hmamba_asr import cli
-from hmamba_asr.evaluation.results import write_results
-from hmamba_asr.evaluation.segmentation import Chunks, write_chunks
+from hmamba_asr.evaluation.results import load_results, write_results
+from hmamba_asr.evaluation.segmentation import Segmentation, write_segmentations
 from hmamba_asr.evaluation.wer import align, read_trn, score_split
-from hmamba_asr.report.page import CLIPS, WORST
+from hmamba_asr.report.sections import CLIPS, WORST
 
 OUTPUTS = Path(__file__).parents[1] / "outputs"
-MODEL = """\
-features: !new:package.LogMelFeatures
-  n_mels: 40
-model: !new:package.ASRModel
-  frontend: !new:package.ConvSubsampling {n_mels: 40, channels: [8, 8], d_model: 32}
-  encoder: !new:package.ConMambaEncoder {num_layers: 2, d_model: 32, d_ffn: 64, kernel_size: 3}
-  ctc_head: !new:package.Linear {n_neurons: 20}
-  output_head: !new:package.Linear {n_neurons: 20}
-  d_model: 32
-  d_ffn: 64
-  num_decoder_layers: 1
-"""
+OPERATIONS = {"seconds": 10.0, "tokens": 40, "macs": {"frontend": 100_000_000, "encoder": 23_000_000}}
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 TEXTGRID = (
-    (Path(__file__).parents[1] / "evaluation" / "test_segmentation.py").read_text().split('TEXTGRID = """\\\n')[1].split('"""')[0]
+    (Path(__file__).parents[1] / "evaluation" / "test_segmentation.py")
+    .read_text()
+    .split('TEXTGRID = """\\\n')[1]
+    .split('"""')[0]
 )
 
 
@@ -85,7 +77,7 @@ def corpus(tmp_path_factory) -> Path:
 def make_run(tmp_path, make_results, make_entry, corpus):
     """A run as train.py leaves it, whose search "beam" found what the outputs' `search` did."""
 
-    def make(name: str, search: str, *, chunks: bool = False, extra: str = "", **changes) -> Path:
+    def make(name: str, search: str, *, chunks: bool = False, **changes) -> Path:
         folder = tmp_path / name
         shutil.copytree(OUTPUTS / search, folder / "test" / "test-other" / "beam")
         score = score_split(*read_trn(OUTPUTS / search))
@@ -93,8 +85,9 @@ def make_run(tmp_path, make_results, make_entry, corpus):
             words=score.wer.tokens, sentences=120, errors=score.wer.errors, audio=300.0, processing=3.0
         )
         entry["wer"]["interval_95"] = list(score.wer_interval())
-        yaml = f"data_folder: {corpus}\nname: {name} & <co>\n{extra}{MODEL}"
-        results = make_results(name, {"test-other": {"beam": entry}}, hparams=yaml, **changes)
+        yaml = f"data_folder: {corpus}\nname: {name} & <co>\n"
+        own = {"hparams": yaml, "operations": OPERATIONS, **changes}
+        results = make_results(name, {"test-other": {"beam": entry}}, **own)
         write_results(folder / "results.json", results)
         ids = list(read_trn(OUTPUTS / search)[0])
         (folder / "manifests").mkdir()
@@ -106,8 +99,8 @@ def make_run(tmp_path, make_results, make_entry, corpus):
         ]
         (folder / "train_log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in epochs))
         if chunks:
-            items = [Chunks(key, 13, -0.02, 0.04, ((0, 3, 5, 6, 12),)) for key in ids]
-            write_chunks(folder / "test" / "test-other" / "chunks.jsonl", items)
+            items = [Segmentation(key, 13, -0.02, 0.04, ((0, 3, 5, 6, 12),)) for key in ids]
+            write_segmentations(folder / "test" / "test-other" / "chunks.jsonl", items)
         return folder
 
     return make
@@ -157,7 +150,7 @@ BENCHMARK = {
 def page(make_run, tmp_path) -> Path:
     first = make_run("conmamba", "greedy")
     second = make_run(
-        "hmamba", "beam", chunks=True, overrides={"chunker": "<b>x</b>"}, extra="c: !new:x.DynamicChunker\n"
+        "hmamba", "beam", chunks=True, overrides={"chunker": "<b>x</b>"}, chunking=[{"kind": "ctc"}]
     )
     for folder, rtf in ((first, 0.02), (second, 0.01)):
         (folder / "efficiency.json").write_text(json.dumps(speed_of(rtf)))
@@ -285,6 +278,26 @@ def test_speed_stands_against_length_and_by_run(page):
     )
 
 
+def test_operations_are_those_of_the_results_or_counted_here(make_run, tmp_path, repo):
+    """Results of an earlier version do not state them, and a model that was removed cannot be counted."""
+    folder = repo / "recipes" / "librispeech" / "results"
+    (old,) = load_results([folder / "conmamba_demo.1234.results.json"])
+    (removed,) = load_results([folder / "router_an4.1234.results.json"])
+    runs = [
+        make_run("new", "beam"),
+        make_run("old", "beam", hparams=old.hparams, operations=None),
+        make_run("removed", "beam", hparams=removed.hparams, operations=None),
+    ]
+    output = tmp_path / "page.html"
+    assert cli.main(["report", *map(str, runs), "-o", str(output)]) == 0
+    text = section(output, "speed")
+    assert "0.123 frontend 0.1, encoder 0.023" in text and "0.315 frontend 0.0337, encoder 0.254" in text
+    assert "removed: no count of operations (hmamba_asr.modules.chunking.DynamicChunker" in section(
+        output, "notes"
+    )
+    assert section(output, "summary").count("The code no longer has this model.") == 1
+
+
 def test_a_file_of_another_kind_is_refused(make_run, tmp_path, capsys):
     run, file = make_run("a", "beam"), tmp_path / "speed.json"
     for content, message in (
@@ -339,8 +352,10 @@ onload = async () => {
   });
   await Promise.all(media.map(settled));
   parent.postMessage(JSON.stringify({
-    pictures: document.images.length, broken: [...document.images].filter((x) => !x.naturalWidth).map((x) => x.alt),
-    recordings: media.length, silent: media.filter((x) => x.error || !(x.duration > 0)).map((x) => x.ariaLabel),
+    pictures: document.images.length,
+    broken: [...document.images].filter((x) => !x.naturalWidth).map((x) => x.alt),
+    recordings: media.length,
+    silent: media.filter((x) => x.error || !(x.duration > 0)).map((x) => x.ariaLabel),
     width: innerWidth, needed: document.documentElement.scrollWidth,
   }), "*");
 };
