@@ -30,13 +30,13 @@ def pytest_collection_modifyitems(items):
     """Tests of kernels run on the GPU, and are marked so, where there is one; in the interpreter elsewhere."""
     reason = unavailable_reason(DEVICE)
     for item in items:
+        if item.get_closest_marker("gpu") and DEVICE.type != "cuda":
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
         if item.get_closest_marker("kernels"):
             if DEVICE.type == "cuda":
                 item.add_marker(pytest.mark.gpu)
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
-        elif item.get_closest_marker("gpu") and DEVICE.type != "cuda":
-            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
 
 
 @pytest.fixture
