@@ -9,8 +9,8 @@ runs in one of three ways:
 - Without ``fake``, ``torch.compile`` breaks the graph at the op and runs it as eager code does. That is right
   where the caller waits for the GPU next to the op anyway.
 
-Backends in plain PyTorch need no registration, even where they bring their own backward pass: PyTorch's
-compiler reads them.
+Backends in plain PyTorch need no such op, even where they bring their own backward pass: PyTorch's compiler
+reads them. :func:`register_counted` is for those whose operations are to be counted as a whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 Forward = Callable[..., "Tensor | tuple[Tensor, ...]"]
 Backward = Callable[..., "Sequence[Tensor | None]"]
@@ -197,3 +198,29 @@ def _owned(x: Tensor) -> Tensor:
     """Return ``x`` in memory of its own, as the compiler expects of a custom op."""
     whole = x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes
     return x if whole else x.clone(memory_format=torch.contiguous_format)
+
+
+def register_counted(name: str, function: Callable, *, fake: Callable, flops: Callable[..., int]) -> Any:
+    """Make a function without gradients one operation, which the flop counter and the profiler see whole.
+
+    This is for plain PyTorch whose single steps say nothing about the work. It is no :class:`KernelOp`: the
+    first call of a custom op imports PyTorch's compiler, which takes a second.
+
+    Parameters
+    ----------
+    name : str
+        The operation is ``torch.ops.hmamba_asr.<name>``.
+    function : callable
+        Annotated, from tensors and numbers to tensors.
+    fake : callable
+        Takes what ``function`` takes and returns empty tensors like its outputs.
+    flops : callable
+        Takes what ``function`` takes, with shapes for tensors, and returns the floating-point operations.
+    """
+    schema = torch.library.infer_schema(function, mutates_args=())
+    torch.library.define(f"hmamba_asr::{name}", schema)
+    torch.library.impl(f"hmamba_asr::{name}", "CompositeExplicitAutograd", function)
+    torch.library.register_fake(f"hmamba_asr::{name}", fake)
+    op = getattr(torch.ops.hmamba_asr, name)
+    register_flop_formula(op)(flops)
+    return op

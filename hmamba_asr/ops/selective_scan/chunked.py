@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import register_flop_formula
+
+from hmamba_asr.ops.register import register_counted
 
 # Elements of one (chunk, rows, N, D) buffer. On CPU the few live buffers should stay in the cache; on a GPU a
 # chunk should be long, because each step is a kernel launch anyway and everything else is then one launch per
@@ -37,7 +38,8 @@ def _recur(decay: Tensor, states: Tensor, carry: Tensor) -> Tensor:
 def _scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Outputs, last state, and the state before each chunk; shapes as in :class:`_ChunkedScan`."""
+    """Return the outputs, the last state, and the state before each chunk, shaped as in
+    :class:`_ChunkedScan`."""
     length, (groups, batch, n, channels) = u.shape[0], state.shape
     y = torch.empty_like(u)
     buffers = u.new_empty(2, min(chunk, length), groups, batch, n, channels)
@@ -99,29 +101,27 @@ class _ChunkedScan(torch.autograd.Function):
         return gu, gdelta, gA, gB, gC, carry, None
 
 
-# Scan without gradients, as one operation that torch's flop counter and profiler see whole. By `define` and
-# `impl`: the first call of a `torch.library.custom_op` imports torch.compile, which takes a second.
-torch.library.define(
-    "hmamba_asr::chunked_scan",
-    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, int chunk) -> (Tensor, Tensor)",
-)
-
-
-@torch.library.impl("hmamba_asr::chunked_scan", "CompositeExplicitAutograd")
-def _scan_op(u, delta, A, B, C, state, chunk) -> tuple[Tensor, Tensor]:
+def _scan_without_gradient(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
     return _scan(u, delta, A, B, C, state, chunk)[:2]
 
 
-@torch.library.register_fake("hmamba_asr::chunked_scan")
-def _(u, delta, A, B, C, state, chunk):
+def _fake(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), torch.empty_like(state)
 
 
-@register_flop_formula(torch.ops.hmamba_asr.chunked_scan)
-def _scan_flops(u, delta, A, B, C, state, chunk, **kwargs) -> int:
-    """Two for each of decay times state, input times B and state times C; arguments are shapes."""
+def _scan_flops(
+    u: tuple, delta: tuple, A: tuple, B: tuple, C: tuple, state: tuple, chunk: int, **others: Any
+) -> int:
+    """Count two for each of decay times state, input times B, and state times C."""
     frames, groups, batch, channels = u
     return 2 * 3 * frames * groups * batch * channels * state[2]
+
+
+_counted_scan = register_counted("chunked_scan", _scan_without_gradient, fake=_fake, flops=_scan_flops)
 
 
 def _chunk_states(
@@ -179,6 +179,6 @@ def scan_groups(
     with torch.autocast(u.device.type, enabled=False):
         u, delta, B, C = (x.to(dtype).contiguous() for x in (u, delta, B, C))
         A_nd = A.to(dtype).transpose(1, 2).contiguous()
-        run = _ChunkedScan.apply if torch.is_grad_enabled() else torch.ops.hmamba_asr.chunked_scan
+        run = _ChunkedScan.apply if torch.is_grad_enabled() else _counted_scan
         y, state = run(u, delta, A_nd, B, C, state, chunk)
     return y, state.transpose(2, 3)
