@@ -110,7 +110,7 @@ class Experiment:
         sb.create_experiment_directory(experiment_directory=self.hparams["output_folder"])
         if if_main_process():
             with write_atomically(Path(self.hparams["output_folder"]) / "hyperparams.yaml") as file:
-                file.write(f"# Composed by a training script from {command.source}\n{self.hparams_text}")
+                file.write(self.hparams_text)
 
     def prepare(self) -> Datasets:
         """Return the training, validation and test datasets; see :func:`prepare_data`."""

@@ -10,9 +10,8 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
 from hmamba_asr.evaluation.results import load_results
-from hmamba_asr.evaluation.run import load_best
 
-# ---- errors a user can make -------------------------------------------------------------------------------------------
+# ---- errors a user can make -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -20,7 +19,7 @@ from hmamba_asr.evaluation.run import load_best
     [
         ({"sed": 7}, r"--sed is no key of .*conmamba_mini.yaml; did you mean --seed\?"),
         ({"nonfinte": "skip"}, r"did you mean --nonfinite\?"),
-        ({"zzzzzzzz": 1}, "its keys are: seed, data_folder"),
+        ({"zzzzzzzz": 1}, "its keys are: name, seed, data_folder"),
         ({"d_model": "[1"}, "is not YAML"),
         ({"seed": "{a: 1}"}, "has a plain value there"),
         ({"seed": "lucky"}, "seed is lucky; give a whole number"),
@@ -65,7 +64,7 @@ def test_an_option_given_twice(train_script, recipe, tmp_path):
 
 def test_missing_yaml(train_script):
     with pytest.raises(
-        FileNotFoundError, match="there is no YAML no/such.yaml; the repository's own stand in hparams/"
+        FileNotFoundError, match="there is no YAML no/such.yaml; the repository's own are in hparams/"
     ):
         train_script.main(["no/such.yaml"])
 
@@ -111,7 +110,7 @@ def test_on_the_screen(recipe, tmp_path, overrides):
     assert "Traceback" not in run.output + run.errors
 
 
-# ---- overrides --------------------------------------------------------------------------------------------------------
+# ---- overrides --------------------------------------------------------------------------------------------
 
 
 def test_resolved_yaml_says_what_is_run(train_script, recipe, tmp_path):
@@ -132,9 +131,56 @@ def test_resolved_yaml_says_what_is_run(train_script, recipe, tmp_path):
 def test_overrides_are_what_changes_the_experiment(train_script, recipe, tmp_path):
     argv = recipe.arguments(tmp_path, precision="bf16", seed=7)
     changed = train_script.Experiment(argv).overrides
-    assert changed["encoder"] == "{num_layers: 1, d_state: 4}" and changed["number_of_epochs"] == "2"
+    assert changed["frontend"] == "{channels: [4, 4]}" and changed["number_of_epochs"] == "2"
     assert changed["precision"] == '"bf16"'  # SpeechBrain takes it for itself; it is a change all the same
     assert not {"seed", "data_folder", "output_folder", "num_workers"} & changed.keys()
+
+
+def test_variants_are_in_the_name_and_overrides_come_after_them(train_script, recipe, tmp_path):
+    argv = recipe.arguments(
+        tmp_path / "run", yaml="conmamba_mini+hmamba+n3", chunker="{window: 50}", num_layers=3
+    )
+    experiment = train_script.Experiment(argv)
+    assert experiment.name == "conmamba_mini+hmamba+n3"
+    assert experiment.overrides["chunker"] == "{window: 50}" and "variant" not in experiment.overrides
+    chunker = experiment.hparams["encoder"].chunker
+    assert (chunker.target_ratio, chunker.window) == (3.0, 50)
+    # The saved YAML is complete: it makes the same experiment by itself.
+    saved = tmp_path / "run" / "hyperparams.yaml"
+    again = train_script.Experiment([str(saved)])
+    assert (
+        again.hparams_text == experiment.hparams_text == saved.read_text() and again.name == experiment.name
+    )
+    assert "# frames that get their share of the chunks" in saved.read_text()
+
+
+def test_several_variants_follow_one_option_or_several(train_script, recipe, repo, tmp_path):
+    base, *rest = recipe.arguments(tmp_path / "run", num_layers=3)
+    variants = [str(repo / "hparams" / "variants" / f"{name}.yaml") for name in ("hmamba", "n3")]
+    texts = set()
+    for words in (
+        ["--variant", *variants],
+        ["--variant", variants[0], "--variant", variants[1]],
+        [f"--variant={variants[0]}", f"--variant={variants[1]}"],
+    ):
+        texts.add(train_script.Experiment([base, *words, *rest]).hparams_text)
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--variant"], "--variant names no YAML; give one or several"),
+        (["--variant", "gone.yaml"], "there is no YAML gone.yaml"),
+        (
+            ["--variants", "gone.yaml"],
+            r"--variants is no key of .*conmamba_mini.yaml; did you mean --variant\?",
+        ),
+    ],
+)
+def test_a_variant_that_is_not_there(train_script, recipe, tmp_path, words, sentence):
+    with pytest.raises((ValueError, OSError), match=sentence):
+        train_script.main([*recipe.arguments(tmp_path), *words])
 
 
 def test_initial_weights_are_a_function_of_the_seed(train_script, recipe, tmp_path):
@@ -147,7 +193,7 @@ def test_initial_weights_are_a_function_of_the_seed(train_script, recipe, tmp_pa
     assert not torch.equal(weights(1), weights(2))
 
 
-# ---- one training step ------------------------------------------------------------------------------------------------
+# ---- one training step ------------------------------------------------------------------------------------
 
 
 def test_accumulated_unequal_batches_equal_one_large(new_brain, tmp_path):
@@ -193,12 +239,13 @@ def test_optimizer_step_limit(new_brain, tmp_path):
         assert [r["kind"] for r in records] == ["step"] * 4 + ["epoch"]
 
 
-# ---- what a run leaves ------------------------------------------------------------------------------------------------
+# ---- what a run leaves ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_results_and_transcripts(full_run):
-    (results,) = load_results([full_run.folder / "results.json"])
+    assert len(load_results([full_run.folder / "results.json"])) == 1
+    results = full_run.results
     assert results["name"] == "conmamba_mini" and results["seed"] == 1234
     assert results["training"]["epochs"] == 2 and results["training"]["optimizer_steps"] == 24
     assert set(results["evaluation"]) == {"test-clean", "test-other"}
@@ -227,7 +274,7 @@ def test_results_and_transcripts(full_run):
 @pytest.mark.slow
 def test_averaged_checkpoint_is_the_mean(full_run, new_brain):
     brain, *_ = new_brain(full_run.folder, test_only=True)
-    names = load_best(brain)
+    names = brain.load_best()
     assert names == full_run.results["checkpoints"] and len(names) == 2
     members = [torch.load(full_run.folder / "save" / name / "model.ckpt") for name in names]
     for key, value in brain.raw_model.state_dict().items():
@@ -237,10 +284,14 @@ def test_averaged_checkpoint_is_the_mean(full_run, new_brain):
 
 @pytest.mark.slow
 def test_test_only_gives_the_same_results(full_run, recipe, train_script):
+    """With the command that trained it, and with the YAML that it saved."""
     before = full_run.results
-    assert train_script.main(recipe.arguments(full_run.folder, test_only=True)) == 0
-    after = full_run.results
-    for split, searches in before["evaluation"].items():
-        for search, entry in searches.items():
-            assert after["evaluation"][split][search]["wer"] == entry["wer"]
-    assert after["training"] == before["training"]
+    saved = str(full_run.folder / "hyperparams.yaml")
+    for command in (recipe.arguments(full_run.folder, test_only=True), [saved, "--test_only"]):
+        assert train_script.main(command) == 0
+        after = full_run.results
+        for split, searches in before["evaluation"].items():
+            for search, entry in searches.items():
+                assert after["evaluation"][split][search]["wer"] == entry["wer"]
+        assert (after["training"], after["name"]) == (before["training"], before["name"])
+    assert train_script.main(recipe.arguments(full_run.folder, test_only=True)) == 0  # as others expect it
