@@ -1,7 +1,8 @@
-"""Recordings as samples: the one place that reads audio."""
+"""Recordings as samples: the one place that reads and writes audio."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,32 @@ def read_audio(path: str | Path, *, sample_rate: int | None = None) -> tuple[np.
             f"(sox {path} -r {wanted} -c 1 OUT.flac)."
         )
     return samples, rate
+
+
+def decode_audio(content: bytes) -> tuple[np.ndarray, int]:
+    """Decode the content of an audio file.
+
+    Returns
+    -------
+    tuple
+        The samples, int16 (S,), or (S, channels) of several channels, and their rate in Hz.
+
+    Raises
+    ------
+    soundfile.SoundFileError
+        If libsndfile does not know the format.
+    """
+    return soundfile.read(io.BytesIO(content), dtype="int16")
+
+
+def write_flac(path: str | Path, samples: np.ndarray, sample_rate: int) -> None:
+    """Write samples, int16 (S,), as a FLAC file of 16 bits.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or refuses the file. (libsndfile itself would name no reason.)
+    """
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, sample_rate, format="FLAC", subtype="PCM_16")
+    Path(path).write_bytes(encoded.getvalue())

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hmamba_asr.data.scan import find_split
+from hmamba_asr.data.scan import find_split, list_files
+from hmamba_asr.system.files import unfinished_folder
 
 SUBSETS: Mapping[str, str] = {"dev-clean-mini": "train-clean-100", "test-clean-mini": "test-clean"}
 """Source split of each subset."""
@@ -24,11 +26,32 @@ def read_ids(subset: str) -> list[str]:
     return path.read_text(encoding="utf-8").split()
 
 
+def find_subset(subset: str, data_folder: str | Path) -> Path | None:
+    """Return the folder of a subset, or None unless all its recordings and transcripts are there.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds recordings or transcripts that do not belong to the subset. It is somebody's own
+        then, neither to be trusted nor to be replaced.
+    """
+    folder = find_split(Path(data_folder), subset)
+    if folder is None:
+        return None
+    wanted, listing = _files(read_ids(subset)), list_files(folder, folder)
+    found = {*listing.audio, *listing.transcripts}
+    if foreign := found - wanted:
+        raise FileExistsError(
+            f"{folder} holds {min(foreign)}, which is no part of {subset}; move or delete that folder."
+        )
+    return folder if found == wanted else None
+
+
 def make_subset(subset: str, data_folder: str | Path) -> Path:
-    """Make ``data_folder/LibriSpeech/<subset>`` out of its source split.
+    """Make the folder of a subset beside its source split.
 
     The recordings become hard links, or copies where the disk has no links. The folder appears whole or not
-    at all.
+    at all. A folder that is there with all its files is left as it is; one that lacks files is made again.
 
     Parameters
     ----------
@@ -40,60 +63,73 @@ def make_subset(subset: str, data_folder: str | Path) -> Path:
     Returns
     -------
     Path
-        The folder of the subset. One that is there with all its recordings is left as it is.
+        The folder of the subset.
 
     Raises
     ------
     FileNotFoundError
-        If the source split or one of its utterances is missing.
+        If the source split, one of its recordings or the words of one are missing.
+    FileExistsError
+        If the folder of the subset holds recordings or transcripts that do not belong to it.
     """
-    data_folder, source_name, ids = Path(data_folder), SUBSETS[subset], read_ids(subset)
-    target = data_folder / "LibriSpeech" / subset
-    if target.is_dir() and len(list(target.glob("*/*/*.flac"))) == len(ids):
-        return target
-    source = find_split(data_folder, source_name)
+    if folder := find_subset(subset, data_folder):
+        return folder
+    source = find_split(Path(data_folder), SUBSETS[subset])
     if source is None:
         raise FileNotFoundError(
-            f"{subset} is a part of {source_name}, which is not in {data_folder}; download {source_name} "
-            "first."
+            f"{subset} is a part of {SUBSETS[subset]}, which is not in {data_folder}; download "
+            f"{SUBSETS[subset]} first."
         )
-    temporary = target.with_name(f".{subset}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        _fill(temporary, source, ids)
-        shutil.rmtree(target, ignore_errors=True)  # incomplete: somebody stopped a copy
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    target = find_split(Path(data_folder), subset) or source.with_name(subset)
+    with unfinished_folder(target.parent, subset) as folder:
+        for (speaker, chapter), utterances in _chapters(read_ids(subset)).items():
+            try:
+                _copy_chapter(source / speaker / chapter, folder / speaker / chapter, utterances)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{error.filename} is missing, which {subset} needs; download {source.name} again."
+                ) from error
+        shutil.rmtree(target, ignore_errors=True)  # it lacks files, and the new one holds all of its own
+        os.replace(folder, target)
     return target
 
 
-def _fill(target: Path, source: Path, ids: list[str]) -> None:
+def _chapters(ids: Sequence[str]) -> dict[tuple[str, str], list[str]]:
+    """Sort utterances by speaker and chapter."""
     chapters: dict[tuple[str, str], list[str]] = defaultdict(list)
     for utterance in ids:
         speaker, chapter, _ = utterance.split("-")
         chapters[speaker, chapter].append(utterance)
-    for (speaker, chapter), utterances in chapters.items():
-        here, there = source / speaker / chapter, target / speaker / chapter
-        there.mkdir(parents=True)
-        transcript = f"{speaker}-{chapter}.trans.txt"
-        try:
-            lines = (here / transcript).read_text(encoding="utf-8").splitlines(keepends=True)
-            for utterance in utterances:
-                _link(here / f"{utterance}.flac", there / f"{utterance}.flac")
-        except FileNotFoundError as error:
+    return chapters
+
+
+def _files(ids: Sequence[str]) -> set[str]:
+    """Return the files of a subset, relative to its folder."""
+    chapters = _chapters(ids)
+    transcripts = {f"{speaker}/{chapter}/{speaker}-{chapter}.trans.txt" for speaker, chapter in chapters}
+    recordings = {f"{s}/{c}/{utterance}.flac" for (s, c), found in chapters.items() for utterance in found}
+    return transcripts | recordings
+
+
+def _copy_chapter(source: Path, target: Path, utterances: Sequence[str]) -> None:
+    target.mkdir(parents=True)
+    transcript = f"{source.parent.name}-{source.name}.trans.txt"
+    # Bytes: to choose lines, their words need not be decoded.
+    lines = (source / transcript).read_bytes().splitlines()
+    words = {line.split(b" ", 1)[0].decode("ascii", errors="replace"): line for line in lines}
+    for utterance in utterances:
+        _link(source / f"{utterance}.flac", target / f"{utterance}.flac")
+        if utterance not in words:
             raise FileNotFoundError(
-                f"{error.filename} is missing, which {target.name.split('.')[1]} needs; "
-                f"download {source.name} again."
-            ) from error
-        wanted = set(utterances)
-        kept = [line for line in lines if line.split(" ", 1)[0] in wanted]
-        (there / transcript).write_text("".join(kept), encoding="utf-8")
+                errno.ENOENT, "no words", f"the line of {utterance} in {source / transcript}"
+            )
+    kept = b"".join(words[utterance] + b"\n" for utterance in utterances)
+    (target / transcript).write_bytes(kept)
 
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)  # of a symbolic link, the recording itself
     except FileNotFoundError:
         raise
     except OSError:  # another disk, or one without links

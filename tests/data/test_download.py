@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import re
+import shutil
 import socket
 import tarfile
 import threading
@@ -15,7 +16,9 @@ import pytest
 
 from hmamba_asr.data import an4, subsets
 from hmamba_asr.data import download as module
-from hmamba_asr.data.download import ARCHIVES, Archive, DownloadError, download
+from hmamba_asr.data import fetch as http
+from hmamba_asr.data.download import ARCHIVES, Archive, download
+from hmamba_asr.data.fetch import DownloadError
 
 
 def make_archive(files: dict[str, bytes]) -> bytes:
@@ -106,7 +109,7 @@ def archives(**changes) -> dict[str, Archive]:
 
 def fetch(server, dest, **options):
     arguments = {"base_url": server.url, "progress": False, "retry_wait": 0.0, "archives": archives()}
-    return download(splits=["tiny"], dest=dest, **{**arguments, **options})
+    return download(**{"splits": ["tiny"], "dest": dest, **arguments, **options})
 
 
 def assert_complete(dest) -> None:
@@ -198,7 +201,7 @@ def test_a_busy_server_is_asked_again_a_refusal_is_not(server, tmp_path):
 
 def test_a_wrong_checksum_deletes_the_file_and_says_so(server, tmp_path):
     server.content = TINY[:5000] + b"x" + TINY[5001:]
-    with pytest.raises(DownloadError, match="damaged.*has been deleted.*Run the same command again"):
+    with pytest.raises(DownloadError, match="damaged.*has been deleted.*run the same command again"):
         fetch(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
     server.content = TINY
@@ -228,7 +231,7 @@ def test_an_incomplete_folder_is_neither_trusted_nor_touched(server, tmp_path):
 
 
 def test_remains_of_a_killed_unpacking_do_not_matter(server, tmp_path):
-    remains = tmp_path / "LibriSpeech" / ".tiny.unpacking" / "LibriSpeech" / "tiny" / "9" / "9"
+    remains = tmp_path / "LibriSpeech" / ".tiny.unfinished" / "LibriSpeech" / "tiny" / "9" / "9"
     remains.mkdir(parents=True)
     (remains / "9-9-0000.flac").write_bytes(b"half")
     fetch(server, tmp_path)
@@ -272,8 +275,8 @@ def test_a_full_disk_is_one_sentence_while_downloading(server, tmp_path, monkeyp
             self.file.close()
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "open", FullFile, raising=False)
-        with pytest.raises(DownloadError, match=r"^The disk of .* is full\. Free some space.*\.$"):
+        patch.setattr(http, "open", FullFile, raising=False)
+        with pytest.raises(DownloadError, match=r"^the disk of .* is full; free some space.*\.$"):
             fetch(server, tmp_path)
     assert len(server.asked) == 1  # no retry against a full disk
     assert (tmp_path / "tiny.tar.gz.part").read_bytes() == TINY[:700]
@@ -296,8 +299,8 @@ def test_a_full_disk_is_one_sentence_while_unpacking(server, tmp_path, monkeypat
 
 def test_too_little_room_is_said_before_the_first_byte(server, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": len(TINY) - 1})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(DownloadError, match="Not enough room"):
+    monkeypatch.setattr(http.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="not enough room"):
         fetch(server, tmp_path)
     assert not (tmp_path / "tiny.tar.gz.part").exists()
 
@@ -306,7 +309,7 @@ def test_no_network_is_one_sentence(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/12"
-        with pytest.raises(DownloadError, match="^Cannot download http.*refused.*Check the network"):
+        with pytest.raises(DownloadError, match="^cannot download http.*refused.*check the network"):
             download(
                 splits=["tiny"],
                 dest=tmp_path,
@@ -320,12 +323,12 @@ def test_no_network_is_one_sentence(tmp_path):
 
 def test_a_destination_that_cannot_be_made_is_one_sentence(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DownloadError, match="Cannot use '.*file.*Not a directory"):
+    with pytest.raises(DownloadError, match="cannot use '.*file.*Not a directory"):
         fetch(server, tmp_path / "file" / "dest")
 
 
 def test_unknown_splits_are_named_before_anything_is_fetched(tmp_path):
-    hint = r"'train-clean100'\. Did you mean train-clean-100\? Known splits: .*dev-clean"
+    hint = r"'train-clean100'; did you mean train-clean-100\? Known splits: .*dev-clean"
     with pytest.raises(ValueError, match=hint):
         download(splits=["dev-clean", "train-clean100"], dest=tmp_path / "d")
     with pytest.raises(ValueError, match="at least one"):
@@ -341,25 +344,125 @@ def test_the_table_of_archives_is_whole():
     assert sum(train) == 281241  # utterances in the 960 hours
 
 
-def test_an4_and_small_splits_are_downloaded_too(server, tmp_path, monkeypatch, an4_archive):
-    monkeypatch.setattr(an4, "SPLITS", counts := {"an4-train": 14, "an4-dev": 2, "an4-test": 2})
-    monkeypatch.setattr(module, "AN4_SPLITS", counts)
-    whole, server.content = server.content, an4_archive({"train": list("hgfedcba"), "test": ["x"]})
-    options = {
-        "dest": tmp_path,
-        "base_url": server.url,
-        "progress": False,
-        "an4_url": f"{server.url}/an4.tar.gz",
-    }
-    folders = download(splits=["an4"], **options)
-    assert sorted(folders) == ["an4-dev", "an4-test", "an4-train"]
-    asked = len(server.asked)
-    assert download(splits=["an4"], **options) == folders and len(server.asked) == asked  # it was there
+def test_an_archive_left_by_a_run_that_was_killed_at_its_end_is_removed(server, tmp_path):
+    fetch(server, tmp_path)
+    (tmp_path / "tiny.tar.gz.part").write_bytes(TINY)
+    fetch(server, tmp_path)
+    assert_complete(tmp_path)
 
+
+# --- AN4 ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_an4(server, tmp_path, monkeypatch, an4_archive):
+    """AN4 in small on the server: call it to download."""
+    counts = {"an4-train": 14, "an4-dev": 2, "an4-test": 2}
+    monkeypatch.setattr(an4, "SPLITS", counts)
+    monkeypatch.setattr(module, "AN4_SPLITS", counts)
+    server.content = an4_archive({"train": list("hgfedcba"), "test": ["x"]})
+
+    def get():
+        url = f"{server.url}/an4.tar.gz"
+        return download(splits=["an4"], dest=tmp_path, an4_url=url, progress=False, retry_wait=0.0)
+
+    return get
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an4_is_downloaded_once(server, tmp_path, small_an4):
+    folders = small_an4()
+    assert sorted(folders) == names(tmp_path) == ["an4-dev", "an4-test", "an4-train"]
+    (tmp_path / "an4_sphere.tar.gz.part").write_bytes(b"left by a run that was killed at its end")
+    assert small_an4() == folders and len(server.asked) == 1
+    assert names(tmp_path) == ["an4-dev", "an4-test", "an4-train"]
+
+
+def test_an4_goes_on_after_a_kill_between_its_splits(server, tmp_path, small_an4):
+    small_an4()
+    shutil.rmtree(tmp_path / "an4-dev")
+    (tmp_path / "an4_sphere.tar.gz.part").write_bytes(server.content)
+    (tmp_path / ".an4.unfinished" / "an4-dev").mkdir(parents=True)
+    before = (tmp_path / "an4-train").stat().st_ino
+    assert len(list(small_an4()["an4-dev"].rglob("*.flac"))) == 2
+    assert (tmp_path / "an4-train").stat().st_ino == before
+    assert names(tmp_path) == ["an4-dev", "an4-test", "an4-train"]
+
+
+def test_an_an4_folder_of_the_users_own_is_neither_trusted_nor_touched(server, tmp_path, small_an4):
+    own = tmp_path / "an4-dev" / "1" / "1" / "mine.flac"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    with pytest.raises(DownloadError, match="an4-dev holds 1 recordings and an4-dev has 2; move or delete"):
+        small_an4()
+    assert own.read_bytes() == b"mine" and not server.asked
+
+
+def test_an_an4_archive_of_the_users_own_is_used_and_never_deleted(server, tmp_path, small_an4):
+    own, partial = tmp_path / "an4_sphere.tar.gz", tmp_path / "an4_sphere.tar.gz.part"
+    own.write_bytes(server.content[:-100])
+    partial.write_bytes(b"a part")
+    with pytest.raises(DownloadError, match="an4_sphere.tar.gz cannot be unpacked as AN4"):
+        small_an4()
+    assert own.exists() and partial.read_bytes() == b"a part"
+    own.write_bytes(server.content)
+    small_an4()
+    assert own.read_bytes() == server.content and not server.asked
+
+
+def test_a_wrong_an4_archive_is_deleted_and_said_so(server, tmp_path, small_an4):
+    whole, server.content = server.content, b"<html>log in first</html>"
+    with pytest.raises(DownloadError, match="cannot be unpacked as AN4 .*It has been deleted"):
+        small_an4()
+    assert names(tmp_path) == []
+    server.status = [403]
+    with pytest.raises(DownloadError, match="403 .*get AN4's archive elsewhere and put it at .*an4_sphere"):
+        small_an4()
     server.content = whole
-    monkeypatch.setattr(module, "SUBSETS", {"small": "tiny"})
-    monkeypatch.setattr(subsets, "SUBSETS", {"small": "tiny"})
+    small_an4()
+
+
+def test_a_full_disk_keeps_the_an4_archive(server, tmp_path, small_an4, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(an4, "write_flac", full)
+        with pytest.raises(DownloadError, match="is full; free some space"):
+            small_an4()
+    assert names(tmp_path) == ["an4_sphere.tar.gz.part"]
+    small_an4()
+    assert names(tmp_path) == ["an4-dev", "an4-test", "an4-train"]
+
+
+# --- small splits -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_split(monkeypatch):
+    for target in (module, subsets):
+        monkeypatch.setattr(target, "SUBSETS", {"small": "tiny"})
     monkeypatch.setattr(subsets, "read_ids", lambda subset: ["1-2-0001"])
-    folders = download(splits=["small"], **options, archives=archives())
+
+
+def test_a_small_split_is_made_from_its_source(server, tmp_path, small_split):
+    folders = fetch(server, tmp_path, splits=["small"])
+    assert list(folders) == ["small"]
     assert [path.name for path in folders["small"].rglob("*.flac")] == ["1-2-0001.flac"]
-    assert (tmp_path / "LibriSpeech" / "tiny").is_dir()
+    assert (tmp_path / "LibriSpeech" / "tiny").is_dir() and len(server.asked) == 1
+    shutil.rmtree(tmp_path / "LibriSpeech" / "tiny")
+    assert fetch(server, tmp_path, splits=["small"]) == folders
+    assert len(server.asked) == 1  # a small split that is there needs its source no more
+
+
+def test_a_source_that_is_incomplete_is_one_sentence(server, tmp_path, small_split):
+    fetch(server, tmp_path)
+    (tmp_path / "LibriSpeech" / "tiny" / "1" / "2" / "1-2-0001.flac").unlink()
+    with pytest.raises(
+        DownloadError, match=r"1-2-0001\.flac is missing, which small needs; download tiny again\.$"
+    ):
+        fetch(server, tmp_path, splits=["small"])
+    assert not (tmp_path / "LibriSpeech" / "small").exists()

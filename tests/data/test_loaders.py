@@ -44,7 +44,7 @@ def dataset(prepared):
     return load_dataset([manifest], data_folder=corpus.root, tokenizer=tokenizer)
 
 
-# ---- items ------------------------------------------------------------------------------------------------------------
+# ---- items -----------------------------------------------------------------------------------------------
 
 
 def test_item(dataset, prepared):
@@ -86,7 +86,7 @@ def test_unknown_characters_are_left_out_with_one_warning(prepared, caplog):
     assert "11-22-0000" in caplog.text and "does not know every character" in caplog.text
 
 
-# ---- ranks ------------------------------------------------------------------------------------------------------------
+# ---- ranks -----------------------------------------------------------------------------------------------
 
 
 class Batches(list):

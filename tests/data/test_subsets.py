@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -53,6 +57,64 @@ def test_a_subset_needs_its_source_whole(source, tmp_path):
         make_subset("small", tmp_path / "elsewhere")
 
 
+def test_a_subset_needs_the_words_of_each_utterance(source):
+    (source / "LibriSpeech/large/1/2/1-2.trans.txt").write_text("1-2-0000 WORDS\n1-2-00021 OTHER WORDS\n")
+    with pytest.raises(
+        FileNotFoundError, match=r"the line of 1-2-0002 in .*1-2\.trans\.txt is missing, which small"
+    ):
+        make_subset("small", source)
+    assert sorted(path.name for path in (source / "LibriSpeech").iterdir()) == ["large"]
+
+
+def test_a_subset_lies_beside_its_source_and_needs_it_no_more(source):
+    folder = make_subset("small", source / "LibriSpeech")  # the data folder that holds the splits themselves
+    assert folder == source / "LibriSpeech" / "small"
+    shutil.rmtree(source / "LibriSpeech" / "large")
+    assert make_subset("small", source) == make_subset("small", source / "LibriSpeech").resolve() == folder
+
+
+@pytest.mark.parametrize("foreign", ["1/2/1-2-0001.flac", "9/9/9-9.trans.txt"])
+def test_a_folder_of_the_users_own_is_neither_trusted_nor_touched(source, foreign):
+    own = make_subset("small", source) / foreign
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_bytes(b"mine")
+    for lost in (None, "3/4/3-4-0001.flac"):  # neither a whole one nor one that lacks a file
+        if lost:
+            (source / "LibriSpeech/small" / lost).unlink()
+        with pytest.raises(
+            FileExistsError, match=f"holds {foreign}, which is no part of small; move or delete"
+        ):
+            make_subset("small", source)
+        assert own.read_bytes() == b"mine"
+
+
+def test_remains_of_a_killed_run_do_not_matter(source):
+    remains = source / "LibriSpeech" / ".small.unfinished" / "1" / "2"
+    remains.mkdir(parents=True)
+    (remains / "1-2-0009.flac").write_bytes(b"half")
+    assert len(list(make_subset("small", source).rglob("*.flac"))) == 3
+    assert sorted(path.name for path in (source / "LibriSpeech").iterdir()) == ["large", "small"]
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM, errno.EMLINK])
+def test_a_disk_without_links_gets_copies(source, monkeypatch, error):
+    def refuse(*args: object) -> None:
+        raise OSError(error, "no link")
+
+    monkeypatch.setattr(subsets.os, "link", refuse)
+    recording = make_subset("small", source) / "1/2/1-2-0002.flac"
+    assert recording.read_bytes() == b"1-2-0002" and recording.stat().st_nlink == 1
+
+
+def test_a_source_of_symbolic_links_gives_recordings(source, tmp_path):
+    recording = source / "LibriSpeech/large/1/2/1-2-0002.flac"
+    recording.rename(source / "LibriSpeech/large/elsewhere.flac")
+    recording.symlink_to("../../elsewhere.flac")
+    shutil.move(make_subset("small", source), tmp_path / "moved")
+    found = tmp_path / "moved" / "1/2/1-2-0002.flac"
+    assert found.read_bytes() == b"1-2-0002" and not found.is_symlink()
+
+
 def test_the_lists_of_this_package():
     assert {name: len(read_ids(name)) for name in SUBSETS} == {"dev-clean-mini": 752, "test-clean-mini": 629}
     for name in SUBSETS:
@@ -88,12 +150,23 @@ def test_an4_in_librispeechs_layout(tmp_path, monkeypatch, an4_archive):
 
 def test_what_is_not_an4_leaves_nothing(tmp_path, an4_archive):
     archive = tmp_path / "an4.tar.gz"
+    whole = an4_archive({"train": ["a"], "test": ["b"]})
+    tar = bytearray(gzip.decompress(whole))
+    tar[tar.index(b"NIST_1A")] ^= 0xFF
+    damaged = gzip.compress(bytes(tar))
     for content, reason in (
         (b"no archive", "cannot be unpacked as AN4"),
+        (b"", "cannot be unpacked as AN4"),
+        (whole[: len(whole) // 2], "cannot be unpacked as AN4"),
+        (whole[:-8] + bytes(8), "cannot be unpacked as AN4 .*CRC"),  # the checksum stands at the very end
+        (damaged, "holds damaged files"),
         (an4_archive({"train": ["a"]}), "is not AN4: it lacks"),
-        (an4_archive({"train": ["a"], "test": ["b"]}), "is not AN4: it gives"),
+        (whole, "is not AN4: it gives"),
     ):
         archive.write_bytes(content)
         with pytest.raises(ValueError, match=reason):
             an4.convert_an4(archive, tmp_path / "data")
-        assert not list(tmp_path.glob("data/*"))
+        assert not list(tmp_path.glob("data/*")) and not list(tmp_path.glob("data/.*"))
+    archive.unlink()
+    with pytest.raises(FileNotFoundError):
+        an4.convert_an4(archive, tmp_path / "data")
