@@ -131,6 +131,11 @@ class ASRModel(nn.Module):
             encoded = self.encoder(frames, lengths, min_states, self.ctc_head)
         else:
             encoded = self.encoder(frames, lengths, min_states)
+        if self.encoder.shortens and encoded.time_axis.frames is encoded.lengths:
+            raise ValueError(
+                f"{type(self.encoder).__name__} shortens its output and does not say when its states begin; "
+                "return EncoderOutput(..., time_axis=TimeAxis(starts, lengths, frames))."
+            )
         edges = {"first": self.frontend.centres(-0.5), "second": self.frontend.centres(0.5)}
         return replace(encoded, time_axis=replace(encoded.time_axis, **edges))
 

@@ -82,7 +82,8 @@ class HierarchicalEncoder(Encoder):
         outer = self.outer(x, lengths)
         chunks = self.chunker(outer.states, lengths, minimum, ctc_head)
 
-        # Smoothing belongs to this chunker's chunks, of which an inner encoder that shortens returns others.
+        # The chunker smooths its own chunks: in front of an inner encoder that returns other ones, else
+        # behind.
         states = self.chunker.smooth(chunks.states, chunks) if self.inner.shortens else chunks.states
         inner = self.inner(self.widen(states), chunks.lengths, minimum)
         states = zero_padding(self.narrow(inner.states), inner.lengths)
@@ -109,6 +110,7 @@ class HierarchicalEncoder(Encoder):
 
 
 def _check_parts(outer: Encoder, inner: Encoder, shortens: bool) -> None:
+    """Refuse parts that do not fit together."""
     for part in (outer, inner):
         check_encoder(part)
         if part.reads_ctc:

@@ -17,14 +17,20 @@ from hmamba_asr.modules.chunkers import Chunker, ChunkerKind
 class Encoder(nn.Module):
     """Base class of every encoder: ``forward(x, lengths, min_states=None)`` -> :class:`EncoderOutput`.
 
+    ``forward`` is given frames x (B, T, D), whose padding may hold anything, and their lengths (B,). It owes
+    its caller states that depend neither on batch mates nor on padding, with exact zeros past each
+    utterance's end. If it shortens its output, it keeps at least ``min_states`` (B,) states of each
+    utterance, or one for each frame if there are fewer frames; otherwise it ignores ``min_states``.
+
     A subclass implements ``forward`` and, where the defaults do not fit, sets the attributes below. Nothing
     else about an encoder is known outside it.
 
     Attributes
     ----------
     shortens : bool
-        Whether the output has fewer states than the input has frames. In training such an encoder is given
-        ``min_states``: the number of states (B,) that the CTC needs for the labels.
+        Whether the output has fewer states than the input has frames. Such an encoder says when they begin
+        (``EncoderOutput.time_axis``), and is given ``min_states`` in training: as many as the CTC needs for
+        the labels.
     reads_ctc : bool
         Whether ``forward`` takes the model's CTC head as its fourth argument, ``ctc_head``.
     chunkers : tuple of Chunker
@@ -104,13 +110,15 @@ class TimeAxis:
         return first, hop_seconds * self.second - first
 
     def seconds(self, frames: Tensor, hop_seconds: float) -> Tensor:
-        """Return when input frames begin, in seconds (float64, on the CPU); at ``frames + 0.5`` are their
-        centres."""
+        """Return when input frames begin, in seconds, float64 on the CPU.
+
+        ``frames`` may be fractions: at t + 0.5 is the centre of frame t.
+        """
         first, step = self.scale(hop_seconds)
         return first + step * frames.double().cpu()
 
     def edges(self, row: int, hop_seconds: float) -> Tensor:
-        """Return when the states of one utterance begin and when the last one ends, in seconds (states +
+        """Return when each state of utterance ``row`` begins and the last one ends, in seconds (states +
         1,)."""
         starts = self.starts[row, : int(self.lengths[row])]
         return self.seconds(torch.cat([starts, self.frames[row : row + 1].to(starts)]), hop_seconds)

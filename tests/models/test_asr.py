@@ -352,5 +352,9 @@ def test_an_encoder_that_keeps_no_contract_is_refused_at_start():
         around(Old())
     features, lengths = torch.randn(2, 40, N_MELS), torch.tensor([40, 23])
     labels = torch.tensor([[BOS, 5], [BOS, 4]])
+    shortening = New()
+    shortening.shortens = True
+    with pytest.raises(ValueError, match="New shortens its output and does not say when its states begin"):
+        around(shortening)(torch.randn(1, 40, N_MELS), torch.tensor([40]))
     output = around(New()).train()(features, lengths, labels, torch.tensor([2, 2]))
     assert output.encoded.lengths.tolist() == [10, 6] and output.encoded.time_axis.frames.tolist() == [10, 6]
