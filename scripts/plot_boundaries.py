@@ -18,33 +18,34 @@ import torch
 
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.models.outputs import EncoderOutput
-from hmamba_asr.report.figures import Stage, draw_boundaries
+from hmamba_asr.report.spectrograms import BoundaryTrack, draw_boundaries
 
 
-def stages_in_time(encoded: EncoderOutput, hop_seconds: float) -> list[Stage]:
+def boundary_tracks(encoded: EncoderOutput, hop_seconds: float) -> list[BoundaryTrack]:
     """Return the chunking stages of a batch of one, with the times of the states that each was given."""
-    drawn: list[Stage] = []
+    tracks: list[BoundaryTrack] = []
     positions = torch.arange(int(encoded.time_axis.frames[0]))
     for stage in encoded.stages:
         states = int(stage.lengths)
         times = encoded.time_axis.seconds(positions[:states] + 0.5, hop_seconds).numpy()  # a frame's centre
-        drawn.append(
-            Stage(times, stage.boundary_prob[0, :states].numpy(), stage.boundary_mask[0, :states].numpy())
+        tracks.append(
+            BoundaryTrack(
+                times, stage.boundary_prob[0, :states].numpy(), stage.boundary_mask[0, :states].numpy()
+            )
         )
         positions = stage.chunk_starts[0]  # a nested stage is given this one's chunks
-    return drawn
+    return tracks
 
 
 def draw(recogniser: Recogniser, audio: Path, picture: Path) -> None:
     spectrogram, output = recogniser.encode(recogniser.read(audio))
     transcript = recogniser.tokenizer.decode(recogniser.search(output))[0]
     hop = recogniser.features.hop_seconds
-    stages = stages_in_time(output.encoded, hop)
     draw_boundaries(
         picture,
         spectrogram=spectrogram[0].numpy(),
         hop=hop,
-        stages=stages,
+        tracks=boundary_tracks(output.encoded, hop),
         transcript=transcript,
         title=audio.stem,
     )

@@ -108,13 +108,6 @@ class ASRBrain(Trainer):
 
     # ---- what the journal says -----------------------------------------------------------------------------
 
-    def stage_sums(self, output: ASROutput, losses: HybridLosses | None = None) -> dict[str, Tensor]:
-        """Return sums over a batch of what its chunking stages did; empty for a flat encoder."""
-        frame_ms = 1000 * self.modules.features.hop_seconds * self.raw_model.frontend.stride
-        return stage_sums(
-            output.encoded.stages, frame_ms=frame_ms, ratios=losses.stage_ratios if losses else ()
-        )
-
     def batch_sums(
         self, predictions: Predictions, losses: HybridLosses, stage: Stage
     ) -> dict[str, float | Tensor]:
@@ -122,13 +115,15 @@ class ASRBrain(Trainer):
 
         stage<i>_floored counts the utterances that only a floor made long enough for the CTC.
         """
+        chunking_stages = predictions.output.encoded.stages
+        frame_ms = 1000 * self.modules.features.hop_seconds * self.raw_model.frontend.stride
         sums: dict[str, float | Tensor] = {
             "infeasible": losses.infeasible.sum(),
-            **self.stage_sums(predictions.output, losses),
+            **stage_sums(chunking_stages, frame_ms=frame_ms, ratios=losses.stage_ratios),
         }
         if stage == Stage.TRAIN:
             sums["audio_seconds"] = predictions.audio_seconds
-            for i, chunking in enumerate(predictions.output.encoded.stages):
+            for i, chunking in enumerate(chunking_stages):
                 sums[f"stage{i}_floored"] = (chunking.chunk_lengths > chunking.num_chosen).sum()
         return sums
 

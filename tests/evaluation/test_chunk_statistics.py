@@ -48,17 +48,6 @@ def sums_of(lengths=LENGTHS):
     return {name: float(value) for name, value in sums.items()}
 
 
-def test_nested_stages_stand_at_their_times_in_a_picture():
-    import plot_boundaries
-
-    with torch.no_grad():
-        outer, inner = plot_boundaries.stages_in_time(encoded(torch.tensor([11])), 0.01)
-    assert outer.times == pytest.approx([0.04 * frame for frame in range(11)])
-    # The nested stage is given the outer stage's chunks.
-    assert inner.times == pytest.approx([0.08 * chunk for chunk in range(6)])
-    assert inner.times[inner.mask] == pytest.approx([0.0, 0.24]) and outer.mask.sum() == 6
-
-
 def test_chunks_begin_half_a_frame_before_the_centre_of_their_first_frame():
     """Feature frames are 10 ms apart."""
     first, _, last = segmentations(encoded(), ["a", "b", "c"], hop_seconds=0.01)

@@ -196,48 +196,6 @@ def test_what_a_run_leaves(h_net_run):
 
 
 @pytest.mark.slow
-def test_pictures_of_boundaries(h_net_run, recipe, tmp_path, monkeypatch, capsys):
-    """Of a run's recordings: a PNG each, with what the model decided at the times of the encoder's frames."""
-    import plot_boundaries
-
-    drawn = {}
-    draw = plot_boundaries.draw_boundaries
-    monkeypatch.setattr(
-        plot_boundaries,
-        "draw_boundaries",
-        lambda path, **what: (drawn.update({path: what}), draw(path, **what)),
-    )
-    audio = sorted((recipe.corpus / "test-clean").rglob("*.flac"))[-2:]
-    assert (
-        plot_boundaries.main([str(h_net_run.folder), *map(str, audio), "--output", str(tmp_path / "p")]) == 0
-    )
-    assert capsys.readouterr().out.split() == [str(tmp_path / "p" / f"{path.stem}.png") for path in audio]
-    for path, what in drawn.items():
-        assert path.read_bytes().startswith(b"\x89PNG")
-        (stage,) = what["stages"]
-        frames = -(-len(what["spectrogram"]) // 4)
-        assert stage.times == pytest.approx([0.04 * frame for frame in range(frames)])
-        assert stage.mask[0] and (stage.mask == (stage.prob >= 0.5)).all() and len(stage.prob) == frames
-
-    assert plot_boundaries.main([str(tmp_path), str(audio[0])]) == 2
-    assert "hyperparams.yaml; give the output folder of a training run" in capsys.readouterr().err
-    assert plot_boundaries.main([str(h_net_run.folder), str(recipe.corpus)]) == 2
-    assert "cannot be read" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_flat_encoder_has_no_boundaries_to_draw(full_run, recipe, capsys):
-    import plot_boundaries
-
-    audio = next((recipe.corpus / "test-clean").rglob("*.flac"))
-    assert plot_boundaries.main([str(full_run.folder), str(audio)]) == 2
-    assert (
-        f"nothing to draw for {audio.stem}: the encoder of this run has no chunking stage"
-        in capsys.readouterr().err
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "whole"), [(H_NET, "h_net_run"), (H_MAMBA, "h_mamba_run")], ids=["hnet", "hmamba"]
 )

@@ -9,9 +9,10 @@ import signal
 
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
+from hmamba_asr.config.compose import compose
+from hmamba_asr.config.hparams import load_hparams
 from hmamba_asr.data.tokenizer import load_tokenizer
 
 
@@ -94,7 +95,7 @@ def test_wrong_input_is_one_sentence(lm_recipe, train_lm_script, tmp_path):
 def test_the_full_size_yaml_is_the_published_models_size(lm_recipe, tmp_path):
     path = lm_recipe.script.parents[2] / "hparams" / "lm" / "transformer_lm.yaml"
     given = {"output_folder": str(tmp_path), "tokenizer_file": "x", "train_text": [], "valid_text": []}
-    hparams = load_hyperpyyaml(path.read_text(encoding="utf-8"), given)
+    hparams = load_hparams(compose(path), given)
     assert sum(p.numel() for p in hparams["model"].parameters()) == pytest.approx(93.3e6, rel=0.01)
 
 
