@@ -1,104 +1,164 @@
-"""Counted operations against PyTorch's flop counter on the models of the YAMLs, and the scan by hand."""
+"""Counted operations: by hand, for given kept fractions, and as earlier versions counted them from YAMLs."""
 
 from __future__ import annotations
 
-import io
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmamba_asr.evaluation.operations import SCAN_MACS, conmamba_block_macs, count_macs
-from hmamba_asr.ops import mixer
+from hmamba_asr.config.compose import compose
+from hmamba_asr.config.hparams import load_parts, resolve
+from hmamba_asr.evaluation.operations import count_operations, recount
+from hmamba_asr.evaluation.results import load_results
+from hmamba_asr.modules.conmamba import ConMambaBlock
+from hmamba_asr.ops.selective_scan import selective_scan
 
-HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
+ROOT = Path(__file__).resolve().parents[2]
+HPARAMS = ROOT / "hparams"
 SECONDS, TOKENS = 3.0, 9
+SCAN_MACS = 3  # for each frame, channel, state and direction
 
 
-def resolved(name: str, **overrides: object) -> tuple[str, dict]:
-    text = (HPARAMS / f"{name}.yaml").read_text(encoding="utf-8")
-    overrides = {"data_folder": ".", **overrides}
-    whole = resolve_references(text, overrides).read()
-    # Only the model and the features: nothing is written or loaded.
-    parts = load_hyperpyyaml(io.StringIO(text), {**overrides, "checkpointer": None, "epoch_counter": None})
-    return whole, parts
+def resolved(base: str, *variants: str, **overrides: object) -> str:
+    paths = [HPARAMS / "variants" / f"{variant}.yaml" for variant in variants]
+    text = compose(HPARAMS / f"{base}.yaml", paths)
+    return resolve(text, {"data_folder": ".", "output_folder": "run", **overrides})
 
 
-def counted(parts: dict) -> tuple[dict[str, int], tuple[float, ...], int]:
-    """What the flop counter sees of the model's parts, the kept fractions, and the frames of the encoder."""
-    model = parts["model"].eval()
-    samples = torch.randn(1, int(SECONDS * 16000))
-    features, lengths = parts["features"](samples, torch.tensor([samples.shape[1]]))
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        output = model(features, lengths, torch.ones(1, TOKENS, dtype=torch.long), torch.tensor([TOKENS]))
-    flops = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    kept = tuple(float(stage.kept_fraction) for stage in output.encoded.stages)
-    frames = int(output.encoded.stages[0].lengths) if kept else int(output.encoded.lengths)
-    return {name.removeprefix("ASRModel."): count for name, count in flops.items()}, kept, frames
+def count(text: str, *, seconds: float = SECONDS, tokens: int = TOKENS, kept=()) -> dict[str, int]:
+    parts = load_parts(text, ("model", "features"))
+    return count_operations(parts["model"], parts["features"], seconds=seconds, tokens=tokens, kept=kept)
 
 
-@pytest.fixture
-def no_scan(monkeypatch):
-    """Leave the scan out: how much of it are matrix products depends on the backend."""
-    monkeypatch.setattr(mixer, "scan_directions", lambda u, *rest, **options: u)
+def block_macs(frames: int, d_model: int, d_ffn: int, kernel: int, d_state: int, d_conv: int = 4) -> int:
+    """Two feed-forward halves, bi-Mamba with an inner width of 2 d_model, convolution."""
+    inner, rank = 2 * d_model, math.ceil(d_model / 16)
+    per_direction = inner * (d_conv + (rank + 2 * d_state) + rank + SCAN_MACS * d_state)
+    mamba = d_model * 2 * inner + 2 * per_direction + inner * d_model
+    return frames * (4 * d_model * d_ffn + mamba + 3 * d_model**2 + kernel * d_model)
 
 
-@pytest.mark.parametrize(
-    "name", ["conmamba_demo", "hmamba_demo", "hmamba_an4", "fixedstride_an4", "router_an4", "hnet_an4"]
-)
-def test_parts_are_those_of_the_flop_counter(no_scan, name):
-    text, parts = resolved(name)
-    seen, kept, frames = counted(parts)
-    macs = count_macs(text, seconds=SECONDS, tokens=TOKENS, kept=kept)
-    for part, count in macs.items():
-        if part == "encoder.chunker":
-            continue  # a function of the chunker's weights, not a module: within the encoder's sum below
-        scan = 0
-        if part.startswith("encoder"):
-            layers, length = (
-                (2, round(kept[0] * frames) if part.endswith("inner") else frames) if kept else (4, frames)
-            )
-            scan = layers * 2 * SCAN_MACS * length * (2 * 96) * 8
-        assert count - scan == seen[part], part
-    whole = sum(count for part, count in macs.items() if part.startswith("encoder"))
-    scans = 2 * SCAN_MACS * 2 * 96 * 8 * (2 * (frames + round(kept[0] * frames)) if kept else 4 * frames)
-    assert whole - scans == seen["encoder"]
-
-
-def test_the_conformer_is_that_of_the_flop_counter():
-    text, parts = resolved("conformer_small_ls100", pretrained_source="none", vocab_size=50)
-    seen, _, _ = counted(parts)
-    macs = count_macs(text, seconds=SECONDS, tokens=TOKENS)
-    for part in ("frontend", "encoder", "decoder"):
-        assert macs[part] == seen[part], part
+def test_the_scan_by_hand():
+    u, BC = torch.randn(2, 5, 32), torch.randn(2, 5, 4)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        selective_scan(u, u, -torch.rand(32, 4), BC, BC, backend="chunked")
+    assert counter.get_total_flops() == 2 * SCAN_MACS * 2 * 5 * 32 * 4
 
 
 def test_a_block_by_hand():
-    """1 frame, width 16, inner width 32, rank 1, states 2, causal."""
-    ffn, convolution = 2 * 2 * 16 * 64, 16 * 32 + 3 * 16 + 16 * 16
-    mamba = 16 * 64 + 32 * 4 + 32 * 5 + 1 * 32 + 3 * 32 * 2 + 32 * 16
-    found = conmamba_block_macs(1, d_model=16, d_ffn=64, kernel_size=3, causal=True, d_state=2)
-    assert found == ffn + convolution + mamba
-    both = conmamba_block_macs(1, d_model=16, d_ffn=64, kernel_size=3, d_state=2)
-    assert both - found == 32 * 4 + 32 * 5 + 1 * 32 + 3 * 32 * 2
+    block = ConMambaBlock(
+        d_model=16, d_ffn=64, kernel_size=3, dropout=0.0, d_state=2, scan_backend="chunked"
+    ).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        block(torch.randn(1, 7, 16), torch.tensor([7]))
+    assert counter.get_total_flops() == 2 * block_macs(7, 16, 64, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("variants", "ratio"), [((), None), (("hmamba",), 2.0), (("fixedstride",), 2.0), (("hnet",), 2.0)]
+)
+def test_encoders_and_heads_by_hand(variants, ratio):
+    """The demo's model: 4 blocks of width 96, or 2 + 2 around a chunker."""
+    text = resolved("conmamba_demo", *variants)
+    model = load_parts(text, ("model",))["model"]
+    width, units = model.ctc_head.w.in_features, model.ctc_head.w.out_features
+    block = (model.encoder.outer if ratio else model.encoder).blocks[0]
+    sizes = {
+        "d_model": width,
+        "d_ffn": block.ffn_in[1].out_features,
+        "kernel": block.conv.depthwise.kernel_size[0],
+        "d_state": block.mamba.d_state,
+    }
+    frames = 76  # of 301 feature frames
+    kept = () if ratio is None else (1 / ratio,)
+    macs = count(text, kept=kept)
+    if ratio is None:
+        assert macs["encoder"] == len(model.encoder.blocks) * block_macs(frames, **sizes)
+        states = frames
+    else:
+        chunks = round(frames / ratio)
+        assert macs["encoder.outer"] == len(model.encoder.outer.blocks) * block_macs(frames, **sizes)
+        assert macs["encoder.inner"] == len(model.encoder.inner.blocks) * block_macs(chunks, **sizes)
+        chunker = {"ctc": frames * width * units, "fixed_stride": 0, "router": 2 * (frames - 1) * width**2}
+        back = frames * width**2 if model.encoder.output == "frames" else 0
+        assert macs["encoder.chunker"] == chunker[model.chunking[0]["kind"]] + back
+        states = frames if model.encoder.output == "frames" else chunks
+    assert macs["ctc_head"] == states * width * units
+    assert macs["output_head"] == TOKENS * width * model.output_head.w.out_features
+    self_attention = 4 * TOKENS * width**2 + 2 * TOKENS**2 * width
+    cross_attention = 2 * (TOKENS + states) * width**2 + 2 * TOKENS * states * width
+    d_ffn = model.decoder.layers[0].pos_ffn.ffn[0].out_features
+    layer = self_attention + cross_attention + 2 * TOKENS * width * d_ffn
+    assert macs["decoder"] == len(model.decoder.layers) * layer
+
+
+def test_the_conformer_by_hand():
+    """Relative positions: there are 2 frames - 1 of them, and their products are whole rectangles."""
+    text = resolved("conformer_small_ls100", pretrained_source="none", vocab_size=50)
+    encoder = load_parts(text, ("model",))["model"].encoder.encoder
+    width, frames = 144, 76
+    positions = 2 * frames - 1
+    attention = 4 * frames * width**2 + positions * width**2 + frames * (2 * frames + positions) * width
+    branches = frames * (4 * width * 1024 + 3 * width**2 + 31 * width)
+    assert count(text)["encoder"] == len(encoder.layers) * (attention + branches)
 
 
 def test_linear_in_time_apart_from_the_decoder_and_smaller_with_fewer_chunks():
-    text, _ = resolved("hmamba_demo")
-    short, long = (count_macs(text, seconds=s, tokens=0, kept=(0.5,)) for s in (10, 20))
+    text = resolved("conmamba_demo", "hmamba")
+    short, long = (count(text, seconds=s, tokens=1, kept=(0.5,)) for s in (10, 20))
     assert sum(long.values()) == pytest.approx(2 * sum(short.values()), rel=0.01)
-    half, all_kept = (count_macs(text, seconds=10, tokens=0, kept=(k,)) for k in (0.5, 1.0))
+    half, all_kept = (count(text, seconds=10, kept=(k,)) for k in (0.5, 1.0))
     assert half["encoder.inner"] == pytest.approx(all_kept["encoder.inner"] / 2, rel=0.01)
 
 
-def test_unknown_encoders_and_missing_fractions_are_refused():
-    text, _ = resolved("hmamba_demo")
-    with pytest.raises(ValueError, match="give the kept fraction"):
-        count_macs(text, seconds=1, tokens=1)
-    with pytest.raises(ValueError, match="has no 'num_decoder_layers'"):
-        count_macs(text.replace("num_decoder_layers", "layers"), seconds=1, tokens=1, kept=(0.5,))
-    with pytest.raises(ValueError, match="encoder LSTMEncoder are not known here"):
-        count_macs(text.replace("HierarchicalEncoder", "LSTMEncoder"), seconds=1, tokens=1)
+def test_nested_stages_have_their_own_fractions_and_parts():
+    text = resolved("conmamba_demo", "nested")
+    few, more = (count(text, kept=kept) for kept in ((0.5, 0.5), (0.5, 1.0)))
+    assert list(few) == [
+        "frontend",
+        *("encoder.outer", "encoder.chunker"),
+        *("encoder.inner.outer", "encoder.inner.chunker", "encoder.inner.inner"),
+        *("ctc_head", "decoder", "output_head"),
+    ]
+    differing = {part for part in few if few[part] != more[part]}
+    assert "encoder.inner.inner" in differing and "encoder.outer" not in differing
+
+
+def test_the_model_is_left_as_it_was():
+    parts = load_parts(resolved("conmamba_demo", "hmamba"), ("model", "features"))
+    model = parts["model"].train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    backend = model.encoder.outer.blocks[0].mamba.scan_backend
+    count_operations(model, parts["features"], kept=(0.5,))
+    assert model.training and model.encoder.outer.blocks[0].mamba.scan_backend == backend
+    assert not any(module._forward_hooks for module in model.encoder.chunkers)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("conmamba_mini.1234", 1_985_890_752),
+        ("hmamba_mini.1234", 1_670_909_184),
+        ("hnet_an4.1234", 255_959_520),
+        ("fixedstride_an4.1234", 243_546_912),
+    ],
+)
+def test_old_results_have_the_figures_that_they_always_had(name, expected):
+    (results,) = load_results([ROOT / "recipes" / "librispeech" / "results" / f"{name}.results.json"])
+    entry = next(entry for searches in results.evaluation.values() for entry in searches.values())
+    macs = recount(results.hparams, kept=[stage.kept for stage in entry.stages])
+    assert sum(macs.values()) == expected
+
+
+def test_missing_fractions_and_models_that_cannot_be_built_are_refused():
+    text = resolved("conmamba_demo", "hmamba")
+    with pytest.raises(ValueError, match="has 1 chunking stages, but there are 0 kept fractions"):
+        count(text)
+    with pytest.raises(ValueError, match="cannot be built from its YAML"):
+        recount(text.replace("num_decoder_layers", "layers"), kept=(0.5,))
+    with pytest.raises(ValueError, match="cannot be built from its YAML"):
+        recount(text.replace("HierarchicalEncoder", "LSTMEncoder"), kept=(0.5,))
