@@ -1,8 +1,16 @@
-"""Evaluation of finished runs.
+"""Evaluation of trained models, and measurements on finished runs.
 
-`wer` counts errors and aligns words, `significance` says how sure a WER or a difference is, `breakdown` where
-errors lie, `boundaries` how chunks relate to phones and words and `stability` whether they stay, `efficiency`
-how fast and how large, `speed` by which protocol, `claims` what of it all is supported. `results` is the file
-that a run leaves, `summary` the Markdown tables of many, `compare` sets two runs side by side, and `report`
-with `figures` is an HTML page.
+run               decode every split with every search, and write results.json
+resume            the cache of decoded batches, from which a killed evaluation goes on
+results           the typed records of results.json
+run_folder        a finished run: its results, transcripts and recordings
+recordings        the recordings of a run's splits
+wer, alignment    count errors and align words; significance tests them, breakdown says where they lie
+compare           set two runs side by side
+timing            time the phases of processing; operations counts multiply-accumulates
+speed, run_speed  the protocol for RTF and latency, and its use on a run
+segmentation      chunk boundaries against phones and words, which ctc_alignment aligns by a CTC
+stability         chunk boundaries of changed recordings
+chunk_statistics  figures of the chunking stages
+tuning            WER with each weight of a beam search
 """

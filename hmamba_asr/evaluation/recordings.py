@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from hmamba_asr.config.hparams import top_level_nodes
-from hmamba_asr.data.audio import read_audio
 from hmamba_asr.data.manifest import ManifestRow, read_manifest
 
 
@@ -66,24 +62,6 @@ def spread_over_durations(found: Sequence[ManifestRow], count: int) -> list[Mani
     ordered = sorted(found, key=lambda row: (row.duration, row.id))
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return [ordered[place] for place in places]
-
-
-def read_samples(path: Path) -> tuple[np.ndarray, int]:
-    """Return the samples (S,) of a mono recording, and their rate in Hz.
-
-    Raises
-    ------
-    ValueError
-        If the file is not such a recording.
-    """
-    return read_audio(path)
-
-
-def as_data_uri(samples: np.ndarray, rate: int) -> str:
-    """Encode samples (S,) as MP3, which every browser plays, in a data: address."""
-    stream = io.BytesIO()
-    soundfile.write(stream, samples, rate, format="MP3")
-    return f"data:audio/mpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 @cache

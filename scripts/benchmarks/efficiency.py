@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-"""Speed and memory of ConMamba, H-Mamba (N = 2) and the Conformer: encoders against audio length, and whole
+"""Speed and memory of ConMamba, H-Mamba (N = 2) and the Conformer: encoders by audio length, and whole
 recognisers.
 
-    python scripts/benchmarks/efficiency.py [--device cuda] [--seconds 5 60 1200] [--utterances 8] [--split
-    6+6] [--json FILE]
+    python scripts/benchmarks/efficiency.py [--device cuda] [--seconds 5 60 1200] [--utterances 8]
+        [--split 6+6] [--json FILE]
 
-Random weights in the sizes of hparams/{conmamba,hmamba,conformer}_small_ls100.yaml (but for --split),
-float32. H-Mamba's CTC head reads the frames and is then overruled: every second frame begins a chunk.
+The models have random weights and the sizes of hparams/{conmamba,hmamba,conformer}_small_ls100.yaml, except
+for --split. They compute in float32. H-Mamba's CTC head reads the frames, and its result is then replaced:
+every second frame begins a chunk.
 
-1. Encoders (front-end and encoder, one utterance of random features) from 5 s to 20 min: all in turns, the
-ratio of each to the
-   Conformer in the same round, and the memory that one call adds. A length that is expected not to fit
-   (memory of the last length, grown with the square of the length, against what is available) is skipped, and
-   named; so is one of which a call is expected to take longer than --patience.
-2. Recognisers (evaluation/speed.py) on random samples of 2 to 24 s: RTF one by one and batched, audio hours
-per hour,
-   first-token latency and memory, by greedy CTC and by a beam of 10 with CTC, which is made to emit 3 tokens
-   a second.
+1. Encoders (front-end and encoder) read one utterance of random features, from 5 s to 20 min, all in turns.
+   The figures are the time, its ratio to the Conformer's in the same round, and the memory that one call adds.
+   A length is skipped, and named, if it is not expected to fit: the memory of the last length, grown with the
+   square of the length, exceeds what is available. It is also skipped if a call is expected to take longer than
+   --patience.
+2. Recognisers (evaluation/speed.py) read random samples of 2 to 24 s. The figures are RTF one by one and batched,
+   audio hours per hour, first-token latency and memory, with greedy CTC and with a beam of 10 with CTC. The beam
+   is made to emit 3 tokens a second.
 
-Before anything is timed: a padded utterance has the states it has alone, H-Mamba keeps half of the frames,
-and all beams emit equally many tokens. `hmamba-asr report --efficiency FILE` draws the figures.
+Checks come before the timing: a padded utterance has the same states as alone, H-Mamba keeps half of the
+frames, and all beams emit equally many tokens. `hmamba-asr report --efficiency FILE` draws the figures.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from benchmarking import (
@@ -42,9 +43,10 @@ from benchmarking import (
 )
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
-from hmamba_asr.decoding.beam import BeamSearch, JointBeamSearcher
+from hmamba_asr.decoding.beam import JointBeamSearcher
+from hmamba_asr.decoding.search import BeamSearch
 from hmamba_asr.evaluation.speed import BENCHMARK_KIND, PASSES, Subject, measure, render_speed
-from hmamba_asr.evaluation.timing import StageTimer
+from hmamba_asr.evaluation.timing import PhaseTimer
 from hmamba_asr.system.hardware import hardware, machine_name
 from hmamba_asr.system.memory import added_memory_mib, available_memory_mib
 
@@ -55,20 +57,16 @@ MODELS = {
     "Conformer": "conformer_small_ls100",
 }
 PEER = "Conformer"
-SIZE: dict = {}  # further overrides of the YAMLs; a test's models are tiny
-SMALL_LM = {
-    "d_model": 8,
-    "nhead": 1,
-    "num_encoder_layers": 1,
-    "d_ffn": 8,
-}  # of no use here, and a large one takes time to draw
+SIZE: dict[str, Any] = {}  # further overrides of the YAMLs; a test makes the models tiny
+# No search here uses it; a small one is quick to build.
+SMALL_LM = {"d_model": 8, "nhead": 1, "num_encoder_layers": 1, "d_ffn": 8}
 BEAM, CTC_WEIGHT = 10, 0.4
-TOKENS_PER_SECOND = 3  # about what LibriSpeech has of SpeechBrain's 5000 units
+TOKENS_PER_SECOND = 3  # about as in LibriSpeech, with SpeechBrain's 5000 units
 FEATURES_PER_SECOND = 100
 STATES_PER_SECOND = 25
-SHARE_OF_MEMORY = 0.7  # of what is available, for one call
-BLIND_SECONDS = 120  # the longest utterance where memory cannot be told
-SHORTEST, LONGEST = 2.0, 24.0  # seconds; of LibriSpeech's utterances nearly all
+SHARE_OF_MEMORY = 0.7  # share of the available memory that one call may take
+BLIND_SECONDS = 120  # the longest utterance where the platform does not report memory
+SHORTEST, LONGEST = 2.0, 24.0  # seconds; nearly all of LibriSpeech's utterances lie between
 
 
 def main() -> None:
@@ -83,14 +81,14 @@ def main() -> None:
     parser.add_argument(
         "--utterances",
         type=int,
-        help="for the recognisers (default: 8 on a CPU, 32 on a GPU; 0: leave them out)",
+        help="utterances for the recognisers (default: 8 on a CPU, 32 on a GPU; 0: leave them out)",
     )
-    parser.add_argument("--batch", type=int, help="of the batched RTF (default: 4 on a CPU, 16 on a GPU)")
+    parser.add_argument("--batch", type=int, help="utterances in a batch (default: 4 on a CPU, 16 on a GPU)")
     parser.add_argument(
         "--split",
         type=split_of,
         default="8+4",
-        help="of H-Mamba: blocks at the frame rate + at the chunk rate (default: %(default)s)",
+        help="H-Mamba's blocks at the frame rate + at the chunk rate (default: %(default)s)",
     )
     parser.add_argument("--rounds", type=int, help="timed rounds (default: 3; of the encoders on a GPU 10)")
     parser.add_argument(
@@ -98,7 +96,7 @@ def main() -> None:
         type=float,
         default=120.0,
         metavar="S",
-        help="for one call of an encoder (default: 120 s)",
+        help="longest time for one call of an encoder, in seconds (default: 120)",
     )
     options = parser.parse_args()
     split = {
@@ -137,7 +135,7 @@ def main() -> None:
 
 
 def recogniser(yaml: str, folder: str, device: torch.device, split: dict) -> dict:
-    """The YAML's objects, with the searches that are timed under "searches"."""
+    """Build the YAML's objects, and the timed searches under the key "searches"."""
     chunks = FRAMES_PER_CHUNK if yaml.startswith("hmamba") else None
     overrides = {"lm": SMALL_LM, **SIZE, **(split if chunks else {})}
     hparams = build(yaml, overrides, folder, frames_per_chunk=chunks)
@@ -161,7 +159,8 @@ def recogniser(yaml: str, folder: str, device: torch.device, split: dict) -> dic
 
 
 def check(name: str, hparams: dict, device: torch.device) -> None:
-    """Batch mates do not matter, from the samples on, and as many frames are kept as shall be."""
+    """Require that batch mates change nothing, from the samples on, and that the chunks are as many as
+    intended."""
     features, model = hparams["features"], hparams["model"]
     rate = hparams["sample_rate"]
     wavs = 0.1 * torch.randn(2, 3 * rate, device=device)
@@ -176,8 +175,11 @@ def check(name: str, hparams: dict, device: torch.device) -> None:
 def time_encoders(
     encoders: dict[str, Callable], lengths: list[int], device: torch.device, rounds: int, patience: float
 ) -> dict:
-    """{model: [{seconds, and either skipped, or passes and encoder_seconds (their median), memory_mib, and
-    ratio}]}."""
+    """Time the encoders on utterances of each length in seconds.
+
+    Returns {model: [{seconds, and either skipped, or passes, encoder_seconds (their median), memory_mib and
+    ratio}]}.
+    """
     found: dict[str, list[dict]] = {name: [] for name in encoders}
     rows = []
     for seconds in lengths:
@@ -230,7 +232,7 @@ def time_encoders(
 
 
 def obstacle(measured: list[dict], seconds: int, device: torch.device, patience: float) -> str | None:
-    """Why an utterance of this length is not tried after those that were measured; None if it may be."""
+    """Say why an utterance of this length is skipped, given the shorter ones; None if it is not skipped."""
     if not measured:
         return None
     last = measured[-1]
@@ -240,7 +242,7 @@ def obstacle(measured: list[dict], seconds: int, device: torch.device, patience:
     if last["encoder_seconds"] * growth > patience:
         return f"skipped: may take {last['encoder_seconds'] * growth:.0f} s, more than the patience"
     if device.type == "cuda":
-        return None  # running out of its memory harms nobody
+        return None  # a GPU that runs out of memory raises, and the script goes on
     free = available_memory_mib(device)
     if last["memory_mib"] is None or free is None:
         return (
@@ -257,7 +259,8 @@ def obstacle(measured: list[dict], seconds: int, device: torch.device, patience:
 def time_recognisers(
     recognisers: dict[str, dict], device: torch.device, *, count: int, batch: int | None, passes: int
 ) -> dict:
-    """What `measure` finds of each search, with the ratio of each model's RTF to the peer's by pass."""
+    """Measure the recognisers with each search, with the ratio of each model's RTF to the peer's in the same
+    pass."""
     rate = recognisers[PEER]["sample_rate"]
     generator = torch.Generator().manual_seed(0)
     samples = [int(rate * seconds) for seconds in torch.linspace(LONGEST, SHORTEST, count).tolist()]
@@ -270,10 +273,9 @@ def time_recognisers(
             for name, hparams in recognisers.items()
         }
         if search != "greedy":
-            emitted = {len(s.recognise(utterances[:1], StageTimer(device))[0]) for s in subjects.values()}
-            require(
-                f"the hypotheses' length by {search}", max(emitted) - min(emitted), 1
-            )  # of one more state, one token more
+            emitted = {len(s.recognise(utterances[:1], PhaseTimer(device))[0]) for s in subjects.values()}
+            # One state more gives one token more.
+            require(f"the hypotheses' length by {search}", max(emitted) - min(emitted), 1)
         found = measure(subjects, utterances, sample_rate=rate, batch_size=batch, passes=passes)
         for name in (name for name in subjects if name != PEER):
             for way in ("batch_1", "batched"):
@@ -281,9 +283,8 @@ def time_recognisers(
                 ratio = ratio_of(ours, theirs)
                 found["subjects"][name][way]["ratio"] = vars(ratio)
         figures[search] = found
-        print(
-            f"\nRecognisers, {search}\n{render_speed(found, what='model')}\n\n{PEER}'s time over theirs: median (min to max)"
-        )
+        print(f"\nRecognisers, {search}\n{render_speed(found, what='model')}\n")
+        print(f"{PEER}'s time over theirs: median (min to max)")
         for name, part in found["subjects"].items():
             if name != PEER:
                 ratios = [part[way]["ratio"] for way in ("batch_1", "batched")]
