@@ -52,6 +52,7 @@ LIGHT = (
     "hmamba_asr.data.audio",
     "hmamba_asr.data.demo",
     "hmamba_asr.data.download",
+    "hmamba_asr.data.fetch",
     "hmamba_asr.data.librispeech",
     "hmamba_asr.data.manifest",
     "hmamba_asr.data.scan",
