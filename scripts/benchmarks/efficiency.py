@@ -10,13 +10,13 @@ for --split. They compute in float32. H-Mamba's CTC head reads the frames, and i
 every second frame begins a chunk.
 
 1. Encoders (front-end and encoder) read one utterance of random features, from 5 s to 20 min, all in turns.
-   The figures are the time, its ratio to the Conformer's in the same round, and the memory that one call adds.
-   A length is skipped, and named, if it is not expected to fit: the memory of the last length, grown with the
-   square of the length, exceeds what is available. It is also skipped if a call is expected to take longer than
-   --patience.
-2. Recognisers (evaluation/speed.py) read random samples of 2 to 24 s. The figures are RTF one by one and batched,
-   audio hours per hour, first-token latency and memory, with greedy CTC and with a beam of 10 with CTC. The beam
-   is made to emit 3 tokens a second.
+   The figures are the time, its ratio to the Conformer's in the same round, and the memory that one call
+   adds. A length is skipped, and named, if it is not expected to fit: the memory of the last length, grown
+   with the square of the length, exceeds what is available. It is also skipped if a call is expected to take
+   longer than --patience.
+2. Recognisers (evaluation/speed.py) read random samples of 2 to 24 s. The figures are RTF one by one and
+   batched, audio hours per hour, first-token latency and memory, with greedy CTC and with a beam of 10 with
+   CTC. The beam is made to emit 3 tokens a second.
 
 Checks come before the timing: a padded utterance has the same states as alone, H-Mamba keeps half of the
 frames, and all beams emit equally many tokens. `hmamba-asr report --efficiency FILE` draws the figures.
