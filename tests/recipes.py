@@ -1,4 +1,4 @@
-"""A corpus of tones in LibriSpeech's layout, and runs of train.py on it that several tests look at."""
+"""A corpus of tones in LibriSpeech's layout, and runs of train.py on it that tests share."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ NO_RANDOMNESS = {"dropout": 0.0, "speed_perturb": "null", "spec_augment": "null"
 
 
 def write_corpus(root: Path) -> Path:
-    """``root/<split>/<speaker>/<chapter>/``; utterances of 0.4 to 1.2 s, one to three words each."""
+    """Write ``root/<split>/<speaker>/<chapter>/`` with utterances of 0.4 to 1.2 s and one to three words."""
     random = np.random.default_rng(0)
     for number, (split, utterances) in enumerate(SPLITS.items()):
         folder = root / split / str(10 + number) / "1"
@@ -104,7 +104,8 @@ class Run:
 
 
 def read_log(folder: Path, kind: str) -> list[dict]:
-    """Whole lines of one kind in a train_log.jsonl, which a run may be writing just now."""
+    """Read the records of one kind from a train_log.jsonl. A last line that is still being written is left
+    out."""
     path = folder / "train_log.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -127,7 +128,7 @@ class Processes:
                 os.kill(rank.pid, with_signal)
 
     def wait(self, timeout: float) -> int:
-        """The exit code: that of a rank that failed, negative after a signal; 0 if none did."""
+        """Return the exit code of a rank that failed (negative after a signal), or 0 if none did."""
         deadline = time.monotonic() + timeout
         try:
             for rank in self.ranks:
@@ -148,7 +149,7 @@ def start_script(script: Path, argv: list[str], folder: Path, *, processes: int 
     run. What they print goes to ``folder``.out and ``folder``.err.
     """
     server = multiprocessing.get_context("forkserver")
-    with mock.patch.dict(os.environ, ENVIRONMENT):  # of the server, which starts at the first call
+    with mock.patch.dict(os.environ, ENVIRONMENT):  # the server starts at the first call, and keeps it
         server.set_forkserver_preload(
             ["hmamba_asr.training.asr", "hmamba_asr.training.lm", "hmamba_asr.evaluation.run"]
         )
@@ -164,26 +165,22 @@ def start_script(script: Path, argv: list[str], folder: Path, *, processes: int 
         together = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
         ranks = [{**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     started = []
-    for environment in ranks:
-        started.append(
-            server.Process(
-                target=_be_script, args=(script, argv, streams, {**os.environ, **ENVIRONMENT, **environment})
-            )
-        )
+    for rank in ranks:
+        environment = {**os.environ, **ENVIRONMENT, **rank}
+        started.append(server.Process(target=_run_as_main, args=(script, argv, streams, environment)))
         started[-1].start()
     return Processes(started)
 
 
-def _be_script(script: Path, argv: list[str], streams: list[Path], environment: dict[str, str]) -> None:
+def _run_as_main(script: Path, argv: list[str], streams: list[Path], environment: dict[str, str]) -> None:
     for descriptor, stream in zip((1, 2), streams, strict=True):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_APPEND), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(REPO)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method(
-        "fork", force=True
-    )  # for the loader's workers, as in a process of its own
+    # The loader's workers are forked from this process, not from the server.
+    multiprocessing.set_start_method("fork", force=True)
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")
 
@@ -199,8 +196,11 @@ class Recipe:
     def arguments(
         self, output: Path, *, yaml: str = "conmamba_mini", randomness: bool = True, **overrides: object
     ) -> list[str]:
-        """Dropout and augmentation unless ``randomness`` is off; an override of True is a flag, of None
-        leaves an option out; a ``yaml`` of "conmamba_mini+hmamba" is a base with a variant."""
+        """Build a command line. ``yaml`` "conmamba_mini+hmamba" is a base with a variant.
+
+        An override of True is a flag, and None leaves an option out. Without ``randomness`` there is no
+        dropout and no augmentation.
+        """
         quiet = {} if randomness else NO_RANDOMNESS
         options = {"data_folder": self.corpus, "output_folder": output, **TINY_RUN, **quiet, **overrides}
         base, *variants = yaml.split("+")
@@ -213,7 +213,7 @@ class Recipe:
         return argv
 
     def start(self, argv: list[str], folder: Path, *, processes: int = 1) -> Processes:
-        """The script as its users start it, as a process for each rank."""
+        """Start the script in one process for each rank."""
         return start_script(self.script, argv, folder, processes=processes)
 
     def finish(self, processes: Processes, folder: Path, timeout: float = 150) -> Run:
@@ -223,14 +223,14 @@ class Recipe:
         return Run(folder, code, out, err)
 
     def look(self, folder: Path) -> Run:
-        """At what a run inside this process left."""
+        """Return what a run inside this process left."""
         return Run(folder, 0, "", "")
 
     def train(self, argv: list[str], folder: Path, *, processes: int = 1) -> Run:
         return self.finish(self.start(argv, folder, processes=processes), folder)
 
     def torchrun(self, argv: list[str], folder: Path, *, processes: int, timeout: float = 150) -> Run:
-        """The script under torchrun, with all that torchrun does when a rank ends."""
+        """Run the script under torchrun, which ends all ranks when one fails."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(self.script), *argv]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(REPO)}
@@ -258,7 +258,7 @@ class Recipe:
 
 
 class LMRecipe(Recipe):
-    """The same for train_lm.py with a tiny model, on made-up sentences that follow a pattern."""
+    """The same for train_lm.py, with a tiny model and sentences that follow a pattern."""
 
     script = REPO / "recipes" / "librispeech" / "train_lm.py"
 
@@ -302,8 +302,7 @@ def lm_recipe(tmp_path_factory) -> LMRecipe:
 
 @pytest.fixture
 def train_script():
-    """train.py as a module, for runs inside this process; what such a run does to logging and sys is
-    undone."""
+    """train.py as a module, for runs inside this process. Their changes of logging and sys are undone."""
     yield from _as_module(REPO / "train.py")
 
 
@@ -345,7 +344,7 @@ def recipe(corpus) -> Recipe:
 
 @pytest.fixture(scope="session")
 def full_run(recipe, tmp_path_factory) -> Run:
-    """Two epochs without interruption, dropout and augmentation on."""
+    """A run of two epochs with dropout and augmentation."""
     folder = tmp_path_factory.mktemp("full") / "run"
     run = recipe.train(recipe.arguments(folder), folder)
     assert run.code == 0, run.errors
@@ -354,7 +353,7 @@ def full_run(recipe, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="session")
 def h_mamba_run(recipe, tmp_path_factory) -> Run:
-    """The same of an H-Mamba, whose heads read the chunks."""
+    """The same run of an H-Mamba, whose heads read the chunks."""
     folder = tmp_path_factory.mktemp("hmamba") / "run"
     run = recipe.train(recipe.arguments(folder, **H_MAMBA), folder)
     assert run.code == 0, run.errors
@@ -363,7 +362,7 @@ def h_mamba_run(recipe, tmp_path_factory) -> Run:
 
 @pytest.fixture(scope="session")
 def h_net_run(recipe, tmp_path_factory) -> Run:
-    """The same with H-Net's router and ratio loss; the heads read frames."""
+    """The same run with H-Net's router and ratio loss. The heads read frames."""
     folder = tmp_path_factory.mktemp("hnet") / "run"
     run = recipe.train(recipe.arguments(folder, **H_NET), folder)
     assert run.code == 0, run.errors
@@ -372,7 +371,7 @@ def h_net_run(recipe, tmp_path_factory) -> Run:
 
 @pytest.fixture
 def new_brain(train_script, recipe, tmp_path):
-    """Makes a Brain in this process with its training, validation and test sets, as train.py does."""
+    """A function that builds a brain and its training, validation and test sets in this process."""
 
     def make(folder: Path = tmp_path / "run", **overrides: object):
         experiment = train_script.Experiment(recipe.arguments(folder, **overrides))

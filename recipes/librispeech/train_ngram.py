@@ -2,12 +2,12 @@
 """Train an n-gram language model on a recogniser's tokens with KenLM's lmplz.
 
     python recipes/librispeech/train_ngram.py --tokenizer_file FILE --text FILE ... --output_folder DIR
-    [--order 4]
 
-Texts are files with a sentence a line, or manifests. Leaves ``export/`` in the output folder: the model,
-ngram.bin where KenLM's build_binary stands beside lmplz or on the PATH and ngram.arpa elsewhere, and
-tokens.txt, the words of the model by token number. ``train.py`` takes the folder as ``--lm_folder``, which
-needs the Python package kenlm.
+Texts are files with a sentence a line, or manifests.
+
+The output folder gets ``export/`` with the model and tokens.txt, the model's words by token number. The model
+is ngram.bin where KenLM's build_binary is beside lmplz or on the PATH, and ngram.arpa elsewhere.
+``train.py --lm_folder`` takes the folder, which needs the Python package kenlm.
 """
 
 import argparse
@@ -53,22 +53,19 @@ def main(argv: list[str]) -> int:
     export.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output_folder, prefix=".lmplz-") as scratch:
         arpa, binary = Path(scratch) / "ngram.arpa", Path(scratch) / "ngram.bin"
-        # Small corpora give no discounts of their own, and lmplz then falls back to its defaults.
+        # A small corpus gives no discounts, and lmplz then takes its defaults.
         command = [lmplz, "--order", str(args.order), "--discount_fallback", "--memory", args.memory]
         command += ["--temp_prefix", scratch + "/", "--arpa", str(arpa)]
         command += ["--prune", *map(str, args.prune)] if args.prune else []
         sentences = (dataset[i]["tokens"].tolist() for i in range(len(dataset)))
         _run(command, (" ".join(tokens[t] for t in sentence) for sentence in sentences))
         model = arpa
-        # Beside lmplz, where KenLM's build puts it; a stranger's of this name may stand elsewhere on the
-        # PATH.
-        if (
-            build := shutil.which("build_binary", path=str(Path(lmplz).parent))
-            or shutil.which("build_binary")
-        ) is not None:
+        # KenLM builds it beside lmplz. A program of this name on the PATH may be another one.
+        build = shutil.which("build_binary", path=str(Path(lmplz).parent)) or shutil.which("build_binary")
+        if build is not None:
             _run([build, str(arpa), str(binary)], ())
             model = binary
-        # The two files belong together, and of the two forms of the model only one may be there.
+        # Model and tokens belong together, and only one form of the model may exist.
         for old in ("ngram.arpa", "ngram.bin"):
             (export / old).unlink(missing_ok=True)
         (export / "tokens.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
@@ -78,28 +75,32 @@ def main(argv: list[str]) -> int:
 
 
 def _run(command: list[str], lines: Iterable[str]) -> None:
-    """Run one of KenLM's programs on these lines; ValueError with the last lines it said if it fails."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said)
+    """Run one of KenLM's programs on these lines of input.
+
+    Raises
+    ------
+    ValueError
+        If it fails, with the last lines of its stderr.
+    """
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
+            assert process.stdin is not None
             with process.stdin as stdin:
                 for line in lines:
                     stdin.write(line.encode() + b"\n")
         except BrokenPipeError:
-            pass  # it ended early, and says why
+            pass  # it ended early; stderr says why
         except BaseException:
             process.kill()
             raise
         finally:
             code = process.wait()
-        said.seek(0)
-        last = [line.strip() for line in said.read().decode(errors="replace").splitlines() if line.strip()][
-            -3:
-        ]
+        stderr.seek(0)
+        lines_said = [line.strip() for line in stderr.read().decode(errors="replace").splitlines()]
     if code:
-        raise ValueError(
-            f"{Path(command[0]).name} ended with code {code}: {' '.join(last) or 'it said nothing'}"
-        )
+        message = " ".join([line for line in lines_said if line][-3:]) or "it said nothing"
+        raise ValueError(f"{Path(command[0]).name} ended with code {code}: {message}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Boundaries and alignments of runs that were trained, by the functions and by the command line."""
+"""Boundaries and alignments of trained runs, by the functions and by the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_boundaries_are_compared_with_the_tokens_of_a_ctc(h_mamba_run, full_run, capsys):
-    """Its own, whose steps are those of its chunks, or another run's."""
+    """The CTC is the run's own, which emits a label for each chunk, or another run's."""
     command = ["boundaries", str(h_mamba_run.folder), "--split", "test-clean", "--utterances", "4"]
     for more, aligner, chunk_rate in (
         ([], h_mamba_run, True),

@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all; the right ones are kept."""
+"""A checkpoint exists completely or not at all, and the right checkpoints are kept."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def test_figures_are_named_by_stage():
     ],
 )
 def test_a_collapse_is_said_once(caplog, rates, target, word):
-    """All utterances alike, over a stretch of steps; not where the target is every frame, nothing is learned,
-    or no utterance has a second frame."""
+    """The warning needs several steps in which all utterances are alike. There is none where the target is
+    every frame, nothing is learned, or no utterance has a second frame."""
     detector = CollapseDetector(patience=5)
     with caplog.at_level(logging.WARNING):
         for step in range(1, 30):

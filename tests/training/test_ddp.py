@@ -1,4 +1,4 @@
-"""torchrun with two processes (gloo) against one process."""
+"""torchrun with two processes (gloo) gives the numbers of one process."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The demo's language model, trained on the demo's sentences by its own YAML, mends what the sound leaves
-open."""
+"""The demo's language model, trained by its own YAML, corrects what the sound leaves ambiguous."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ COUNTS = {"train": 600, "dev-clean": 40, "test-clean": 1, "test-other": 1}
 
 @pytest.fixture(scope="module")
 def sentences():
-    """Of the demo corpus, by split; none is in two."""
+    """Sentences of the demo corpus by split. No sentence is in two splits."""
     found = {split: [] for split in COUNTS}
     for speaker, lines in _plan(1234, COUNTS):
         found[speaker.split] += lines
@@ -35,7 +34,7 @@ def sentences():
 
 @pytest.fixture
 def demo_lm(sentences, train_lm_script, repo, tmp_path):
-    """The export of the demo's language model after a few seconds of training, and the tokenizer."""
+    """Train the demo's language model for a few seconds; return its export and the tokenizer."""
     for split in ("train", "dev-clean"):
         with open(tmp_path / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("ID", "wrd"), *enumerate(sentences[split])])
@@ -60,8 +59,8 @@ def demo_lm(sentences, train_lm_script, repo, tmp_path):
 
 
 def mumbled(tokens, generator):
-    """CTC posteriors (2 U + 1, vocab): a token is clear, or, one in three, a little less likely than another
-    one."""
+    """Return CTC posteriors (2 U + 1, vocab) in which one token in three is a little less likely than
+    another."""
     logits = torch.full((2 * len(tokens) + 1, VOCAB), -8.0)
     logits[0::2, BLANK] = 0.0
     for place, token in enumerate(tokens):
@@ -73,7 +72,8 @@ def mumbled(tokens, generator):
 
 
 def search_of(fusion, lm_folder, lm_weight):
-    """By the CTC alone, whose head gives what it is given; the decoder has no say."""
+    """Build a search that scores with the CTC alone. The CTC head is the identity, and the decoder has no
+    weight."""
     sizes = {"num_layers": 1, "d_model": 16, "d_ffn": 32, "kernel_size": 3, "dropout": 0.0}
     model = ASRModel(
         frontend=ConvSubsampling(n_mels=20, channels=[4, 4], d_model=16, dropout=0.0),
@@ -101,8 +101,8 @@ def search_of(fusion, lm_folder, lm_weight):
 
 
 def test_the_demos_language_model_lowers_the_wer(demo_lm, sentences):
-    """Sentences that it has not seen. Fusion resolves most of what is open, rescoring what the n-best lists
-    still hold."""
+    """The sentences are new to it. Fusion resolves most ambiguities; rescoring resolves those whose answer is
+    in the n-best list."""
     export, tokenizer = demo_lm
     generator = torch.Generator().manual_seed(0)
     references = {str(i): text for i, text in enumerate(sentences["dev-clean"])}

@@ -1,4 +1,4 @@
-"""Training an H-Mamba: the router's learning rate, schedules that survive a kill, and the same numbers on
+"""H-Mamba in training: the router's learning rate, schedules that survive a kill, and equal numbers on
 several processes."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def three_steps(brain, train_set) -> None:
 
 @pytest.mark.parametrize("multiplier", [0.5, 1.0])
 def test_the_router_has_its_own_learning_rate(new_brain, multiplier):
-    """In every step of the schedule, and on nothing but the router."""
+    """The multiplier holds in every step of the schedule, and for the router's weights alone."""
     brain, train_set, *_ = new_brain(**H_NET, chunker=f"{{lr_multiplier: {multiplier}}}")
     three_steps(brain, train_set)
     chunker = brain.raw_model.encoder.chunker
@@ -120,8 +120,8 @@ def test_variants_take_steps(new_brain, tmp_path, variant):
 
 
 def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
-    """Whose head is the recogniser's own, saved once; before it has learned anything an utterance has half as
-    many again as its share."""
+    """The chunker reads the recogniser's own CTC head, which is saved once. Before the CTC has learned
+    anything, an utterance gets its share of chunks and half as many again."""
     brain, train_set, *_ = new_brain(**H_MAMBA | {"chunker": "{target_ratio: 4, window: null}"})
     assert [name for name in brain.raw_model.state_dict() if "chunker" in name] == []
     three_steps(brain, train_set)
@@ -160,7 +160,7 @@ def test_a_ratio_loss_needs_a_router(new_brain):
     ("unlike", "word"), [([0.01, 0.02], "no frame"), ([0.99, 0.98], "each frame"), ([0.01, 0.99], None)]
 )
 def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, unlike, word):
-    """In spite of a floor, which keeps chunks for the CTC."""
+    """The warning comes although a floor keeps enough chunks for the CTC."""
     found: list[str] = []
     monkeypatch.setattr(
         chunk_statistics.logger, "warning", lambda text, *numbers: found.append(text % numbers)

@@ -62,7 +62,8 @@ def test_journal_drops_what_will_be_done_again(tmp_path):
 
 
 def test_journal_of_a_run_killed_in_validation(tmp_path):
-    """All steps of epoch 2 are saved, its end is not: a record of that end would come twice."""
+    """All steps of epoch 2 are saved but not its end. Without rewinding, the record of its end would come
+    twice."""
     journal = TrainingJournal(tmp_path)
     journal.rewind(0, epochs_done=0)
     journal.write("epoch", epoch=1, optimizer_step=2, loss=0.5)

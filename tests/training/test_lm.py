@@ -1,5 +1,4 @@
-"""A language model is trained, resumed, spread over processes and exported by the loop that trains
-recognisers."""
+"""A language model is trained, resumed, spread over processes and exported."""
 
 from __future__ import annotations
 
@@ -100,7 +99,7 @@ def test_the_full_size_yaml_is_the_published_models_size(lm_recipe, tmp_path):
 
 
 def test_an_export_joins_the_beam_search_of_a_recogniser(full_run, new_brain, tmp_path):
-    """By --lm_folder alone; the model is the one that was trained, and another vocabulary is refused."""
+    """--lm_folder alone adds the model that was trained, and refuses one of another vocabulary."""
     brain, *_ = new_brain(tmp_path / "a", vocab_size=20, lm_folder=full_run.folder / "export")
     search = brain.hparams.beam_search
     scorer = search.searcher.scorers[0]

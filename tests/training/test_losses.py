@@ -1,4 +1,4 @@
-"""The hybrid loss against known answers: CTC by enumeration of alignments, smoothed cross-entropy by its
+"""The hybrid loss has known answers: the CTC by enumerating alignments, smoothed cross-entropy by its
 formula."""
 
 import itertools
@@ -29,7 +29,7 @@ def loss_of(*args, ctc_weight=0.3, label_smoothing=0.1, **options):
 
 
 def with_intermediate(out, logits, lengths):
-    """``out`` of a model whose encoder also gave the states that ``logits`` (B, T, vocab) were read from."""
+    """Add intermediate ``logits`` (B, T, vocab), and the states that they were read from, to ``out``."""
     between = EncoderOutput(torch.zeros(*logits.shape[:2], 4), torch.tensor(lengths))
     return replace(out, encoded=replace(out.encoded, intermediate=between), intermediate_logits=logits)
 
@@ -131,7 +131,7 @@ def test_intermediate_ctc_by_enumeration_of_alignments():
 
 
 def test_without_intermediate_logits_its_weight_is_nothing():
-    """As in validation, whose losses compare across weights."""
+    """So it is in validation, and validation losses compare across weights."""
     torch.manual_seed(0)
     out = output(torch.randn(2, 9, VOCAB), [9, 7], torch.randn(2, 4, VOCAB))
     targets, lengths = torch.tensor([[3, 4, 1], [4, 3, 0]]), torch.tensor([3, 2])
@@ -141,7 +141,8 @@ def test_without_intermediate_logits_its_weight_is_nothing():
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 def test_the_intermediate_weight_divides_the_gradient(weight):
-    """Too few chunks for the labels: still no gradient from them, and the one of the frames."""
+    """An utterance with too few chunks for its labels has no gradient from its chunks, but one from its
+    frames."""
     torch.manual_seed(0)
     chunks, frames = (
         torch.randn(2, 2, VOCAB, requires_grad=True),

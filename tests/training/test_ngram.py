@@ -1,5 +1,5 @@
-"""train_ngram.py with a stand-in for lmplz, and n-gram models in the beam search, read by KenLM itself where
-it is installed."""
+"""train_ngram.py with a program in lmplz's place, and n-gram models in the beam search where KenLM is
+installed."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def by_hand(tmp_path):
 
 @needs_kenlm
 def test_scores_are_those_of_the_arpa_file(by_hand):
-    """Back-off and unknown words, worked out by hand; the context begins empty."""
+    """Back-off and unknown words are worked out by hand. The context is empty at first."""
     scorer = load_language_model(by_hand, weight=0.5, vocab_size=6)
     assert scorer.name == "kenlm" and scorer.partial and scorer.weight == 0.5
     sentences = {
@@ -207,8 +207,8 @@ def test_scores_are_those_of_the_arpa_file(by_hand):
 def test_an_export_joins_the_beam_search_of_a_recogniser(
     lm_recipe, train_ngram_script, arguments, new_brain, tmp_path
 ):
-    """By --lm_folder alone, in the search and on its results, beside SpeechBrain's scorer of the same
-    file."""
+    """--lm_folder alone adds the model to the search or to its results, with the scores of SpeechBrain's
+    scorer."""
     train_ngram_script.main(arguments())
     export = tmp_path / "out" / "export"
     tokens = (export / "tokens.txt").read_text().splitlines()

@@ -1,5 +1,5 @@
-"""A recording whose loss is not a number: training stops and names it, or leaves its batch out on every rank
-alike."""
+"""If the loss of a recording is not a number, training stops and names the recording, or all ranks skip its
+batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ BAD = "10-1-0099"
 
 @pytest.fixture(scope="session")
 def poisoned_corpus(corpus, tmp_path_factory):
-    """The tones and one more training utterance: float samples, some of them NaN. Nothing is wrong with it as
-    a file."""
+    """The tones, and one more training utterance with some NaN samples in a valid file."""
     root = tmp_path_factory.mktemp("poisoned") / "corpus"
     shutil.copytree(corpus, root)
     samples = np.full(9600, 0.1, dtype=np.float32)
@@ -65,7 +64,7 @@ def test_skip_has_a_limit(new_brain, poisoned_corpus):
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_gradient(new_brain, policy):
-    """The loss is finite, a gradient is not: the step must not reach the parameters."""
+    """The loss is finite but a gradient is not: the step must not change the parameters."""
     brain, train_set, _, _ = new_brain(nonfinite=policy, number_of_epochs=1)
     batch = start_training(brain, train_set)
     head = brain.raw_model.ctc_head.w.weight

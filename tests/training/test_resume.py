@@ -1,4 +1,4 @@
-"""A run that was ended at any moment and started again does what an uninterrupted one does."""
+"""A run that is killed at any moment and started again gives the numbers of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SAVE_OFTEN = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 2}
 
 
 def same_training(run, reference) -> None:
-    """Every step once, in order, with the reference's numbers; the epochs too; and the same results."""
+    """Check that every step and epoch is logged once, in order, with the reference's numbers and results."""
     for kind, keys in (
         ("step", ("loss", "learning_rate", "grad_norm")),
         ("epoch", ("loss", "valid_loss", "valid_wer")),
@@ -58,7 +58,7 @@ def test_kill_9_then_the_same_command(recipe, full_run, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_sigterm_saves_and_exits_then_the_same_command(recipe, full_run, tmp_path, num_workers):
-    """Also while a worker reads audio, which must not keep the process from ending."""
+    """A worker that reads audio must not keep the process from ending."""
     folder = tmp_path / "preempted"
     argv = recipe.arguments(folder, num_workers=num_workers)
     preempted = recipe.interrupt(argv, folder, at_step=3, with_signal=signal.SIGTERM)
