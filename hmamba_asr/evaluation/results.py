@@ -274,19 +274,19 @@ def parse_results(content: Any, source: str | Path) -> Results:
 
 
 def _fault(content: Mapping[str, Any], error: msgspec.ValidationError) -> str:
-    """Say in one sentence which key is wrong. msgspec shows [...] for the keys of a free mapping."""
-    place, message = "", str(error)
-    if "`$.evaluation[...][...]" in message:
+    """Say in one sentence which key is wrong. msgspec writes [...] for the keys of split and search."""
+    if "`$.evaluation[...][...]" in str(error):
         for split, searches in content["evaluation"].items():
             for search, entry in searches.items():
                 try:
                     msgspec.convert(entry, Entry)
                 except msgspec.ValidationError as nested:
                     return _sentence(f"evaluation.{split}.{search}", str(nested))
-    return _sentence(place, message)
+    return _sentence("", str(error))
 
 
 def _sentence(place: str, message: str) -> str:
+    """Reword msgspec's message about a key inside `place`."""
     what, _, path = message.partition(" - at ")
     key = ".".join(part for part in (place, path.strip("`").removeprefix("$").removeprefix(".")) if part)
     if missing := re.fullmatch(r"Object missing required field `(.*)`", what):

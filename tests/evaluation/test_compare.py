@@ -1,4 +1,4 @@
-"""Two runs side by side: the YAMLs' differences, verdicts on real outputs, and what stands in their way."""
+"""Two runs side by side: the YAMLs' differences, verdicts on real outputs, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recordings of a run's split, and which of them are taken where a few shall stand for all."""
+"""The recordings of a run's split, and a sample of them over all durations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DURATIONS = {"u3": 3.0, "u1": 1.0, "u9": 9.0, "u2": 2.0, "u4": 4.0}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder and its resolved YAML; silence under the utterances' names."""
+    """A run's folder and its resolved YAML. The recordings are silence."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     (tmp_path / "manifests").mkdir()

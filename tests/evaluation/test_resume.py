@@ -1,5 +1,4 @@
-"""An evaluation that was killed goes on where it stood, and what it kept is used only where it still
-holds."""
+"""A killed evaluation goes on where it stopped, and reuses cached batches only if nothing has changed."""
 
 from __future__ import annotations
 
@@ -127,8 +126,8 @@ class Interrupted(Exception):
 
 @pytest.fixture
 def decoded_ids(monkeypatch):
-    """What is decoded from now on: (number of batches after which it is interrupted, utterances of each); no
-    warm-ups."""
+    """Record the utterances of each decoded batch, without warm-ups; the first list holds the number of
+    batches after which decoding is interrupted."""
     limit, seen, inner = [None], [], evaluation._decode_batch
 
     def decode(brain, batch, search, timer):
@@ -145,7 +144,7 @@ def decoded_ids(monkeypatch):
 
 @pytest.fixture
 def evaluated(new_brain, tmp_path):
-    """A function that evaluates a hardly trained model, each time as a new process would."""
+    """Return a function that evaluates a briefly trained model, each time as a new process would."""
     brain, train_set, valid_set, _ = new_brain(number_of_epochs=1, optimizer_step_limit=3, **SMALL_BATCHES)
     brain.fit(brain.hparams.epoch_counter, train_set, valid_set)
 
@@ -258,7 +257,8 @@ run_script(main)
 
 @pytest.mark.slow
 def test_kill_9_of_one_rank_then_the_same_command(recipe, full_run, tmp_path, monkeypatch):
-    """Two processes; each has two batches of each split and search. The results are those of one process."""
+    """Each of two processes has two batches of each split and search. The results equal those of one
+    process."""
     folder = tmp_path / "run"
     shutil.copytree(full_run.folder, folder)
     shutil.rmtree(folder / "test")

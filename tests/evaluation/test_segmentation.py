@@ -1,5 +1,5 @@
-"""Chunks against phones and words: matching against SciPy, measures and baselines against what can be
-reckoned, TextGrids."""
+"""Chunks against phones and words: matching against SciPy, measures and baselines against known values, and
+TextGrids."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ def test_boundaries_at_every_phone_are_perfect_for_phones_and_too_many_for_words
 
 
 def test_random_boundaries_hit_as_often_as_chance_has_it():
-    """True boundaries on frames further apart than the tolerance: each is drawn with probability count /
-    (frames - 1)."""
+    """A true boundary is drawn with probability count / (frames - 1), if frames are further apart than the
+    tolerance."""
     random = np.random.default_rng(3)
     chunks, alignments = [], {}
     for number in range(60):

@@ -104,7 +104,7 @@ def test_paired_bootstrap_of_real_outputs(aligned):
 
 
 def test_p_values_of_equal_systems_are_spread_evenly():
-    """Under the hypothesis that there is no difference, one in ten experiments has p below 0.1."""
+    """Without a true difference, one in ten experiments has p below 0.1."""
     random = np.random.default_rng(1)
     words = np.full(200, 10)
     ps = []
@@ -137,7 +137,8 @@ def test_matched_pairs_of_real_outputs_are_nists(aligned):
 
 @pytest.mark.skipif(not shutil.which("sctk"), reason="NIST's sctk is not installed")
 def test_errors_and_matched_pairs_are_those_of_sctk(aligned, tmp_path):
-    """On NIST's own alignments, which weigh substitutions otherwise and place some errors elsewhere."""
+    """Compare on NIST's own alignments: it weights substitutions differently and places some errors
+    elsewhere."""
     theirs = {}
     for search in aligned:
         files = [

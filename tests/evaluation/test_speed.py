@@ -1,5 +1,5 @@
-"""The protocol of speed: what is timed and how often, figures on a clock that the subject turns, and the
-hypotheses' check."""
+"""The protocol of speed: what is timed and how often, figures on a fake clock, and the check of
+hypotheses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RATE = 100
 
 
 class Recogniser:
-    """Takes seconds of a clock: a second for each batch of features, two for each of the encoder, three for
-    each utterance of the search; a step takes half a second. Remembers the batches it was given."""
+    """Advance a clock: 1 s for a batch of features, 2 s for a batch of the encoder, 3 s for an utterance of
+    the search and 0.5 s for a step. Records the batches that it was given."""
 
     def __init__(self, clock: list[float], batch_mates_matter: bool = False):
         self.clock, self.batch_mates_matter = clock, batch_mates_matter

@@ -1,5 +1,5 @@
-"""Noise of a stated strength, speed by resampling, and boundaries that are compared in the clean recording's
-time."""
+"""Noise of a stated strength, speed by resampling, and boundaries compared in the time of the clean
+recording."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def test_speed_changes_duration_and_pitch(factor):
 
 
 def test_boundaries_of_a_faster_recording_are_found_at_their_clean_times():
-    """Frames of 10 ms: starts at 1.1 times these places in the clean recording, 0.3 frames off at most."""
+    """Chunks of the clean recording start 1.1 times later; frames last 10 ms, and rounding moves a start by
+    0.5 frames at most."""
     places = np.array([11, 22, 47, 80, 130])
     changed = Segmentation("u", 200, 0.0, 0.01, ((0, *places.tolist()),))
     clean = Segmentation("u", 220, 0.0, 0.01, ((0, *np.round(1.1 * places).astype(int).tolist()),))

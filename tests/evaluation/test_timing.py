@@ -1,4 +1,4 @@
-"""Phase times, real-time factor and merging, on a clock that the test turns."""
+"""Phase times, real-time factor and merging, on a fake clock."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_nested_phases_are_refused():
 
 
 def test_the_device_is_synchronised_at_both_edges(clock, monkeypatch):
-    """Kernels queued before a phase are not its own; those it queued are."""
+    """Kernels that were queued before a phase do not count for it; those queued within do."""
     queued = [7.0]
 
     def synchronize(device):

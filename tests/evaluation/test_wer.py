@@ -60,7 +60,7 @@ def test_whitespace_between_words_is_no_error():
 
 
 def _distance(reference: list[str], hypothesis: list[str]) -> int:
-    """Levenshtein distance, one row at a time."""
+    """Return the Levenshtein distance, computed row by row."""
     row = list(range(len(hypothesis) + 1))
     for i, ref in enumerate(reference, 1):
         previous, row[0] = row[0], i
