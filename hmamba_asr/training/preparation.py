@@ -90,12 +90,17 @@ def _fill_tokenizer(
             },
         )
         tokenizer.load(str(folder / f"{hparams['tokenizer_type']}{hparams['vocab_size']}.model"))
-    if tokenizer.get_piece_size() != hparams["vocab_size"]:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is "
-            f"{hparams['vocab_size']}; make them equal."
-        )
+    check_vocabulary(tokenizer, hparams["vocab_size"])
     return tokenizer
+
+
+def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, vocab_size: int) -> None:
+    """Refuse a tokenizer whose number of pieces is not ``vocab_size`` with a ValueError."""
+    if tokenizer.get_piece_size() != vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is {vocab_size}; make them "
+            "equal."
+        )
 
 
 def _fetch_pretrained(pretrainer: Any) -> None:

@@ -25,18 +25,14 @@ from hmamba_asr.data.tokenizer import load_tokenizer
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.training.experiment import Experiment, run_script
 from hmamba_asr.training.lm import LMBrain
+from hmamba_asr.training.preparation import check_vocabulary
 
 
 def main(argv: list[str]) -> int:
     experiment = Experiment(argv)
     hparams = experiment.hparams
     tokenizer = load_tokenizer(hparams["tokenizer_file"])
-    if tokenizer.get_piece_size() != hparams["vocab_size"]:
-        raise ValueError(
-            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is "
-            f"{hparams['vocab_size']}; make "
-            "them equal."
-        )
+    check_vocabulary(tokenizer, hparams["vocab_size"])
     train_set, valid_set = (
         TextDataset(files, tokenizer=tokenizer, max_tokens=hparams["max_tokens"])
         for files in (hparams["train_text"], hparams["valid_text"])
