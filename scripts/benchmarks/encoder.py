@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""How many seconds of audio a second does a ConMamba encoder take, next to a Conformer encoder of equal size?
+"""How many seconds of audio does a ConMamba encoder read in a second, beside a Conformer encoder of equal
+size?
 
     python scripts/benchmarks/encoder.py [--device cuda] [--train] [--json FILE]
 
-The encoders of hparams/conmamba_small_ls100.yaml and hparams/conformer_small_ls100.yaml with random weights,
-on utterances of 10 s, 30 s, 2 min and 10 min, as many in a batch as make 10 minutes of audio (on a CPU: one).
-On a GPU in bfloat16: ConMamba eager and compiled (``torch.compile``) against the Conformer eager, and as a
-CUDA graph against the Conformer's. ``--train`` adds the backward pass.
+Timed are the encoders of hparams/conmamba_small_ls100.yaml and hparams/conformer_small_ls100.yaml with random
+weights, on utterances of 10 s, 30 s, 2 min and 10 min. A batch holds 10 minutes of audio, on a CPU one
+utterance. On a GPU they run in bfloat16: ConMamba eager and compiled (``torch.compile``) against the
+Conformer eager, and a CUDA graph of each against the other. ``--train`` adds the backward pass.
 
-Before anything is timed, the eager and the compiled output are held against the eager float32 one, and a
-padded utterance against itself alone. The graph is a recording of the eager run.
+Nothing is timed unless the eager and the compiled output agree with the eager one in float32, and a padded
+utterance has the states that it has alone. The graph is a recording of the eager run.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def main() -> None:
     sizes = [sum(p.numel() for p in m.parameters()) / 1e6 for m in (conmamba, conformer)]
     machine = machine_name(hardware(device))
     print(
-        f"{machine}, torch {torch.__version__}; ConMamba {sizes[0]:.2f}M, Conformer {sizes[1]:.2f}M parameters"
+        f"{machine}, torch {torch.__version__}; "
+        f"ConMamba {sizes[0]:.2f}M, Conformer {sizes[1]:.2f}M parameters"
     )
     for model in (conmamba, conformer):
         model.train(options.train)
@@ -65,10 +67,8 @@ def main() -> None:
     for block in compiled.blocks:
         block.compile(dynamic=True)  # all blocks share one compilation, for every length
 
-    figures, rows = (
-        {"hardware": hardware(device), "torch": torch.__version__, "train": options.train, "lengths": {}},
-        [],
-    )
+    figures: dict = {"hardware": hardware(device), "torch": torch.__version__, "train": options.train}
+    figures["lengths"], rows = {}, []
     for seconds in options.seconds:
         batch = max(1, BATCH_SECONDS // seconds) if on_gpu else 1
         x = torch.randn(
@@ -83,20 +83,18 @@ def main() -> None:
                 sides["CUDA graph"] = graphed(eager), captured(theirs)
             except RuntimeError as error:
                 print(
-                    f"{seconds} s: ConMamba cannot be captured: {error.__context__ or error}".splitlines()[0]
+                    f"{seconds} s: ConMamba cannot be recorded: {error.__context__ or error}".splitlines()[0]
                 )
-        with (
-            torch.no_grad()
-        ):  # what lives on would tie the parameters' gradients to this stream, which a capture may not touch
+        # Without gradients: a graph that lives on would tie the parameters' gradients to this stream, which a
+        # capture must not touch.
+        with torch.no_grad():
             exact = conmamba(x, lengths).states
         for name, (ours, peer) in sides.items():
             output = ours()
-            if (
-                output is not None
-            ):  # the replay of a graph returns nothing; what it captured was checked as "eager"
-                require(
-                    f"ConMamba {name}, {seconds} s", relative_error(output, exact), 3e-2 if on_gpu else 1e-5
-                )
+            # a graph's replay returns nothing; what it recorded was checked as "eager"
+            if output is not None:
+                bound = 3e-2 if on_gpu else 1e-5
+                require(f"ConMamba {name}, {seconds} s", relative_error(output, exact), bound)
             audio, figure = batch * seconds, {"batch": batch, "ours_mib": added_memory_mib(ours, device)}
             pairs, warmup = options.pairs or (15 if on_gpu else 3), 3 if on_gpu else 1
             try:
@@ -110,7 +108,7 @@ def main() -> None:
             except (torch.OutOfMemoryError, CaptureFailed) as error:
                 taken = median_seconds(ours, device, repeats=pairs, warmup=warmup)
                 cells = [
-                    "out of memory" if isinstance(error, torch.OutOfMemoryError) else "cannot be captured",
+                    "out of memory" if isinstance(error, torch.OutOfMemoryError) else "cannot be recorded",
                     "",
                 ]
                 torch.cuda.empty_cache()
@@ -139,11 +137,11 @@ def main() -> None:
 
 
 class CaptureFailed(Exception):
-    """A CUDA graph could not be made of it."""
+    """A function cannot be recorded as a CUDA graph."""
 
 
 def captured(run):
-    """``run`` as a CUDA graph, or what raises when called where it cannot be one."""
+    """Record ``run`` as a CUDA graph; if that fails, return a function that raises the reason."""
     try:
         return graphed(run)
     except torch.OutOfMemoryError as error:
@@ -158,7 +156,8 @@ def captured(run):
 
 
 def step_of(model, x: torch.Tensor, lengths: torch.Tensor, *, train: bool):
-    """A function that runs the encoder once, as training or evaluation would, and returns its states."""
+    """Return a function that runs the encoder once, as training or evaluation would, and returns its
+    states."""
     autocast = torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=x.device.type == "cuda")
 
     def run():

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""How fast is the convolutional front-end, next to SpeechBrain's ConvolutionFrontEnd on the same weights?
+"""How fast is the convolutional front-end, beside SpeechBrain's ConvolutionFrontEnd with the same weights?
 
     python scripts/benchmarks/frontend.py [--device cuda] [--json FILE]
 
-Two 3x3 convolutions of 64 and 32 channels with stride 2 and the projection to d_model 144, the front-end of
-hparams/conmamba_small_ls100.yaml, on log-Mel frames of 64 utterances of 15 s (on a CPU: 4). Forward as in
-evaluation, and forward and backward with dropout; in float32 and under bfloat16 autocast. On a GPU the times
-are those of CUDA graphs.
+Timed is the front-end of hparams/conmamba_small_ls100.yaml: two 3x3 convolutions of 64 and 32 channels with
+stride 2, and the projection to d_model 144. It reads log-Mel frames of 64 utterances of 15 s, on a CPU of 4.
+The forward pass is that of evaluation; forward and backward together have dropout. Both run in float32 and
+under bfloat16 autocast, on a GPU as CUDA graphs.
 
-Before anything is timed both sides' outputs and gradients are held against each other in float32, or TF32
-where a GPU has it; SpeechBrain's pads with zeros for that, as ours does, and takes all utterances to be
-equally long, as they are.
+Nothing is timed unless both sides' outputs and gradients agree in float32, or TF32 where a GPU has it. For
+that SpeechBrain's module pads with zeros, as ours does. It takes all utterances to be equally long, as they
+are here.
 """
 
 from __future__ import annotations
@@ -55,10 +55,8 @@ class SpeechBrains(nn.Module):
                 block["norm_0"].norm.weight.copy_(norm.weight.t())
                 block["norm_0"].norm.bias.copy_(norm.bias.t())
             bands = norm.weight.shape[1]
-            weight = ours.project.weight.unflatten(1, (CHANNELS[-1], bands)).transpose(
-                1, 2
-            )  # its bands come first
-            self.project.weight.copy_(weight.flatten(1))
+            weight = ours.project.weight.unflatten(1, (CHANNELS[-1], bands))
+            self.project.weight.copy_(weight.transpose(1, 2).flatten(1))  # its bands come first
             self.project.bias.copy_(ours.project.bias)
 
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, None]:
