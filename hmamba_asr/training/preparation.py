@@ -98,8 +98,8 @@ def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, vocab_size
     """Refuse a tokenizer whose number of pieces is not ``vocab_size`` with a ValueError."""
     if tokenizer.get_piece_size() != vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is {vocab_size}; make them "
-            "equal."
+            f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is {vocab_size}; make "
+            "them equal."
         )
 
 
