@@ -148,7 +148,7 @@ def _load(path: Path, tmp_path: Path, *variants: str, **overrides) -> dict:
     text = compose(path, [HPARAMS / "variants" / f"{name}.yaml" for name in variants])
     if "lm" in top_level_nodes(text):
         # The language model alone would take a second and a gigabyte.
-        given = {"lm": {"num_encoder_layers": 1}, **given}
+        given = {"lm": TINY_LM, **given}
     return load_hparams(text, given)
 
 

@@ -11,7 +11,7 @@ corpus=${1:?"$usage"} data=${2:?"$usage"}
 data=$(cd -- "$data" && pwd)
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
-# Name, variants of hparams/conmamba_<an4 or mini>.yaml in their order (-: none), overrides.
+# Name, variants of the ConMamba YAML of the corpus in their order (-: none), overrides.
 table="
 conmamba           -
 hmamba_n1          hmamba            --chunker {target_ratio:1.0}
