@@ -57,7 +57,7 @@ def test_a_bad_corpus_is_an_error_message_without_traceback(corpus, capsys):
     (corpus / "dev" / "1" / "2" / "1-2-0001.flac").write_bytes(b"no audio")
     assert prepare(corpus, "--splits", "dev", "test") == 2
     error = capsys.readouterr().err
-    assert "error: Missing in data_folder" in error and "1-2-0001.flac" in error
+    assert "error: missing in data_folder" in error and "1-2-0001.flac" in error
     assert "Traceback" not in error
     assert prepare(corpus, "--splits", "dev", "--on_bad_data", "skip") == 0
 
@@ -133,7 +133,7 @@ def test_help_and_missing_arguments(command, capsys):
 
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["tune", "--help"], ["demo", "--help"]])
 def test_the_command_line_answers_without_heavy_imports(argv):
-    """The modules that the parser needs, in a process of its own, as ``python -m hmamba_asr`` runs them."""
+    """Look at the loaded modules in a process of its own, started as ``python -m hmamba_asr``."""
     code = (
         "import runpy, sys\n"
         f"sys.argv[1:] = {argv}\n"

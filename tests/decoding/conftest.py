@@ -14,8 +14,7 @@ EOS, VOCAB, N_MELS = 2, 12, 20
 
 
 class ReferenceSearcher(S2STransformerBeamSearcher):
-    """SpeechBrain's beam search with each utterance's step limits its own, and with the newest token's
-    attention.
+    """SpeechBrain's beam search, with step limits for each utterance and the attention of the newest token.
 
     SpeechBrain derives the limits from the longest utterance of the batch, and hands the attention of the
     whole prefix to rules that take it for that of one token. Here the open beams of an utterance are closed
@@ -57,8 +56,10 @@ def reference_searcher():
 
 @pytest.fixture(scope="session")
 def recogniser():
-    """A function that makes random recognisers with sharp heads; a higher ``eos_bias`` ends hypotheses
-    earlier."""
+    """Return a function that makes random recognisers with sharp heads.
+
+    A higher ``eos_bias`` ends hypotheses earlier.
+    """
 
     def make(kind="conmamba", seed=0, eos_bias=0.0, vocab=VOCAB):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Timestamps from the CTC: against the best of all paths, and known answers."""
+"""Timestamps from the CTC, compared with the best of all paths and with known answers."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ PIECES = ["<blank>", "\u2581he", "llo", "\u2581you", "\u2581"]
 
 
 def best_path(log_probs, tokens):
-    """Of all paths that give the tokens, the most likely."""
+    """Return the most likely of all paths that give the tokens."""
     paths = itertools.product(range(log_probs.shape[1]), repeat=len(log_probs))
     giving = [p for p in paths if [label for label, _ in itertools.groupby(p) if label] == list(tokens)]
     return max(

@@ -1,4 +1,4 @@
-"""Our joint beam search against SpeechBrain's, hypothesis by hypothesis, and the rules it has of its own."""
+"""Our joint beam search gives SpeechBrain's hypotheses, and keeps its own rules."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ def language_model(seed=0, vocab=VOCAB):
 
 
 def scorers(model, *, ctc=0.0, lm=None, length=0.0, partial=(), window=0):
-    """A ScorerBuilder, anew for each searcher: SpeechBrain's scorers keep states."""
+    """Make a ScorerBuilder; each searcher needs its own, because SpeechBrain's scorers keep states."""
     groups, weights = {True: [], False: []}, {}
     if ctc:
         weights["ctc"] = ctc
@@ -73,7 +73,7 @@ def batch(seed=0, lengths=LENGTHS):
 
 
 def compare(reference_searcher, model, states, lengths, **options):
-    """(hypotheses the same?, difference of scores) of every utterance."""
+    """Return for every utterance whether the hypotheses agree, and the difference of the scores."""
     relative = lengths / states.shape[1]
     with torch.no_grad():
         expected = searcher(reference_searcher, model, **options)(states.clone(), relative)
@@ -85,7 +85,7 @@ def compare(reference_searcher, model, states, lengths, **options):
 
 
 def test_hypotheses_are_speechbrains(recogniser, reference_searcher):
-    """12 settings x 24 utterances, one-frame ones among them."""
+    """12 settings and 24 utterances; some utterances have one frame."""
     results = []
     for seed, eos_bias in enumerate(
         [1.0, -50.0, 0.0, 3.0]
@@ -124,15 +124,17 @@ def test_the_rules_are_speechbrains(options, recogniser, reference_searcher):
 
 
 def steady_attention(tokens, step, frames):
-    """Attention (..., frames) that moves on by about two frames a step, depending on the token; random
-    decoders jump."""
+    """Return attention (..., frames) that moves by about two frames a step, depending on the token.
+
+    The attention of random decoders jumps.
+    """
     peaks = (2 * step + tokens * 7 % 5).clamp(max=frames - 1)
     return torch.nn.functional.one_hot(peaks, frames).float()
 
 
 @pytest.fixture
 def attends_steadily(monkeypatch, reference_searcher):
-    """Both searches take their decoder to attend steadily."""
+    """Make the decoders of both searches attend steadily."""
     theirs, ours = reference_searcher.forward_step, TransformerStepper.step
 
     def forward_step(self, inp_tokens, memory, enc_states, enc_lens):
@@ -169,7 +171,7 @@ def test_attention_shifts_block_as_in_speechbrain(ctc, recogniser, reference_sea
 def test_the_ctc_window_is_speechbrains_on_one_utterance(
     window, recogniser, reference_searcher, attends_steadily
 ):
-    """SpeechBrain's window is that of all utterances of the batch."""
+    """One utterance only: SpeechBrain has one window for all utterances of a batch."""
     narrowed = 0
     for seed in range(4):
         model, (states, lengths) = recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0), batch(seed, [25])
@@ -185,7 +187,7 @@ def test_the_ctc_window_is_speechbrains_on_one_utterance(
 
 
 def test_where_every_hypothesis_jumps_the_best_goes_on(recogniser):
-    """Random attention and a shift of one frame: nothing would be left."""
+    """Random attention and a shift of one frame would rule out every hypothesis."""
     search = searcher(
         JointBeamSearcher, recogniser(vocab=VOCAB, eos_bias=-9.0), using_max_attn_shift=True, max_attn_shift=1
     )
@@ -215,12 +217,12 @@ def test_speechbrains_own_recogniser_is_searched_too(reference_searcher):
     assert all(same and score < 1e-3 for same, score in results)
 
 
-# ---- batches, lengths, ends ---------------------------------------------------------------------------------------------
+# ---- batches, lengths, ends --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("checks", [1, 4])
 def test_a_mixed_batch_gives_what_each_utterance_gives_alone(recogniser, monkeypatch, checks):
-    """Also where the search looks up only every fourth step whether it is over, as on a GPU."""
+    """The results do not depend on how often the search checks whether it is over."""
     monkeypatch.setattr(beam_module, "STEPS_BETWEEN_CHECKS", {"cpu": checks})
     for seed in range(4):
         model, lm = recogniser(seed=seed, vocab=VOCAB, eos_bias=1.5), language_model(seed)
@@ -266,7 +268,7 @@ def test_the_step_limit_is_reached_and_kept(recogniser):
 
 @pytest.mark.parametrize("ctc", [0.0, 0.4])
 def test_a_beam_of_one_is_greedy_decoding(recogniser, ctc):
-    """With the uncached decoder, one utterance, token by token; the CTC joins through its prefix scores."""
+    """A plain loop over one utterance with the uncached decoder and CTC prefix scores finds the same."""
     for seed in range(5):
         model = recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0)
         states, lengths = batch(seed, [25])
@@ -288,8 +290,7 @@ def test_a_beam_of_one_is_greedy_decoding(recogniser, ctc):
 
 
 def test_the_ctc_alone_finds_the_most_likely_label_sequence(recogniser):
-    """Of all: a beam that holds every prefix, against the enumeration of all paths. The decoder has no say
-    and is not run."""
+    """A beam that holds every prefix finds the best of all label sequences. The decoder has weight 0."""
     frames, vocab = 5, 5
     for seed in range(3):
         model = recogniser(seed=seed, vocab=vocab)
@@ -317,8 +318,7 @@ def test_the_ctc_alone_finds_the_most_likely_label_sequence(recogniser):
 
 
 def test_a_search_ends_when_no_live_hypothesis_can_win(recogniser, monkeypatch):
-    """Scores only fall: without length normalisation, what is behind the best finished hypothesis stays
-    there."""
+    """Scores only fall, so without length normalisation no open hypothesis catches up with a finished one."""
     model = recogniser(vocab=VOCAB, eos_bias=2.0)
     states, lengths = batch()
     steps = []
@@ -333,7 +333,7 @@ def test_a_search_ends_when_no_live_hypothesis_can_win(recogniser, monkeypatch):
     assert early_steps < len(steps) - early_steps
 
 
-# ---- results ------------------------------------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -383,7 +383,7 @@ def test_nbest_tensors_have_speechbrains_form(recogniser, reference_searcher):
 
 
 def test_bfloat16_finds_close_hypotheses(recogniser):
-    """Autocast and bfloat16 weights: scores within the precision's reach of the float32 ones."""
+    """With autocast or bfloat16 weights, scores agree with float32 within the precision."""
     model, lm = recogniser(vocab=VOCAB, eos_bias=1.0), language_model()
     states, lengths = batch()
     added = {"ctc": 0.4, "lm": lm}
@@ -397,11 +397,11 @@ def test_bfloat16_finds_close_hypotheses(recogniser):
         torch.testing.assert_close(scores, exact, rtol=0.05, atol=0.05)
 
 
-# ---- n-gram -------------------------------------------------------------------------------------------------------------
+# ---- n-gram ------------------------------------------------------------------------------------------------
 
 
 class FakeKenLM:
-    """KenLM's calls with a bigram over words; states are the last word."""
+    """A bigram over words with KenLM's methods; its state is the last word."""
 
     class State:
         word = None
@@ -446,7 +446,7 @@ def test_ngram_scores_follow_each_hypothesis(recogniser, partial):
                 assert hypothesis.parts["kenlm"] == pytest.approx(total, rel=1e-4)
 
 
-# ---- what it refuses ----------------------------------------------------------------------------------------------------
+# ---- what it refuses ---------------------------------------------------------------------------------------
 
 
 def test_bad_settings_are_refused_by_name(recogniser):

@@ -1,5 +1,4 @@
-"""CTC prefix scores against the enumeration of all paths, and against SpeechBrain's; greedy decoding's known
-answers."""
+"""CTC prefix scores equal those of an enumeration of all paths, and SpeechBrain's; known greedy answers."""
 
 import itertools
 import math
@@ -20,7 +19,7 @@ BLANK, EOS = 0, 3
 
 
 def greedy_input(*paths, vocab=12):
-    """Logits whose best token at each frame is the given one; paths padded with token 9."""
+    """Make logits whose best tokens are the given paths, padded with token 9."""
     longest = max(len(path) for path in paths)
     padded = torch.tensor([[*path, *[9] * (longest - len(path))] for path in paths]).view(len(paths), longest)
     return torch.nn.functional.one_hot(padded, vocab).float(), torch.tensor([len(path) for path in paths])
@@ -45,12 +44,11 @@ def test_ctc_greedy_other_blank():
     assert ctc_greedy(*greedy_input((0, 0, 3, 3, 0)), blank=3) == [[0, 0]]
 
 
-# ---- prefix scores ------------------------------------------------------------------------------------------------------
+# ---- prefix scores -----------------------------------------------------------------------------------------
 
 
 def enumerate_paths(log_probs):
-    """Probability of each label sequence, from every path of a (T, vocab) matrix, with eos an ordinary
-    label."""
+    """Add up the probability of each label sequence over all paths; eos is an ordinary label."""
     found: dict[tuple, float] = {}
     for path in itertools.product(range(log_probs.shape[1]), repeat=len(log_probs)):
         labels = tuple(label for label, _ in itertools.groupby(path) if label != BLANK)
@@ -77,7 +75,7 @@ def random_log_probs(*shape, seed=0, scale=1.5):
 
 
 def test_a_label_that_is_ruled_out():
-    """Of probability 0: with log-probabilities of -inf sums over frames would be no numbers."""
+    """A label of probability 0 gives finite sums over frames, where -inf would give NaN."""
     log_probs = random_log_probs(1, 6, 5)
     log_probs[..., 2] = -math.inf
     scorer = CTCPrefixScorer(log_probs, torch.tensor([6]), blank=BLANK, eos=EOS)
@@ -92,8 +90,7 @@ def test_a_label_that_is_ruled_out():
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_prefix_scores_are_the_enumeration_of_all_paths(frames):
-    """Every prefix of up to three labels, repeated ones among them, of utterances of unequal length in one
-    batch."""
+    """Every prefix of up to three labels, also with repeats, in a batch of unequal lengths."""
     vocab, lengths = 4, torch.tensor([frames, max(1, frames - 2)])
     log_probs = random_log_probs(2, frames, vocab)
     log_probs[1, lengths[1] :] = float("nan")  # padding
@@ -136,7 +133,7 @@ def test_extending_by_eos_scores_the_prefix_as_all_there_is():
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
 def test_prefix_scores_are_speechbrains(scale):
-    """Along random hypotheses, in float32, up to sharp distributions; SpeechBrain adds up frame by frame."""
+    """Random hypotheses in float32, up to sharp distributions. SpeechBrain sums frame by frame."""
     frames, vocab, beam, generator = 60, 30, 5, torch.Generator().manual_seed(1)
     log_probs = random_log_probs(1, frames, vocab, scale=scale).float()
     lengths = torch.tensor([frames])

@@ -1,5 +1,4 @@
-"""How language models join: in the search, on its results, or with the decoder's own one taken off. Plain
-references, batches."""
+"""Language models in the search, on its results, and with the decoder's internal one subtracted."""
 
 import random
 
@@ -28,7 +27,7 @@ def language_model(seed=0):
 def search_of(
     model, *, lm=None, weight=0.5, ctc=0.4, kind=JointBeamSearcher, fusion="shallow", ilm=None, **options
 ):
-    """A whole BeamSearch: CTC 0.4, attention what is left of 1, a language model if given."""
+    """Make a BeamSearch with CTC 0.4, attention 0.6 and a language model if one is given."""
     full, weights = [CTCScorer(ctc_fc=model.ctc_head, blank_index=BLANK, eos_index=EOS)], {"ctc": ctc}
     if lm is not None:
         full.append(TransformerLMScorer(language_model=lm, temperature=1.15))
@@ -52,15 +51,14 @@ def batch(seed=0):
 
 
 def lm_log_prob(lm, tokens):
-    """Of one sentence with its end, the whole prefix at once."""
+    """Return the language model's log-probability of a sentence with its end, without a cache."""
     with torch.no_grad():
         log_probs = (lm(torch.tensor([[BOS, *tokens]])) / 1.15).log_softmax(-1)[0]
     return float(log_probs.gather(1, torch.tensor([*tokens, EOS]).unsqueeze(1)).sum())
 
 
 def silent_log_prob(model, tokens):
-    """The decoder's log-probability of a sentence with its end, where every layer's cross-attention gives
-    zeros."""
+    """Return the decoder's log-probability of a sentence with its end, with zero cross-attention."""
     hooks = [
         layer.multihead_attn.register_forward_hook(
             lambda module, given, out: (torch.zeros_like(out[0]), out[1])
@@ -75,13 +73,12 @@ def silent_log_prob(model, tokens):
     return float(log_probs.gather(1, torch.tensor([*tokens, EOS]).unsqueeze(1)).sum())
 
 
-# ---- rescoring ----------------------------------------------------------------------------------------------------------
+# ---- rescoring ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_rescored_lists_are_those_of_a_plain_loop(recogniser, normalised):
-    """Over the n-best lists of the search without a language model, sentence by sentence; some lists change
-    their order."""
+    """A plain loop rescores the n-best lists sentence by sentence. Some lists change their order."""
     reordered = 0
     for seed in range(4):
         model, lm = recogniser(seed=seed, vocab=VOCAB, eos_bias=2.0), language_model(seed)
@@ -147,7 +144,7 @@ def test_rescoring_in_bfloat16(recogniser, way):
     assert [h[0].score for h in found] == pytest.approx([h[0].score for h in exact], rel=0.05, abs=0.05)
 
 
-# ---- internal language model --------------------------------------------------------------------------------------------
+# ---- internal language model -------------------------------------------------------------------------------
 
 
 def test_the_internal_language_model_is_the_decoder_without_cross_attention_and_taken_off(recogniser):
@@ -176,12 +173,11 @@ def test_the_internal_language_model_is_the_decoder_without_cross_attention_and_
     assert differ >= 3
 
 
-# ---- n-gram -------------------------------------------------------------------------------------------------------------
+# ---- n-gram ------------------------------------------------------------------------------------------------
 
 
 def test_an_ngram_joins_as_in_speechbrain(recogniser, reference_searcher, tmp_path):
-    """SpeechBrain's own scorer in its search and in ours, with random bigrams; the package kenlm is
-    optional."""
+    """SpeechBrain's KenLM scorer with random bigrams, in its search and in ours."""
     pytest.importorskip("kenlm")
     draw = random.Random(0)
     words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCAB))]
@@ -219,7 +215,7 @@ def test_an_ngram_joins_as_in_speechbrain(recogniser, reference_searcher, tmp_pa
     assert all(same) and not all(without)
 
 
-# ---- all of them --------------------------------------------------------------------------------------------------------
+# ---- all of them -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fusion", "ilm"), [("shallow", None), ("rescore", None), ("ilm", 0.3)])
@@ -236,7 +232,7 @@ def test_a_mixed_batch_gives_what_each_utterance_gives_alone(recogniser, fusion,
 
 @pytest.mark.parametrize(("fusion", "ilm"), [("shallow", None), ("rescore", None), ("ilm", 0.0)])
 def test_weights_of_zero_change_nothing(recogniser, fusion, ilm):
-    """No weight for the language model: the search without one. None for the internal one: shallow fusion."""
+    """A language model of weight 0 changes nothing; an internal one of weight 0 gives shallow fusion."""
     model, lm = recogniser(vocab=VOCAB, eos_bias=1.5), language_model()
     weight, plain = (0.5, search_of(model, lm=lm)) if fusion == "ilm" else (0.0, search_of(model))
     found = search_of(model, lm=lm, weight=weight, fusion=fusion, ilm=ilm).searcher.search(*batch())
@@ -248,7 +244,7 @@ def test_weights_of_zero_change_nothing(recogniser, fusion, ilm):
 @pytest.mark.parametrize(("fusion", "ilm"), [("shallow", None), ("rescore", None), ("ilm", 0.3)])
 @pytest.mark.parametrize("weights", [{"ctc": 0.1}, {"lm": 0.9}, {"ctc": 1.0, "lm": 0.2}, {"ctc": 0.0}])
 def test_other_weights_are_another_search(recogniser, fusion, ilm, weights):
-    """The one that was built with them, and back again."""
+    """The search equals one built with the weights, and the old weights bring the old search back."""
     model, lm = recogniser(seed=2, vocab=VOCAB, eos_bias=1.0), language_model(2)
     search, (states, lengths) = search_of(model, lm=lm, fusion=fusion, ilm=ilm).searcher, batch(2)
     before = search.search(states, lengths)
@@ -290,8 +286,7 @@ def test_weights_that_cannot_be_are_refused_and_change_nothing(recogniser):
 
 
 def test_a_weight_of_no_language_model_is_refused(recogniser):
-    """It would be taken for that of the scorers' own; the YAMLs' stands beside an lm_folder that may be
-    null."""
+    """The user would take it for the weight of the scorers' model. Without one, lm_folder may be null."""
     model, lm = recogniser(vocab=VOCAB), language_model()
     with pytest.raises(ValueError, match="lm_weight is 0.4 and there is no lm_folder"):
         BeamSearch(searcher=search_of(model, lm=lm).searcher, lm=lm, lm_weight=0.4)

@@ -1,4 +1,4 @@
-"""Greedy and beam search of a whole recogniser: hypotheses that do not depend on batch mates."""
+"""Hypotheses of a whole recogniser do not depend on the other utterances of a batch."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_beam_hypotheses_do_not_depend_on_the_batch(recogniser, ctc_weight, eos_
 
 @pytest.mark.parametrize(("ratios", "eos_bias"), [((0.0, 0.5), -4.0), ((0.3, 1.0), 8.0), ((0.0, 0.01), -4.0)])
 def test_beam_step_limits_are_each_utterances_own(recogniser, ratios, eos_bias):
-    """The models want to go on past the upper limit, or to end before the lower one."""
+    """The models would go past the upper limit, or end before the lower one."""
     model = recogniser(eos_bias=eos_bias)
     search = beam_search(model, ctc_weight=0.0, min_decode_ratio=ratios[0], max_decode_ratio=ratios[1])
     together, alone = together_and_alone(model, search, batch_of_features())
@@ -105,7 +105,7 @@ def test_search_follows_no_gradient_and_leaves_the_recogniser_where_it_is(recogn
 
 
 def test_first_tokens_are_those_of_a_beam_of_one_and_do_not_depend_on_the_batch(recogniser):
-    """After one step the wider beam's best beginning is the narrow one's."""
+    """After one step, the best first token does not depend on the beam's width."""
     seen = set()
     for seed in range(4):
         model, features = recogniser(seed=seed), batch_of_features(seed)

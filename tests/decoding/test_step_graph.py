@@ -1,4 +1,4 @@
-"""A search whose steps are replays of one recording finds what one step after the other finds."""
+"""A search whose steps are replays of a recorded step finds what eager steps find."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ LENGTHS = [25, 19, 13, 25, 7, 2, 1]
 
 
 class Recording(TorchDispatchMode):
-    """The operations that run under it, with the very tensors they took and made."""
+    """Record operations with the tensors that they read and made."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Recording(TorchDispatchMode):
         return made
 
     def replay(self):
-        """All of it again on the same memory, which held nothing of use in between."""
+        """Run all operations again on the same memory, which is filled with NaN before."""
         for *_, new in self.operations:
             for tensor in new:
                 tensor.fill_(math.nan if tensor.is_floating_point() else 1)
@@ -56,7 +56,7 @@ def tensors_in(tree):
 
 
 def captured(run, recording):
-    """What a step makes under ``recording``; its inputs stay as they were, for a capture runs nothing."""
+    """Record a step and restore its inputs, as a capture runs nothing."""
     inputs = run.__self__.inputs
     before = [tensor.clone() for tensor in inputs]
     with recording:
@@ -67,8 +67,7 @@ def captured(run, recording):
 
 
 class Recorder:
-    """Stands in for a CUDA graph: a recording leaves nothing done, a replay works on the tensors of the
-    recording alone."""
+    """Stand-in for a CUDA graph: recording has no effect, and a replay uses the recorded tensors only."""
 
     def __init__(self, counts):
         self.counts = counts
@@ -142,8 +141,7 @@ def check_same(found, expected):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_replays_are_the_steps(name, recogniser, monkeypatch):
-    """The recording's tensors are the search's, through reorderings, compactions, growth and utterances that
-    leave."""
+    """Replays stay right while the pool is reordered, compacted and grows, and while utterances leave."""
     counts = {"recordings": 0, "replays": 0}
     monkeypatch.setattr(beam_module, "STEPS_BETWEEN_CHECKS", {"cpu": 4})
     for seed in range(3):
@@ -159,7 +157,7 @@ def test_replays_are_the_steps(name, recogniser, monkeypatch):
 
 
 def test_a_capture_without_memory_is_given_up_for_plain_steps(recogniser, monkeypatch):
-    """Also where the step was bound to the capture's tensors already."""
+    """The step continues although it was bound to the tensors of the capture."""
 
     def record(run, device):
         captured(run, nullcontext())
@@ -177,7 +175,7 @@ def test_a_capture_without_memory_is_given_up_for_plain_steps(recogniser, monkey
 
 @pytest.mark.parametrize(("free", "emptied"), [(0.5, 0), (0.1, 1)])
 def test_idle_memory_is_given_back_before_a_capture_misses_it(free, emptied, monkeypatch):
-    """With that of the last graph; and after a capture that failed its pool is not used again."""
+    """The memory of the last graph is released too."""
 
     class Reached(Exception):
         pass
@@ -269,8 +267,7 @@ def test_graphs_on_the_gpu_find_what_steps_find(name, device, recogniser, monkey
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_captures_share_their_memory(recogniser):
-    """Of twenty searches, each with other shapes than the one before, as of four. Two at a time do not
-    disturb each other."""
+    """Twenty searches with changing shapes take no more memory than four; two threads may search at once."""
     model = recogniser(vocab=VOCAB, eos_bias=1.0).to("cuda")
     graphs, steps = (make_searcher(model, device="cuda", cuda_graph=graph) for graph in (True, False))
     held = []

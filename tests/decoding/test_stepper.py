@@ -1,4 +1,4 @@
-"""Stepping SpeechBrain's Transformers gives what they give for the whole prefix."""
+"""Steps of SpeechBrain's Transformers give what the modules give for the whole prefix."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def language_model(*, normalize_before=False, dtype=torch.float64, **options):
 
 
 def _perturbed(model, dtype):
-    """Biases and norms away from their initial zeros and ones, so that none can be forgotten."""
+    """Move biases and norms away from zero and one, so that leaving one out shows."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -62,13 +62,13 @@ def _perturbed(model, dtype):
 
 
 def future(tokens):
-    """Boolean where SpeechBrain's own mask is float32 in whatever precision the model is."""
+    """Make a boolean mask; SpeechBrain's is float32 whatever the model's precision."""
     steps = torch.arange(tokens.shape[1])
     return steps > steps.unsqueeze(1)
 
 
 def whole_decode(model, tokens, states, lengths):
-    """``TransformerASR.decode`` of prefixes (N, U): hidden state and attention of the last token."""
+    """Return hidden state and attention of the last token of prefixes (N, U)."""
     embedded = model.custom_tgt_module(tokens)
     relative = model.attention_type == "RelPosMHAXL"
     positions = model.positional_encoding_decoder if relative else model.positional_encoding
@@ -82,7 +82,7 @@ def whole_decode(model, tokens, states, lengths):
 
 
 def whole_lm(model, tokens):
-    """``TransformerLM.forward`` of prefixes (N, U): logits after the last token."""
+    """Return the logits after the last token of prefixes (N, U), by ``TransformerLM.forward``."""
     embedded = model.custom_src_module(tokens)
     if model.embedding_proj is not None:
         embedded = model.embedding_proj(embedded)
@@ -95,8 +95,7 @@ def whole_lm(model, tokens):
 
 
 def walk(step, state, *, batch, steps, beam, generator):
-    """Random hypotheses and reorderings as a beam search makes them; yields the step's result and every whole
-    prefix."""
+    """Step along random hypotheses and reorderings; yield each step's result and the whole prefixes."""
     tokens = torch.ones(batch, 1, dtype=torch.long)
     prefixes = tokens.unsqueeze(-1)
     for _ in range(steps):
@@ -141,11 +140,9 @@ def test_decoder_steps_are_the_whole_prefixes(normalize_before, dtype, attention
 @pytest.mark.skipif(
     unavailable_reason(torch.device("cpu")) is not None, reason="Triton cannot run on a CPU here"
 )
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("lengths", [[9, 4, 1], [9, 9, 9]])
+@pytest.mark.parametrize(("whole", "lengths"), [(True, [9, 4, 1]), (False, [9, 9, 9])])
 def test_attention_by_the_kernel_gives_the_same(whole, lengths, monkeypatch):
-    """Of views as the stepper gives it: queries beside keys, a pool's keys, a mask of ancestors, one of
-    padding, and none."""
+    """The kernel reads views: queries beside keys, a pool's keys, masks or none."""
 
     def by_kernel(query, keys, values, mask):
         return attend(
@@ -180,15 +177,15 @@ def test_attention_by_the_kernel_gives_the_same(whole, lengths, monkeypatch):
 
 @pytest.mark.parametrize("normalize_before", [True, False])
 def test_decoder_steps_without_states_are_those_of_zero_cross_attention(normalize_before, monkeypatch):
-    """Of the whole prefixes, with every layer's cross-attention made to give zeros."""
+    """The reference is the whole prefix, with zero cross-attention in every layer."""
     model = transformer_asr(normalize_before=normalize_before)
     stepper, generator = decoder_stepper(model), torch.Generator().manual_seed(2)
     for layer in model.decoder.layers:
-        attend = layer.multihead_attn.forward
-        zeros = lambda *args, attend=attend, **options: (
-            torch.zeros_like((out := attend(*args, **options))[0]),
-            out[1],
-        )  # noqa: E731
+
+        def zeros(*args, attend=layer.multihead_attn.forward, **options):
+            output, weights = attend(*args, **options)
+            return torch.zeros_like(output), weights
+
         monkeypatch.setattr(layer.multihead_attn, "forward", zeros)
     with torch.no_grad():
         state = stepper.start()
@@ -207,7 +204,7 @@ def test_decoder_steps_without_states_are_those_of_zero_cross_attention(normaliz
 @pytest.mark.parametrize("normalize_before", [True, False])
 @pytest.mark.parametrize("d_embedding", [None, 6])
 def test_language_model_steps_are_the_whole_prefixes(normalize_before, dtype, d_embedding):
-    """Among the random tokens is 0, which the model takes for padding."""
+    """The random tokens include 0, which the model takes for padding."""
     model = language_model(normalize_before=normalize_before, dtype=dtype, d_embedding=d_embedding)
     stepper, generator = LanguageModelStepper(model), torch.Generator().manual_seed(3)
     state, zeros = stepper.start(), 0
@@ -258,8 +255,7 @@ def test_utterances_can_leave_between_steps():
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("single_line", [True, False])
 def test_the_pool_keeps_what_is_attended_to_and_little_else(single_line, whole):
-    """With one common ancestor the pool holds a line of tokens, whatever the beam; lines of their own make it
-    grow."""
+    """With common ancestors the pool holds one line of tokens. Separate lines make it grow."""
     pool, beam, steps = KeyValuePool(num_layers=1, first_capacity=64, whole=whole), 8, 200
     paths = torch.zeros(1, beam, 0)
     for step in range(steps):

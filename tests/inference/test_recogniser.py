@@ -1,4 +1,4 @@
-"""A trained run's folder transcribes as its evaluation did."""
+"""A run folder transcribes as its evaluation did; tune and efficiency use it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def moved_run(full_run, tmp_path_factory):
-    """A copy elsewhere: nothing may depend on where the run was, or change the folder."""
+    """Copy the run: nothing may depend on where it was trained, or change it."""
     folder = tmp_path_factory.mktemp("elsewhere") / "run"
     shutil.copytree(full_run.folder, folder)
     (folder / "save" / ".partial-CKPT+now").mkdir()  # as of a training that is writing just now
@@ -93,8 +93,7 @@ def test_the_speed_of_a_run_is_measured_on_its_test_utterances(moved_run, capsys
 
 @pytest.fixture(scope="module")
 def run_with_lm(moved_run, tmp_path_factory):
-    """The same run as if it had been evaluated with a language model, here a random one with its mind made
-    up."""
+    """Return the run as if it had been evaluated with a language model, here a random and sharp one."""
     folder = tmp_path_factory.mktemp("with_lm") / "run"
     shutil.copytree(moved_run, folder)
     (folder / "export").mkdir()
@@ -123,7 +122,7 @@ def run_with_lm(moved_run, tmp_path_factory):
 
 
 def rewrite(manifest, column, value):
-    """The same value in every row."""
+    """Write the same value into a column of every row."""
     with open(manifest, newline="") as stream:
         rows = [{**row, column: value} for row in csv.DictReader(stream)]
     with open(manifest, "w", newline="") as stream:
@@ -138,7 +137,7 @@ def tuned(capsys, folder, *options, split="test-clean"):
 
 
 def test_weights_are_tuned_on_a_split(moved_run, capsys):
-    """With the YAML's weight the errors are those of the evaluation; each weight is its own search."""
+    """The YAML's weight gives the errors of the evaluation, and another weight gives others."""
     found = tuned(capsys, moved_run, "--ctc", "0.4", "1.0", "0.4")
     evaluated = json.loads((moved_run / "results.json").read_text())["evaluation"]["test-clean"]["beam"][
         "wer"
@@ -224,7 +223,7 @@ def test_a_recording_that_is_none_any_more_is_named(moved_run, tmp_path, capsys)
 def test_a_greedy_recogniser_neither_builds_nor_fetches_the_language_model(
     moved_run, corpus, tmp_path, monkeypatch
 ):
-    """The YAML fetches its language model from where there is none, as without a network."""
+    """The YAML's language model lies where nothing is, as without a network."""
     folder = tmp_path / "run"
     shutil.copytree(moved_run, folder)
     (model,) = (folder / "tokenizer").glob("*.model")
