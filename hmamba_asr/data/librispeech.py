@@ -11,9 +11,7 @@ any split is collected first and reported together: a corpus is repaired in one 
 from __future__ import annotations
 
 import collections
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -27,6 +25,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from hmamba_asr.data.manifest import ManifestRow, write_manifest
 from hmamba_asr.data.scan import (
     Listing,
     Problem,
@@ -43,8 +42,6 @@ from hmamba_asr.system.hardware import usable_cores
 logger = logging.getLogger(__name__)
 
 Seconds = float
-
-COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 
 _FORMAT_VERSION = 1  # raise it when the same corpus gives another manifest: the old ones are then rebuilt
 _LISTED_PER_KIND = 20
@@ -88,29 +85,42 @@ def prepare_manifests(
     max_duration: Seconds | None = None,
     num_workers: int | None = None,
 ) -> dict[str, Path]:
-    """Scan and validate the splits and write one ``<split>.csv`` each, unless the corpus has not changed.
+    """Scan and validate the splits, and write a manifest ``<split>.csv`` for each.
 
-    The columns are ``ID,duration,wav,spk_id,wrd``: duration in seconds, ``wav`` as
-    ``$data_root/<path relative to data_folder>``, the speaker from the first folder under the split, rows
-    sorted by ID. A manifest is reused, and nothing decoded, when the paths, sizes and modification times of
-    the split's files, the options and the CSV are those of the last run. Under torchrun, call it on one rank.
+    The speaker of an utterance is the first folder under the split. A manifest is reused, and nothing is
+    decoded, when the paths, sizes and modification times of the split's files, the options and the CSV are
+    those of the last run. Under torchrun, call it on one rank.
 
-    Args:
-        data_folder: holds ``<split>/`` or ``LibriSpeech/<split>/``.
-        splits: names of the split folders, any names.
-        manifest_folder: for the CSV files, a ``.json`` beside each, and ``problems.txt``; made if missing.
-        sample_rate: Hz that every recording must have.
-        on_bad_data: ``refuse`` raises when anything is wrong (the good utterances are still written, so that
-            the next run need not decode them again); ``skip`` warns and goes on with the good ones.
-        min_duration, max_duration: utterances outside are counted and left out; that is not a problem.
-        num_workers: decoding threads; by default one for each CPU core this process may use, at most 32.
+    Parameters
+    ----------
+    data_folder
+        The folder that holds ``<split>/`` or ``LibriSpeech/<split>/``.
+    splits
+        Names of the split folders. Any names will do.
+    manifest_folder
+        The folder for the CSV files, a ``.json`` beside each, and ``problems.txt``. It is made if it is
+        missing.
+    sample_rate
+        The rate in Hz that every recording must have.
+    on_bad_data
+        "refuse" raises when anything is wrong. The good utterances are still written, so that the next run
+        need not decode them again. "skip" warns and goes on with the good ones.
+    min_duration, max_duration
+        Limits in seconds. Utterances outside are counted and left out, which is no problem of the corpus.
+    num_workers
+        Number of decoding threads. By default one for each CPU core that this process may use, at most 32.
 
-    Returns:
+    Returns
+    -------
+    dict
         The path of each split's CSV.
 
-    Raises:
-        CorpusError: bad data under ``refuse``; and always: a split that is missing or has no good utterance.
-        ValueError: an option makes no sense.
+    Raises
+    ------
+    CorpusError
+        For bad data under "refuse". Always for a split that is missing or has no good utterance.
+    ValueError
+        If an option makes no sense.
     """
     _check_options(splits, sample_rate, on_bad_data, min_duration, max_duration, num_workers)
     data_folder, manifest_folder = Path(data_folder), Path(manifest_folder)
@@ -121,7 +131,7 @@ def prepare_manifests(
     folders = {split: find_split(data_folder, split) for split in splits}
     missing = _describe_missing(data_folder, [split for split, folder in folders.items() if folder is None])
     if missing:
-        logger.error("%s Checking the other splits before refusing.", missing)
+        logger.error("%s The other splits are checked before this is refused.", missing)
 
     options = _Options(sample_rate, min_duration, max_duration)
     summaries: dict[str, _Summary] = {}
@@ -151,8 +161,8 @@ def prepare_manifests(
     empty = [split for split, summary in summaries.items() if not summary.utterances]
     if empty:
         refusals.append(
-            f"No usable utterance in {', '.join(empty)}: check the duration limits, and that the folder is"
-            " unpacked, as <split>/<speaker>/<chapter>/<utterance>.flac with *.trans.txt beside."
+            f"no usable utterance in {', '.join(empty)}; check the duration limits, and that the folder is "
+            "unpacked, as <split>/<speaker>/<chapter>/<utterance>.flac with *.trans.txt beside."
         )
     if refusals:
         raise CorpusError("\n".join(refusals))
@@ -174,9 +184,15 @@ def _prepare_split(
         summary = _rebuild(pool, data_folder, folder, listing, csv_path, options, fingerprint)
         verdict = "written"
     logger.info(
-        f"{csv_path.stem}: {summary.utterances} utterances, {summary.hours:.2f} h; left out:"
-        f" {summary.too_short} too short, {summary.too_long} too long; {len(summary.problems)} problems;"
-        f" {csv_path} {verdict}"
+        "%s: %d utterances, %.2f h; left out: %d too short, %d too long; %d problems; %s %s",
+        csv_path.stem,
+        summary.utterances,
+        summary.hours,
+        summary.too_short,
+        summary.too_long,
+        len(summary.problems),
+        csv_path,
+        verdict,
     )
     return summary
 
@@ -190,11 +206,12 @@ def _rebuild(
     options: _Options,
     fingerprint: str,
 ) -> _Summary:
+    """Read and decode a split anew, and write its manifest and summary."""
     transcripts = list(pool.map(partial(read_transcript, data_folder), listing.transcripts))
     words, problems = _match(listing, transcripts)
     problems += listing.problems
 
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[ManifestRow, str]] = []
     seconds = 0.0
     too_short = too_long = 0
     check = partial(check_recording, data_folder, options.sample_rate)
@@ -214,15 +231,10 @@ def _rebuild(
             too_long += 1
         else:
             seconds += duration
-            rows.append((utterance, f"{duration:.6f}", f"$data_root/{path}", speaker, words[utterance]))
+            rows.append((ManifestRow(utterance, Path(path), duration, words[utterance]), speaker))
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(sorted(rows))
     # The CSV first: if the run dies between the two, the old summary's hash does not fit and both are redone.
-    with write_atomically(csv_path) as stream:
-        stream.write(text.getvalue())
+    write_manifest(csv_path, rows)
     digest = hashlib.sha256(csv_path.read_bytes()).hexdigest()
     problems.sort(key=lambda problem: (problem.kind, problem.where, problem.detail))
     summary = _Summary(fingerprint, digest, len(rows), seconds / 3600, too_short, too_long, problems)
@@ -234,7 +246,10 @@ def _rebuild(
 def _match(listing: Listing, transcripts: list[Transcript]) -> tuple[dict[str, str], list[Problem]]:
     """Bring recordings and transcript lines together by utterance ID.
 
-    Returns the words of every ID that has exactly one recording and one good line, and the problems.
+    Returns
+    -------
+    tuple
+        The words of every ID that has exactly one recording and one good line, and the problems.
     """
     recordings = collections.defaultdict(list)
     for path in listing.audio:
@@ -273,7 +288,7 @@ def _match(listing: Listing, transcripts: list[Transcript]) -> tuple[dict[str, s
 
 
 def _load_summary(csv_path: Path) -> _Summary | None:
-    """The summary beside a CSV, or None unless both are there, whole, and belong together."""
+    """Return the summary beside a CSV, or None unless both are there, whole, and belong together."""
     try:
         raw = json.loads(csv_path.with_suffix(".json").read_text(encoding="utf-8"))
         summary = _Summary(**{**raw, "problems": [Problem(**problem) for problem in raw["problems"]]})
@@ -286,7 +301,7 @@ def _load_summary(csv_path: Path) -> _Summary | None:
 def _run(
     pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str], title: str
 ) -> Iterable[Any]:
-    """Results of ``function`` for all paths, in order, with a progress bar."""
+    """Yield the results of ``function`` for all paths, in their order, and show a progress bar."""
 
     def run_some(start: int) -> list[Any]:  # a task of several files costs less than several tasks
         return [function(path) for path in paths[start : start + _FILES_PER_TASK]]
@@ -319,8 +334,8 @@ def _describe_missing(data_folder: Path, missing: list[str]) -> str:
     folders = sorted(p for place in places for p in place.iterdir() if p.is_dir() and p.name[0] != ".")
     names = [folder.relative_to(data_folder).as_posix() for folder in folders]
     return (
-        f"Missing in data_folder '{data_folder}': {', '.join(missing)} (looked for <split>/ and"
-        f" LibriSpeech/<split>/). Folders there: {', '.join(names[:50]) or 'none'}."
+        f"missing in data_folder '{data_folder}': {', '.join(missing)} (looked for <split>/ and "
+        f"LibriSpeech/<split>/). Folders there: {', '.join(names[:50]) or 'none'}."
     )
 
 

@@ -1,18 +1,24 @@
-"""Manifests: the CSV files that list a split's utterances. This is the one place that reads them.
+"""Manifests: the CSV files that list a split's utterances. This is the one place that reads and writes them.
 
-A manifest has the columns ``ID``, ``duration`` (seconds), ``wav`` (a path that may begin with ``$data_root``)
-and ``wrd`` (the transcript). ``hmamba-asr prepare`` writes them, in SpeechBrain's format.
+A manifest is in SpeechBrain's format, with the columns ``ID``, ``duration`` (seconds), ``wav`` (a path that
+may begin with ``$data_root``), ``spk_id`` (the speaker) and ``wrd`` (the transcript). ``hmamba-asr prepare``
+makes manifests.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-COLUMNS = ("ID", "duration", "wav", "wrd")
-DATA_ROOT = "$data_root"  # stands for the corpus' folder in the column wav
+from hmamba_asr.system.files import write_atomically
+
+DATA_ROOT = "$data_root"
+"""Stands for the corpus' folder in the column ``wav``."""
+
+_COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
+_READ = ("ID", "duration", "wav", "wrd")  # a manifest of other make needs no speakers
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,24 @@ class ManifestRow:
     audio: Path
     duration: float
     text: str
+
+
+def write_manifest(path: str | Path, rows: Iterable[tuple[ManifestRow, str]]) -> None:
+    """Write a manifest, sorted by utterance ID. The file appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The CSV file.
+    rows
+        The utterances, each with its speaker. ``audio`` is relative to the corpus' folder.
+    """
+    with write_atomically(path) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for row, speaker in sorted(rows, key=lambda pair: pair[0].id):
+            audio = f"{DATA_ROOT}/{row.audio.as_posix()}"
+            writer.writerow((row.id, f"{row.duration:.6f}", audio, speaker, row.text))
 
 
 def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str, ManifestRow]:
@@ -60,7 +84,7 @@ def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str
         If a column is missing, a duration is not a number, or an ID comes twice.
     """
     rows: dict[str, ManifestRow] = {}
-    for number, row in enumerate(_read_rows(path, COLUMNS), start=2):
+    for number, row in enumerate(_read_rows(path, _READ), start=2):
         identifier = row["ID"]
         if identifier in rows:
             raise ValueError(f"{path}, line {number} repeats the ID {identifier}; prepare the data again.")
@@ -68,8 +92,8 @@ def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str
             duration = float(row["duration"])
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the data "
-                "again."
+                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the "
+                "data again."
             ) from error
         audio = Path(row["wav"].replace(DATA_ROOT, str(data_folder)))
         rows[identifier] = ManifestRow(identifier, audio, duration, row["wrd"])

@@ -15,16 +15,25 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile
 
-AUDIO_SUFFIXES = (".flac", ".wav")
-TRANSCRIPT_SUFFIX = ".trans.txt"
-
+_AUDIO_SUFFIXES = (".flac", ".wav")
+_TRANSCRIPT_SUFFIX = ".trans.txt"
 _READ_BLOCK = 1 << 18  # samples decoded at a time, to bound the memory for long recordings
 _UNUSABLE = re.compile(r"[\x00-\x1f\x7f$]")  # control characters break the CSV, SpeechBrain replaces $names
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: its kind, the file (relative to the data folder), and what was seen."""
+    """One thing that is wrong with a corpus.
+
+    Attributes
+    ----------
+    kind
+        What is wrong, for example "corrupt audio".
+    where
+        The file, relative to the data folder, or the utterance ID.
+    detail
+        What was seen.
+    """
 
     kind: str
     where: str
@@ -36,38 +45,78 @@ class Problem:
 
 @dataclass
 class Listing:
-    """What a walk finds without opening a file. Paths are relative to the data folder, with slashes."""
+    """What a walk finds without opening a file. Paths are relative to the data folder, with slashes.
+
+    Attributes
+    ----------
+    audio, transcripts
+        Paths of the recordings and of the transcripts.
+    stats
+        "path size mtime_ns" of every recording and transcript.
+    problems
+        What is wrong.
+    folders
+        Subfolders that were not entered.
+    """
 
     audio: list[str] = field(default_factory=list)
     transcripts: list[str] = field(default_factory=list)
-    stats: list[str] = field(default_factory=list)  # "path size mtime_ns" of every recording and transcript
+    stats: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)  # subfolders that were not entered
+    folders: list[Path] = field(default_factory=list)
 
 
 @dataclass
 class Transcript:
-    """One ``.trans.txt`` file."""
+    """The content of one ``.trans.txt`` file.
 
-    lines: list[tuple[str, str, str]] = field(default_factory=list)  # good: (ID, "file:line number", words)
-    named: set[str] = field(default_factory=set)  # IDs on any line, good or bad
+    Attributes
+    ----------
+    lines
+        The good lines: (ID, "file:line number", words).
+    named
+        The IDs on any line, good or bad.
+    problems
+        What is wrong.
+    unreadable
+        The file cannot be read at all.
+    """
+
+    lines: list[tuple[str, str, str]] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
     problems: list[Problem] = field(default_factory=list)
-    unreadable: bool = False  # as a whole
+    unreadable: bool = False
 
 
 def find_split(data_folder: Path, split: str) -> Path | None:
-    """``data_folder/<split>`` or ``data_folder/LibriSpeech/<split>``; None when neither is a folder."""
+    """Return ``data_folder/<split>`` or ``data_folder/LibriSpeech/<split>``, or None if neither is a
+    folder."""
     candidates = (data_folder / split, data_folder / "LibriSpeech" / split)
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
 def count_recordings(folder: Path) -> int:
-    """Number of audio files under a folder (nothing is opened)."""
+    """Return the number of audio files under a folder. No file is opened."""
     return len(list_files(folder, folder).audio)
 
 
 def list_split(pool: Executor, data_folder: Path, folder: Path) -> Listing:
-    """List a split, its speakers in parallel: on network disks each file's status takes a round trip."""
+    """List a split, its speakers in parallel. (On a network disk each file's status takes a round trip.)
+
+    Parameters
+    ----------
+    pool
+        Where the speakers are listed.
+    data_folder
+        What the paths are relative to.
+    folder
+        The folder of the split.
+
+    Returns
+    -------
+    Listing
+        The recordings and transcripts, sorted.
+    """
     whole = list_files(data_folder, folder, recurse=False)
     for part in pool.map(partial(list_files, data_folder), whole.folders):
         for name in ("audio", "transcripts", "stats", "problems"):
@@ -79,7 +128,17 @@ def list_split(pool: Executor, data_folder: Path, folder: Path) -> Listing:
 
 
 def list_files(data_folder: Path, folder: Path, recurse: bool = True) -> Listing:
-    """Walk a folder. Links are followed; hidden files (such as macOS's ``._*.flac``) do not count."""
+    """Walk a folder. Links are followed. Hidden files (such as macOS's ``._*.flac``) do not count.
+
+    Parameters
+    ----------
+    data_folder
+        What the paths are relative to.
+    folder
+        The folder to walk.
+    recurse
+        Enter the subfolders. Otherwise the listing names them.
+    """
     listing = Listing()
     pending = [folder]
     while pending:
@@ -99,8 +158,8 @@ def list_files(data_folder: Path, folder: Path, recurse: bool = True) -> Listing
                 if not (entry.is_symlink() and below.resolve() in (here, *here.parents)):
                     (pending if recurse else listing.folders).append(below)
                 continue
-            is_audio = entry.name.lower().endswith(AUDIO_SUFFIXES)
-            if not is_audio and not entry.name.endswith(TRANSCRIPT_SUFFIX):
+            is_audio = entry.name.lower().endswith(_AUDIO_SUFFIXES)
+            if not is_audio and not entry.name.endswith(_TRANSCRIPT_SUFFIX):
                 continue
             relative = f"{where}/{entry.name}"  # by hand: paths are slow, and a corpus has 300,000 files
             (listing.audio if is_audio else listing.transcripts).append(relative)
@@ -113,7 +172,7 @@ def list_files(data_folder: Path, folder: Path, recurse: bool = True) -> Listing
 
 
 def read_transcript(data_folder: Path, path: str) -> Transcript:
-    """Read one ``.trans.txt`` file of lines ``UTTERANCE-ID WORDS...``; blank lines and a BOM do no harm."""
+    """Read one ``.trans.txt`` file of lines ``UTTERANCE-ID WORDS...``. Blank lines and a BOM do no harm."""
     transcript = Transcript()
     try:
         content = (data_folder / path).read_bytes()
@@ -152,7 +211,13 @@ def read_transcript(data_folder: Path, path: str) -> Transcript:
 
 
 def check_recording(data_folder: Path, sample_rate: int, path: str) -> tuple[int, list[Problem]]:
-    """Decode one recording to its end. Returns its number of samples and what is wrong with it."""
+    """Decode one recording to its end.
+
+    Returns
+    -------
+    tuple
+        The number of samples, and what is wrong with the recording.
+    """
     if _UNUSABLE.search(path) or not _is_utf8(path):
         detail = "holds '$', a control character or bytes that are not UTF-8"
         return 0, [Problem("unusable file name", repr(path), detail)]
@@ -190,7 +255,7 @@ def check_recording(data_folder: Path, sample_rate: int, path: str) -> tuple[int
 
 
 def utterance_id(path: str) -> str:
-    """The file's name without its last ending."""
+    """Return the name of a file without its last ending."""
     return PurePosixPath(path).stem
 
 
@@ -203,7 +268,7 @@ def _is_utf8(path: str) -> bool:
 
 
 def _is_flac_without_samples(path: Path) -> bool:
-    """A FLAC whose header says 0 samples and in which no audio follows the metadata blocks (RFC 9639)."""
+    """Tell whether a FLAC's header says 0 samples and no audio follows the metadata blocks (RFC 9639)."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"fLaC":
@@ -223,7 +288,7 @@ def _is_flac_without_samples(path: Path) -> bool:
 
 
 def _missing_wav_bytes(path: Path) -> int:
-    """Bytes a RIFF file falls short of its header (libsndfile shortens a truncated WAV without a word)."""
+    """Count the bytes that a RIFF file lacks of what its header says. (libsndfile does not report them.)"""
     with path.open("rb") as file:
         header = file.read(8)
     promised = int.from_bytes(header[4:], "little")

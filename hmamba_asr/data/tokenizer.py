@@ -2,7 +2,7 @@
 
 Ids follow SpeechBrain's LibriSpeech Transformer recipes, so that their published ``tokenizer.ckpt`` and ours
 are interchangeable: ``<unk>`` 0, ``<s>`` 1, ``</s>`` 2 and no padding piece. Id 0 serves as CTC blank and as
-padding too: training text never gives ``<unk>``, since all its characters are in the vocabulary.
+padding too. Training text never gives ``<unk>``, since all its characters are in the vocabulary.
 """
 
 from __future__ import annotations
@@ -44,50 +44,60 @@ def train_tokenizer(
     The result depends on the transcripts, not on their order. It is reused when ``output_folder`` already
     holds a model of the same text and settings, and trained anew (with a warning) when the text has changed.
 
-    Args:
-        manifest: CSV file, or several, with a ``wrd`` column.
-        output_folder: created when missing; receives ``<model_type><vocab_size>.model`` and a ``.json``.
-        vocab_size: number of pieces, the three special ones included. A ``char`` tokenizer has as many pieces
-            as the text has characters (space included) plus three: give that number or None.
-        model_type: ``unigram``, ``bpe`` or ``char``.
-        character_coverage: share of the text's characters that the pieces cover; others become ``<unk>``.
+    Parameters
+    ----------
+    manifest
+        A CSV file, or several, with a ``wrd`` column.
+    output_folder
+        The folder for ``<model_type><vocab_size>.model`` and a ``.json``. It is made if it is missing.
+    vocab_size
+        The number of pieces, the three special ones included. A "char" tokenizer has as many pieces as the
+        text has characters (space included) plus three: give that number or None.
+    model_type
+        "unigram", "bpe" or "char".
+    character_coverage
+        The share of the text's characters that the pieces cover. Other characters become ``<unk>``.
 
-    Returns:
-        Path of the ``.model`` file.
+    Returns
+    -------
+    Path
+        The ``.model`` file.
 
-    Raises:
-        FileNotFoundError: a manifest does not exist.
-        ValueError: unknown ``model_type``, no text, or a ``vocab_size`` that the text cannot give (the
-            message names the nearest size that it can).
+    Raises
+    ------
+    FileNotFoundError
+        If a manifest does not exist.
+    ValueError
+        If the ``model_type`` is unknown, there is no text, or the text cannot give ``vocab_size`` pieces (the
+        message names the nearest size that it can give).
     """
     if model_type not in MODEL_TYPES:
         choices = ", ".join(MODEL_TYPES)
-        raise ValueError(f"Unknown tokenizer model_type {model_type!r}: choose one of {choices}.")
+        raise ValueError(f"unknown tokenizer model_type {model_type!r}; choose one of {choices}.")
     if not 0.0 < character_coverage <= 1.0:
-        raise ValueError(f"character_coverage is {character_coverage}: it must lie in (0, 1].")
+        raise ValueError(f"character_coverage is {character_coverage}; it must lie in (0, 1].")
     if vocab_size is None and model_type != "char":
-        raise ValueError(f"A {model_type} tokenizer needs a vocab_size: only char takes it from the text.")
+        raise ValueError(f"a {model_type} tokenizer needs a vocab_size; only char takes it from the text.")
     if vocab_size is not None and (not isinstance(vocab_size, int) or vocab_size < 1):
-        raise ValueError(f"Tokenizer vocab_size is {vocab_size!r}: it must be a positive integer.")
+        raise ValueError(f"the tokenizer's vocab_size is {vocab_size!r}; it must be a positive integer.")
 
     manifests = [Path(m) for m in ([manifest] if isinstance(manifest, (str, Path)) else manifest)]
     sentences = _read_sentences(manifests)
-    if model_type == "char":
+    if vocab_size is None or model_type == "char":
         vocab_size = _char_vocab_size(sentences, vocab_size, character_coverage)
     fingerprint = _fingerprint(sentences, model_type, vocab_size, character_coverage)
 
-    folder = Path(output_folder)
-    path = folder / f"{model_type}{vocab_size}.model"
+    path = Path(output_folder) / f"{model_type}{vocab_size}.model"
     if _is_current(path, fingerprint):
         return path
     if path.exists():
         logger.warning(
-            "The text or settings of tokenizer %s changed: it is trained anew, and models trained with "
-            "the old one do not fit it.",
+            "The text or settings of the tokenizer %s changed. It is trained anew, and models trained with "
+            "the "
+            "old one do not fit it.",
             path,
         )
     model = _train(sentences, model_type, vocab_size, character_coverage)
-    folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(path, binary=True) as stream:
         stream.write(model)
     record = {
@@ -105,17 +115,20 @@ def train_tokenizer(
 def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     """Load a SentencePiece model, ours or SpeechBrain's ``tokenizer.ckpt``.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is a Git LFS pointer, is no SentencePiece model, or has other special ids than
-            the models expect (``<unk>`` 0, ``<s>`` 1, ``</s>`` 2).
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is a Git LFS pointer, is no SentencePiece model, or has other special ids than the models
+        expect (``<unk>`` 0, ``<s>`` 1, ``</s>`` 2).
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no tokenizer file {path}: train one or correct the path.")
+        raise FileNotFoundError(f"there is no tokenizer file {path}; train one or correct the path.")
     model = path.read_bytes()
     if model.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer, not a tokenizer: fetch the file with `git lfs pull`.")
+        raise ValueError(f"{path} is a Git LFS pointer, not a tokenizer; fetch the file with `git lfs pull`.")
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
@@ -124,28 +137,31 @@ def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
         vocab_size = 0
     if vocab_size == 0:
         raise ValueError(
-            f"{path} ({len(model)} bytes) is not a SentencePiece model or is damaged: train or download it "
+            f"{path} ({len(model)} bytes) is not a SentencePiece model or is damaged; train or download it "
             "again."
         )
     ids = {"<unk>": processor.unk_id(), "<s>": processor.bos_id(), "</s>": processor.eos_id()}
     if ids != {"<unk>": UNK_ID, "<s>": BOS_ID, "</s>": EOS_ID}:
         found = ", ".join(f"{piece} {index}" for piece, index in ids.items())
         raise ValueError(
-            f"Tokenizer {path} has the special ids {found} (-1: none), but the models need "
-            f"<unk> {UNK_ID}, <s> {BOS_ID}, </s> {EOS_ID}: train it with train_tokenizer."
+            f"the tokenizer {path} has the special ids {found} (-1: none), but the models need <unk> "
+            f"{UNK_ID}, "
+            f"<s> {BOS_ID}, </s> {EOS_ID}; train it with train_tokenizer."
         )
     return processor
 
 
 def _read_sentences(manifests: Sequence[Path]) -> list[str]:
-    """Non-empty transcripts of all manifests, sorted: the row order must not matter."""
+    """Read the non-empty transcripts of all manifests, sorted, since the order of rows must not matter."""
     if not manifests:
-        raise ValueError("No manifest was given to train the tokenizer on.")
+        raise ValueError("there is no manifest to train the tokenizer on; name at least one.")
     sentences = []
     for manifest in manifests:
         sentences += read_transcripts(manifest)
     if not sentences:
-        raise ValueError(f"No transcript to train a tokenizer on in {', '.join(map(str, manifests))}.")
+        raise ValueError(
+            f"there is no transcript to train a tokenizer on in {', '.join(map(str, manifests))}."
+        )
     return sorted(sentences)
 
 
@@ -154,7 +170,7 @@ def _train(sentences: list[str], model_type: str, vocab_size: int, character_cov
         return _run_trainer(sentences, model_type, vocab_size, character_coverage)
     except RuntimeError as error:
         text = f"these {len(sentences)} transcripts"
-        request = f"A {model_type} tokenizer of {vocab_size} pieces cannot be made from {text}"
+        request = f"a {model_type} tokenizer of {vocab_size} pieces cannot be made from {text}"
         # SentencePiece knows the bounds only while it trains, and tells them in its message alone.
         if match := re.search(r"Please set it to a value <= (\d+)", str(error)):
             raise ValueError(f"{request}: the largest vocab_size that works is {match[1]}.") from error
@@ -184,13 +200,14 @@ def _run_trainer(sentences: list[str], model_type: str, vocab_size: int, charact
 
 
 def _char_vocab_size(sentences: list[str], asked: int | None, character_coverage: float) -> int:
-    """Size of the char vocabulary; SentencePiece would drop characters silently if asked for fewer pieces."""
+    """Return the size of the char vocabulary. (SentencePiece silently drops characters to get fewer
+    pieces.)"""
     upper_bound = len(set("".join(sentences))) + 16
     model = _run_trainer(sentences, "char", upper_bound, character_coverage)
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     if asked not in (None, size):
         raise ValueError(
-            f"A char tokenizer of these {len(sentences)} transcripts has exactly {size} pieces, not {asked}: "
+            f"a char tokenizer of these {len(sentences)} transcripts has exactly {size} pieces, not {asked}; "
             f"set vocab_size to {size}."
         )
     return size
@@ -209,7 +226,8 @@ def _record_path(model_path: Path) -> Path:
 
 
 def _is_current(path: Path, fingerprint: str) -> bool:
-    """Whether ``path`` holds the very model that was trained for ``fingerprint``, whole and unchanged."""
+    """Tell whether ``path`` holds the very model that was trained for ``fingerprint``, whole and
+    unchanged."""
     try:
         record = json.loads(_record_path(path).read_text(encoding="utf-8"))
         model_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()

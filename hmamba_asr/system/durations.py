@@ -9,7 +9,7 @@ def format_duration(seconds: float | None) -> str:
     Parameters
     ----------
     seconds
-        The duration in seconds, or None for one that was not measured, which gives an empty text.
+        The duration in seconds. None, one that was not measured, gives an empty text.
     """
     if seconds is None:
         return ""

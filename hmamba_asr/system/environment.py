@@ -9,9 +9,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hmamba_asr.system.hardware import hardware
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = (
     "hmamba-asr",
@@ -27,8 +30,21 @@ _PACKAGES = (
 )
 
 
-def collect_environment(device: Any) -> dict[str, Any]:
-    """What a figure depends on besides the YAML: versions, commit, hardware, command. No host name."""
+def collect_environment(device: str | torch.device) -> dict[str, Any]:
+    """Collect what a figure depends on besides the YAML. The host's name is not part of it.
+
+    Parameters
+    ----------
+    device
+        The device that computes.
+
+    Returns
+    -------
+    dict
+        What JSON can hold: ``python`` and ``packages`` (versions), ``git`` (commit, and whether files were
+        changed; None outside a checkout), ``hardware`` (see `hardware`), ``command`` and ``world_size``
+        (processes under torchrun).
+    """
     versions = {}
     for name in _PACKAGES:
         try:
@@ -46,14 +62,17 @@ def collect_environment(device: Any) -> dict[str, Any]:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that tracks `folder`, and whether its files were changed. None outside git."""
+    """Return the commit of the checkout that tracks ``folder``, and whether files were changed.
+
+    None outside a checkout.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
     try:
-        # An installed package may lie in somebody else's checkout (.venv), whose commit says nothing of it.
+        # An installed package may lie in another checkout (in its .venv), whose commit says nothing about it.
         git("ls-files", "--error-unmatch", ".")
         changed = git("status", "--porcelain", "--untracked-files=no")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changed)}
@@ -62,7 +81,7 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _command_line() -> str:
-    """The command as the user typed it, the torchrun part rebuilt from what torchrun sets."""
+    """Return the command as the user typed it. The part of torchrun is rebuilt from what torchrun sets."""
     script = Path(sys.argv[0])
     if script.is_absolute():
         script = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else Path(script.name)

@@ -1,4 +1,4 @@
-"""The machine: its processor, usable cores, GPU."""
+"""The machine: its processor, the cores that this process may use, its GPU."""
 
 from __future__ import annotations
 
@@ -14,14 +14,26 @@ if TYPE_CHECKING:
 
 
 def default_device() -> str:
-    """A GPU if there is one."""
+    """Return "cuda" if there is a GPU, otherwise "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def hardware(device: str | torch.device) -> dict[str, Any]:
-    """Describe the machine: CPU, usable cores, torch threads, GPU and its memory (None on CPU), platform."""
+    """Describe the machine that a device belongs to.
+
+    Parameters
+    ----------
+    device
+        The device that computes.
+
+    Returns
+    -------
+    dict
+        What JSON can hold: ``device`` (its type), ``cpu`` (model), ``cores`` (usable), ``torch_threads``,
+        ``gpu`` (name), ``gpu_memory_mib`` and ``cuda`` (version; all three None on a CPU), and ``platform``.
+    """
     import torch
 
     device = torch.device(device)
@@ -39,7 +51,7 @@ def hardware(device: str | torch.device) -> dict[str, Any]:
 
 
 def machine_name(machine: Mapping[str, Any]) -> str:
-    """What `hardware` describes, in a few words: the GPU, or the CPU and the threads."""
+    """Name what `hardware` describes in a few words: the GPU, or the CPU and the threads."""
     threads = machine["torch_threads"]
     return machine["gpu"] or f"{machine['cpu']}, {threads} thread{'' if threads == 1 else 's'}"
 
@@ -54,7 +66,10 @@ def _cpu_model() -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, and the CPU quota of its container."""
+    """Return the number of cores that this process may use.
+
+    Both its affinity and the CPU quota of its container (cgroup v2) set a limit.
+    """
     # macOS has no affinity call.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

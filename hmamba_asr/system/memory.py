@@ -1,4 +1,4 @@
-"""Memory of this process and its GPU: peaks, what one call adds, what is left, and how freed pages are
+"""The memory of this process and its GPU: peaks, what one call adds, what is left, how freed pages are
 kept."""
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MIB = 1024**2  # bytes
 
 
 def keep_freed_memory() -> None:
-    """On a CPU under glibc, keep freed tensors' pages in the process.
+    """Keep the pages of freed tensors in the process, on a CPU under glibc.
 
-    By default every large tensor is mapped anew and its pages are cleared by the kernel at first touch, which
-    costs a fifth of the training time of a small model.
+    By default glibc maps every large tensor anew, and the kernel clears its pages at first touch. That costs
+    a fifth of the training time of a small model.
     """
     m_trim_threshold, m_mmap_threshold, unlimited = -1, -3, 2**31 - 1
     try:
@@ -33,10 +33,11 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory_mib(device: str | torch.device) -> float:
-    """Peak memory of this process so far, in MiB; `peak_memory_kind` says which memory.
+    """Return the peak memory of this process so far, in MiB. `peak_memory_kind` says which memory.
 
-    On CUDA the most that tensors took since the start or `torch.cuda.reset_peak_memory_stats`. On CPU the
-    peak resident set, which holds libraries too and cannot be reset; NaN where the platform does not tell.
+    On CUDA it is the most that tensors took since the start or `torch.cuda.reset_peak_memory_stats`. On a CPU
+    it is the peak resident set, which holds libraries too and cannot be reset. NaN where the platform does
+    not tell.
     """
     import torch
 
@@ -52,17 +53,18 @@ def peak_memory_mib(device: str | torch.device) -> float:
 
 
 def peak_memory_kind(device: str | torch.device) -> str:
-    """Which memory `peak_memory_mib` measures on this device."""
+    """Say which memory `peak_memory_mib` measures on this device."""
     import torch
 
     return "CUDA max_memory_allocated" if torch.device(device).type == "cuda" else "peak resident set"
 
 
 def added_memory_mib(run: Callable[[], object], device: str | torch.device) -> float | None:
-    """The most memory that one call of `run` held at once, on top of what was held before it, in MiB.
+    """Measure the most memory that one call of ``run`` holds at once, on top of what was held before, in MiB.
 
-    On CUDA of tensors. On CPU of resident pages, which Linux counts anew on demand; None where it does not.
-    Call `run` once before, so that what is loaded at first use does not count.
+    On CUDA it is the memory of tensors. On a CPU it is that of resident pages, whose peak Linux counts anew
+    on demand. None where the platform does not. Call ``run`` once before, so that what is loaded at first use
+    does not count.
     """
     import torch
 
@@ -70,11 +72,11 @@ def added_memory_mib(run: Callable[[], object], device: str | torch.device) -> f
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
+        held = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
         torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / MIB
+        return (torch.cuda.max_memory_allocated(device) - held) / MIB
     try:
         ctypes.CDLL(None).malloc_trim(0)  # pages that were freed and kept would be used again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
@@ -86,15 +88,17 @@ def added_memory_mib(run: Callable[[], object], device: str | torch.device) -> f
 
 
 def available_memory_mib(device: str | torch.device) -> float | None:
-    """Memory that this process can still have without swapping, in MiB; None where the platform does not
-    tell."""
+    """Return the memory that this process can still get without swapping, in MiB.
+
+    None where the platform does not tell.
+    """
     import torch
 
     device = torch.device(device)
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        unused, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (free + kept) / MIB
+        return (unused + kept) / MIB
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 1024
@@ -108,5 +112,6 @@ def available_memory_mib(device: str | torch.device) -> float | None:
 
 
 def _resident_peak_mib() -> float:
+    """Return the kernel's high-water mark of the resident set."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

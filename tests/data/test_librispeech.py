@@ -257,9 +257,9 @@ def test_a_missing_or_useless_split_is_always_refused(tiny_corpus, on_bad_data):
     with pytest.raises(CorpusError, match="test-clean, test-other"):
         prepare(tiny_corpus, ["dev", "test-clean", "test-other"], on_bad_data=on_bad_data)
     (tiny_corpus.root / "hollow").mkdir()
-    with pytest.raises(CorpusError, match="No usable utterance in hollow"):
+    with pytest.raises(CorpusError, match="no usable utterance in hollow"):
         prepare(tiny_corpus, ["dev", "hollow"], on_bad_data=on_bad_data)
-    with pytest.raises(CorpusError, match="No usable utterance in dev"):
+    with pytest.raises(CorpusError, match="no usable utterance in dev"):
         prepare(tiny_corpus, ["train", "dev"], min_duration=0.5001, on_bad_data=on_bad_data)
 
 

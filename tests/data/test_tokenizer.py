@@ -104,7 +104,7 @@ def test_bad_requests(tmp_path, manifest):
         train_tokenizer(**{**settings, "character_coverage": 1.5})
     with pytest.raises(FileNotFoundError, match=r"missing\.csv"):
         train_tokenizer(**{**settings, "manifest": tmp_path / "missing.csv"})
-    with pytest.raises(ValueError, match=r"No transcript .*empty\.csv"):
+    with pytest.raises(ValueError, match=r"no transcript .*empty\.csv"):
         train_tokenizer(**{**settings, "manifest": write_manifest(tmp_path / "empty.csv", [" "])})
     (tmp_path / "other.csv").write_text("ID,text\nu,HELLO\n")
     with pytest.raises(ValueError, match="no column wrd"):
