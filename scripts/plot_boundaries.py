@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Draw where a trained encoder puts its chunks: spectrogram, boundary probability, boundaries and transcript
-of recordings.
+"""Draw where a trained encoder starts its chunks in recordings.
 
     python scripts/plot_boundaries.py RUN_FOLDER AUDIO [AUDIO ...] [--output FOLDER]
 
-RUN_FOLDER is an output folder of train.py; the average of its best checkpoints is used, as in testing. Writes
-one PNG for each recording (default: into RUN_FOLDER/boundaries). Needs matplotlib: pip install -e ".[plots]".
+RUN_FOLDER is an output folder of train.py. The average of its best checkpoints is used, as in testing. Each
+recording becomes one PNG with its spectrogram, boundary probabilities, boundaries and transcript (default:
+in RUN_FOLDER/boundaries). Needs matplotlib: pip install -e ".[plots]".
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def boundary_tracks(encoded: EncoderOutput, hop_seconds: float) -> list[Boundary
 
 
 def draw(recogniser: Recogniser, audio: Path, picture: Path) -> None:
+    """Write the picture of one recording."""
     spectrogram, output = recogniser.encode(recogniser.read(audio))
     transcript = recogniser.tokenizer.decode(recogniser.search(output))[0]
     hop = recogniser.features.hop_seconds
@@ -61,7 +62,9 @@ def main(argv: list[str]) -> int:
         "--output", type=Path, metavar="FOLDER", help="where the pictures go (default: RUN_FOLDER/boundaries)"
     )
     parser.add_argument(
-        "--search", default="greedy", help="that finds the transcript, of the YAML (default: greedy)"
+        "--search",
+        default="greedy",
+        help="the search of the YAML that finds the transcript (default: greedy)",
     )
     options = parser.parse_args(argv)
     try:

@@ -3,8 +3,8 @@
 
     python scripts/plot_training.py RUN_FOLDER [RUN_FOLDER ...] --output curves.png
 
-Above: training and validation loss by epoch; below: validation WER. A run is an output folder of train.py (or
-a train_log.jsonl in it). Needs matplotlib: pip install -e ".[plots]".
+The upper chart has training and validation loss by epoch, the lower one the validation WER. A run is an
+output folder of train.py, or a train_log.jsonl in it. Needs matplotlib: pip install -e ".[plots]".
 """
 
 from __future__ import annotations

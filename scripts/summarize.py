@@ -2,8 +2,9 @@
 
     python scripts/summarize.py [FOLDER_OR_FILE ...] [--summary TRAINING_SUMMARY.md] [--check]
 
-Files are results.json (what a run writes) or NAME.results.json (kept copies; NAME.SEED.results.json where a
-row has several seeds). Every YAML of hparams/ has a row; it is empty until a results file has its name.
+Results files are called results.json (what a run writes) or NAME.results.json (kept copies;
+NAME.SEED.results.json where a row has several seeds). Every YAML of hparams/ has a row, which is empty until
+a results file has its name.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; fail if the table is stale")
     options = parser.parse_args(arguments)
 
-    # The default folder comes into being with the first result that is kept.
+    # A repository without kept results has no such folder.
     paths = options.paths or [path for path in (DEFAULT_RESULTS,) if path.exists()]
     expected = [path.stem for path in (ROOT / "hparams").glob("*.yaml")]
     try:
