@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -17,9 +14,7 @@ import torch
 from hmamba_asr.evaluation.results import Entry, load_results, plain, write_results
 from hmamba_asr.evaluation.timing import Efficiency
 from hmamba_asr.evaluation.wer import score_split
-from hmamba_asr.system import environment as module
-from hmamba_asr.system.environment import _git_state, collect_environment
-from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.environment import collect_environment
 from hmamba_asr.system.hardware import hardware
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "recipes" / "librispeech" / "results"
@@ -78,28 +73,6 @@ def test_a_value_json_cannot_hold_is_named_and_the_old_file_stays(tmp_path, make
     with pytest.raises(TypeError, match=r"results\.checkpoints\[0\] is of type object"):
         write_results(path, broken)
     assert load_results([path])[0].name == "old"
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), write_atomically(path) as stream:
-        stream.write("half")
-        stream.flush()
-        assert path.read_text() == "old"
-        raise KeyboardInterrupt
-    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
-    assert path.read_text() == "old"
-
-
-def test_a_file_is_exchanged_not_overwritten(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-    with path.open() as reader:
-        with write_atomically(path) as stream:
-            stream.write("new")
-        assert reader.read() == "old"  # who reads meanwhile sees one whole file
-    assert path.read_text() == "new"
 
 
 def test_a_wrong_result_is_written_all_the_same_and_complained_about(tmp_path, make_results):
@@ -202,57 +175,3 @@ def test_further_keys_are_kept(tmp_path, make_results):
     assert results.training is None and results.further == {"more": "keys are kept"}
     write_results(path, results)
     assert json.loads(path.read_text())["more"] == "keys are kept"
-
-
-def test_environment_names_versions_but_not_the_host():
-    environment = collect_environment("cpu")
-    assert environment["python"] == platform.python_version()
-    assert {"torch", "speechbrain", "numpy"} <= environment["packages"].keys()
-    assert environment["packages"]["numpy"] == np.__version__
-    assert environment["hardware"] == hardware("cpu")
-    assert platform.node() not in json.dumps(environment | {"command": ""})
-
-
-def test_command_is_what_the_user_typed(monkeypatch, tmp_path):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.setattr(sys, "argv", ["train.py", "hparams/x.yaml", "--data_folder", "my data"])
-    assert module._command_line() == "python train.py hparams/x.yaml --data_folder 'my data'"
-    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
-        monkeypatch.setenv(name, value)
-    assert module._command_line().startswith("torchrun --nproc-per-node 4 train.py hparams/x.yaml")
-    assert collect_environment("cpu")["world_size"] == 4
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert module._command_line().startswith("torchrun --nnodes 2 --nproc-per-node 4 train.py")
-    # A console script stands in argv with its whole path, which is nobody's business.
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    monkeypatch.setattr(sys, "argv", ["/home/somebody/.venv/bin/hmamba-asr", "report"])
-    assert module._command_line() == "hmamba-asr report"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "sub" / "train.py")])
-    assert module._command_line() == "python sub/train.py"
-
-
-def test_git_state(tmp_path, monkeypatch):
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # set when a git hook runs the tests
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-
-    def git(*arguments):
-        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    package, installed = tmp_path / "package", tmp_path / ".venv" / "package"
-    for folder in (package, installed):
-        folder.mkdir(parents=True)
-        (folder / "module.py").write_text("a = 1\n")
-    assert _git_state(package) is None  # outside git
-    git("init", "--quiet")
-    git("add", "package")
-    assert _git_state(package) is None  # no commit yet
-    git("commit", "--quiet", "--message", "first")
-    commit = git("rev-parse", "HEAD")
-    assert _git_state(package) == {"commit": commit, "dirty": False}
-    assert _git_state(installed) is None  # inside the checkout, but not of it
-    (package / "module.py").write_text("a = 2\n")
-    assert _git_state(package) == {"commit": commit, "dirty": True}

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import platform
-from pathlib import Path
-
 import pytest
 import torch
 
 from hmamba_asr.evaluation import timing
 from hmamba_asr.evaluation.results import plain
 from hmamba_asr.evaluation.timing import Efficiency, PhaseTimer, merge
-from hmamba_asr.system.hardware import hardware
-from hmamba_asr.system.memory import added_memory_mib, available_memory_mib, peak_memory_kind, peak_memory_mib
 
 
 class Clock:
@@ -140,46 +134,9 @@ def test_merge_of_equal_processes_keeps_the_rtf_and_names_mixed_hardware():
         merge([])
 
 
-def test_hardware_names_the_machine_but_not_the_host():
-    found = hardware("cpu")
-    assert found["device"] == "cpu" and found["cpu"] and found["gpu"] is None
-    assert found["cores"] >= 1 and found["torch_threads"] == torch.get_num_threads()
-    assert set(found) >= {"gpu_memory_mib", "platform", "cuda"}
-    assert platform.node() not in json.dumps(found)
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel's own figure is Linux's")
-def test_peak_memory_on_cpu_is_the_kernels_high_water_mark():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kib = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    assert peak_memory_mib("cpu") == pytest.approx(kib / 1024, rel=0.01)
-    assert peak_memory_kind("cpu") == "peak resident set"
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak anew")
-def test_added_memory_is_that_of_the_call():
-    """Also of a smaller call after a larger one, and without what was held before."""
-    held = torch.ones(2**22)
-    for mib in (64, 16):
-        run = lambda mib=mib: torch.ones(mib * 2**18) * held[0]  # noqa: E731
-        run()  # starts a thread for each core, whose stacks are memory too
-        found = added_memory_mib(run, "cpu")
-        if found is None:
-            pytest.skip("this kernel does not let the peak be reset")
-        assert found == pytest.approx(2 * mib, abs=4)  # the ones and their product
-    available = available_memory_mib("cpu")
-    assert 0 < available < 2**24
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
-    held = torch.ones(2**20, device="cuda")
-    assert peak_memory_mib("cuda") >= held.numel() * 4 / 2**20
-    found = hardware("cuda")
-    assert found["gpu"] == torch.cuda.get_device_name() and found["gpu_memory_mib"] > 0
-    assert added_memory_mib(lambda: torch.ones(2**22, device="cuda"), "cuda") == pytest.approx(16)
-    assert 0 < available_memory_mib("cuda") <= found["gpu_memory_mib"]
+def test_a_phase_on_cuda_lasts_until_its_kernels_are_done():
     timer = PhaseTimer("cuda")
     with timer.phase("sleep"):
         torch.cuda._sleep(100_000_000)  # cycles: returns at once, runs for tens of milliseconds

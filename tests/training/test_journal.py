@@ -9,7 +9,6 @@ import sys
 
 import pytest
 
-from hmamba_asr.system.durations import format_duration
 from hmamba_asr.training.checkpoints import AtomicCheckpointer
 from hmamba_asr.training.journal import TrainingJournal, TrainingTotals
 
@@ -92,19 +91,3 @@ def test_without_tensorboard_there_are_still_json_lines(tmp_path, monkeypatch, c
     assert [record.getMessage() for record in caplog.records] == [
         f"TensorBoard is not installed: the training log goes to {journal.path} alone."
     ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.9, "59 s"),
-        (60, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (3600, "1 h 00 min"),
-        (7500, "2 h 05 min"),
-        (90 * 3600, "90 h 00 min"),
-    ],
-)
-def test_format_duration(seconds, text):
-    assert format_duration(seconds) == text
