@@ -35,7 +35,8 @@ ALLOWED = {
 FACES = ("hmamba_asr", "hmamba_asr.__main__")
 SPEECHBRAIN_ALLOWED = (
     "hmamba_asr.data.loaders",
-    "hmamba_asr.modules",
+    "hmamba_asr.modules.chunkers",
+    "hmamba_asr.modules.frontend",
     "hmamba_asr.hnet",
     "hmamba_asr.models",
     "hmamba_asr.decoding",
