@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def repeated(run: Callable[..., torch.Tensor], layers: list[Inputs]) -> Callable[[], None]:
-    """A call for each layer's inputs, one after the other."""
+    """Return a function that calls ``run`` with each layer's inputs, one after the other."""
 
     def calls() -> None:
         for inputs in layers:
@@ -114,7 +114,7 @@ def repeated(run: Callable[..., torch.Tensor], layers: list[Inputs]) -> Callable
 
 
 def draw(batch: int, beam: int, length: int, *, masked: bool, device: torch.device, seed: int) -> Inputs:
-    """Query, keys, values and mask, random."""
+    """Return random query, keys, values and mask."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -41,7 +41,7 @@ DIFFERENT = 1e-4  # of the frames
 
 
 def chunkers(*, chunks_per_label: float) -> dict[str, CTCChunker]:
-    """The same one twice, by kernels and by plain operations."""
+    """Return the same chunker twice, by kernels and by plain operations."""
     found = {}
     for backend in ("triton", "reference"):
         found[backend] = CTCChunker(target_ratio=2.0, window=100, chunks_per_label=chunks_per_label)
@@ -52,7 +52,7 @@ def chunkers(*, chunks_per_label: float) -> dict[str, CTCChunker]:
 def check(
     case: str, found: dict[str, CTCChunker], x: torch.Tensor, lengths: torch.Tensor, head: Linear
 ) -> None:
-    """Each kernel on what the plain operations before it gave."""
+    """Check each kernel on what the plain operations before it gave."""
     plain = found["reference"]
     novelty = plain.novelty(x, lengths, head)
     require(f"novelty, {case}", relative_error(found["triton"].novelty(x, lengths, head), novelty), 1e-5)
@@ -85,7 +85,7 @@ def check(
 def runs_of(
     chunker: CTCChunker, x: torch.Tensor, lengths: torch.Tensor, head: Linear
 ) -> dict[str, Callable[[], object]]:
-    """Forward without gradients, and both passes."""
+    """Return calls of the forward pass without gradients, and of both passes."""
     leaf = x.detach().requires_grad_()
     weights = torch.randn_like(x)
 

@@ -135,7 +135,7 @@ def variants(n: int, exact: bool, ptx: bool) -> dict[str, tuple]:
 
 
 def signature(function, constants: dict, dtype: str) -> dict[str, str]:
-    """Types of the arguments: constants, then tensors, which come first, then integers."""
+    """Return the types of the arguments, by name."""
     types, module = {}, function.fn.__module__
     integers = re.compile(
         r"s[a-z]?_[a-z]$|L$|batch$|channels$|n_|tiles_each$|first_segment$|reverse_bits$|items$|blocks$|copy_stride$|rank$"
@@ -172,8 +172,8 @@ def build(
 
 
 def report(compiled) -> dict:
-    """Registers, spilled bytes, shared memory and the instruction counts of the innermost loop with the most
-    exp2."""
+    """Return registers, spilled bytes, shared memory, and the instruction counts of the innermost loop with
+    the most exp2."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -45,6 +45,7 @@ from hmamba_asr.system.hardware import hardware, machine_name
 from hmamba_asr.system.memory import added_memory_mib
 
 CPU_SHAPE = (8, 400, 288, 16)
+CHECK_SHAPE = (3, 70, 48, 16)
 GPU_SHAPES = [
     (64, 400, 144),
     (16, 1600, 144),
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def scan_inputs(batch: int, length: int, channels: int, n: int) -> list[torch.Tensor]:
-    """Both directions' inputs, distributed as in a fresh mixer."""
+    """Return both directions' inputs, distributed as in a fresh mixer."""
     shape = (2, batch, length)
     u, B, C = torch.randn(*shape, channels), torch.randn(*shape, n), torch.randn(*shape, n)
     delta = torch.randn(*shape, channels) - 4.0
@@ -95,8 +96,8 @@ def scan_inputs(batch: int, length: int, channels: int, n: int) -> list[torch.Te
 
 
 def mambapy_scan(u, delta, A, B, C):
-    """The same scan by mambapy: its parallel scan over states that are all in memory, the reverse direction
-    on flipped copies."""
+    """Scan with mambapy: its parallel scan keeps all states in memory, and the reverse direction runs on
+    flipped copies."""
     from mambapy.pscan import pscan
 
     outputs = []
@@ -109,7 +110,7 @@ def mambapy_scan(u, delta, A, B, C):
 
 
 def loop_scan(u, delta, A, B, C):
-    """The reference's time loop, over the whole batch at once."""
+    """Run the reference's time loop, over the whole batch at once."""
     from hmamba_asr.ops.selective_scan.reference import step
 
     dt, outputs = F.softplus(delta), []
@@ -177,7 +178,7 @@ def on_cpu(device: torch.device, pairs: int) -> dict:
 
 
 class TwoCalls(torch.nn.Module):
-    """A BiMamba's parameters run as ConMamba runs them: channels first, one fused call forwards, one on a
+    """A BiMamba's parameters, run as ConMamba runs them: channels first, one fused call forwards and one on a
     flipped copy."""
 
     def __init__(self, mixer: BiMamba):
@@ -217,14 +218,14 @@ class TwoCalls(torch.nn.Module):
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written per second by a large copy."""
+    """Return the bytes that a large copy reads and writes per second."""
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / median_seconds(lambda: target.copy_(source), device, repeats=10)
 
 
 def exp2_throughput(device: torch.device) -> float:
-    """exp2 per second of a kernel that does nothing else."""
+    """Return the exp2 per second of a kernel that does nothing else."""
     import triton
     import triton.language as tl
 
@@ -340,15 +341,17 @@ def on_gpu(device: torch.device, pairs: int) -> dict:
 
 
 def minimal_bytes(mixer: BiMamba, frames: int) -> int:
-    """bfloat16 in and out of memory if every product stayed on the chip between the projections: the mixer's
-    input and gate, u and dt of both directions and the output, once forwards, and with their gradients once
-    backwards."""
+    """Return the bytes moved if every product stayed on the chip between the projections.
+
+    These are, in bfloat16, the mixer's input and gate, u and dt of both directions, and the output: once
+    forwards, and with their gradients once backwards.
+    """
     forward = 2 + 2 * 2 + 1
     return frames * mixer.d_inner * 2 * (forward + 2 * forward)
 
 
 def check(mixer: BiMamba, d_model: int, device: torch.device, with_peer: bool) -> None:
-    """Ours, and theirs, against the chunked scan in float64: output and the gradient of the input."""
+    """Check ours and theirs against the chunked scan in float64: output and the gradient of the input."""
     x = torch.randn(3, 70, d_model, device=device)
     lengths = torch.tensor([70, 70, 70], device=device)
     exact = BiMamba(d_model=d_model, scan_backend="chunked").to(device, torch.float64)
@@ -369,7 +372,7 @@ def check(mixer: BiMamba, d_model: int, device: torch.device, with_peer: bool) -
 
 
 def both_forms(device: torch.device, pairs: int) -> dict:
-    """The backward kernel with PTX assembly against plain Triton, as replays of CUDA graphs."""
+    """Time the backward kernel with PTX assembly against plain Triton, as replays of CUDA graphs."""
     torch.backends.cuda.matmul.allow_tf32 = False
     for dtype in (torch.float32, torch.bfloat16):
         check_forms(dtype, device)
@@ -423,10 +426,10 @@ def both_forms(device: torch.device, pairs: int) -> dict:
 
 
 def check_forms(dtype: torch.dtype, device: torch.device) -> None:
-    """Both forms' gradients, atomic and deterministic, against the chunked scan in float64."""
-    exact = [x.detach().double().requires_grad_() for x in scan_inputs(3, 70, 48, 16)]
+    """Check both forms' gradients, atomic and deterministic, against the chunked scan in float64."""
+    exact = [x.detach().double().requires_grad_() for x in scan_inputs(*CHECK_SHAPE)]
     weight = torch.randn(exact[0].shape, dtype=torch.float64)
-    lengths = torch.tensor([70, 33, 1])
+    lengths = torch.tensor([CHECK_SHAPE[1], CHECK_SHAPE[1] // 2, 1])
     y = scan_directions(*exact, lengths=lengths, backend="chunked")
     expected = torch.autograd.grad(y, exact, weight)
     bound = 1e-5 if dtype == torch.float32 else 2e-2

@@ -90,6 +90,15 @@ def test_real_widths(device):
         assert_equal_to_the_loop(inputs_for(3, length, 288, 16), lengths, device, bound=5e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_in_plain_triton(dtype, device, monkeypatch):
+    """Here the backward kernel does without PTX assembly, as it always does in the interpreter."""
+    monkeypatch.setattr(backend, "INLINE_PTX", False)
+    bound = 2e-6 if dtype == torch.float32 else 1e-2
+    assert_equal_to_the_loop(inputs_for(2, 35), torch.tensor([35, 21]), device, dtype=dtype, bound=bound)
+
+
 @pytest.mark.parametrize("tiles_each", [1, 2])
 def test_time_in_segments(tiles_each, device, monkeypatch):
     """Several programs share an utterance, and the states between them are found first. Sums are atomic."""
