@@ -31,6 +31,7 @@ class PrefixState:
     last: Tensor
 
     def keep(self, rows: Tensor) -> PrefixState:
+        """Return the prefixes of the given utterances."""
         return PrefixState(self.in_label[rows], self.in_blank[rows], self.score[rows], self.last[rows])
 
 
@@ -63,18 +64,20 @@ class CTCPrefixScorer:
         return PrefixState(none, in_blank, score, torch.full_like(score, -1, dtype=torch.long))
 
     def next_scores(self, state: PrefixState, window: Tensor | None = None) -> Tensor:
-        """Return log psi(g c) - log psi(g) for every label c, (B, K, vocab). The score of eos is that of "g
-        is the whole sequence", and a blank is impossible."""
+        """Return log psi(g c) - log psi(g) for each prefix g and every label c, (B, K, vocab).
+
+        eos has the score of g as the whole sequence. The blank scores ``IMPOSSIBLE``.
+        """
         prefixes = (state.in_label, state.in_blank, state.score, state.last)
         return next_scores(*prefixes, self.posteriors, window=window, eos=self.eos, backend=self.backend)
 
     def extend(
         self, state: PrefixState, parents: Tensor, labels: Tensor, window: Tensor | None = None
     ) -> PrefixState:
-        """Append its label (B, K') to each of the prefixes ``parents`` (B, K'), with exact scores.
+        """Append ``labels`` (B, K') to the prefixes ``parents`` (B, K') and score the results exactly.
 
-        After eos the score is that of the parent being the whole sequence, and the forward variables mean
-        nothing.
+        After eos, the score is that of the parent as the whole sequence, and the forward variables have no
+        meaning.
         """
         in_label, in_blank, score = extend(
             state.in_label,
