@@ -42,9 +42,10 @@ def block_macs(frames: int, d_model: int, d_ffn: int, kernel: int, d_state: int,
 
 
 def test_the_scan_by_hand():
-    u, BC = torch.randn(2, 5, 32), torch.randn(2, 5, 4)
+    u, A, BC = torch.randn(2, 5, 32), -torch.rand(32, 4), torch.randn(2, 5, 4)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        selective_scan(u, u, -torch.rand(32, 4), BC, BC, backend="chunked")
+        y = selective_scan(u, u, A, BC, BC, backend="chunked")
+    assert torch.equal(y, selective_scan(u, u, A, BC, BC, backend="chunked"))  # in training
     assert counter.get_total_flops() == 2 * SCAN_MACS * 2 * 5 * 32 * 4
 
 
