@@ -1,3 +1,5 @@
+"""The demo corpus: its layout, its sound, its sentences, and that a seed gives the same bytes again."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,7 +13,8 @@ import pytest
 import soundfile
 
 from hmamba_asr.data import demo
-from hmamba_asr.data.demo import SEEN_VOICES, UNSEEN_VOICES, build_demo_corpus
+from hmamba_asr.data.demo import build_demo_corpus, sentences, sound
+from hmamba_asr.data.demo.sentences import SEEN_VOICES, UNSEEN_VOICES, make_sentence, plan_corpus
 
 COUNTS = dict(num_train=20, num_dev_clean=4, num_test_clean=4, num_test_other=6)
 needs_espeak = pytest.mark.skipif(
@@ -80,13 +83,13 @@ def test_audio_is_speech_of_the_stated_level(corpus):
 
 @needs_espeak
 def test_splits_share_neither_sentences_nor_speakers(corpus):
-    sentences = [
+    spoken = [
         text
         for split in ("train", "dev-clean", "test-clean", "test-other")
         for text in transcripts(corpus, split).values()
     ]
-    assert len(set(sentences)) == len(sentences) == 34
-    assert all(re.fullmatch(r"[A-Z]+( [A-Z]+){2,7}", text) for text in sentences)
+    assert len(set(spoken)) == len(spoken) == 34
+    assert all(re.fullmatch(r"[A-Z]+( [A-Z]+){2,7}", text) for text in spoken)
     speakers = [p.name for p in corpus.glob("*/*") if p.is_dir()]
     assert len(set(speakers)) == len(speakers)
 
@@ -107,8 +110,8 @@ def test_voice_lists():
 @needs_espeak
 def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path, monkeypatch):
     # Two speakers per split, so with several utterances each: espeak-ng's state must not leak anywhere.
-    for split, (first_id, voices) in list(demo._SPLITS.items()):
-        monkeypatch.setitem(demo._SPLITS, split, (first_id, voices[:2]))
+    for split, (first_id, voices) in list(sentences.SPEAKERS.items()):
+        monkeypatch.setitem(sentences.SPEAKERS, split, (first_id, voices[:2]))
     one = build_demo_corpus(dest=tmp_path / "1", num_workers=1, **COUNTS)
     many = build_demo_corpus(dest=tmp_path / "2", num_workers=4, **COUNTS)
     assert contents(one) == contents(many)
@@ -126,27 +129,27 @@ def test_more_training_data_leaves_the_test_sets_alone(corpus, tmp_path):
 
 def test_no_sentence_is_said_twice():
     counts = dict.fromkeys(("train", "dev-clean", "test-clean", "test-other"), 1000)
-    sentences = [s for _, lines in demo._plan(1, counts) for s in lines]
-    assert len(set(sentences)) == len(sentences) == 4000
+    spoken = [s for _, lines in plan_corpus(1, counts) for s in lines]
+    assert len(set(spoken)) == len(spoken) == 4000
 
 
 def test_another_seed_says_other_things():
     counts = {"train": 30, "dev-clean": 0, "test-clean": 10, "test-other": 0}
-    one, two = demo._plan(1, counts), demo._plan(2, counts)
-    assert one == demo._plan(1, counts)
+    one, two = plan_corpus(1, counts), plan_corpus(2, counts)
+    assert one == plan_corpus(1, counts)
     assert not {s for _, lines in one for s in lines} & {s for _, lines in two for s in lines}
     assert [speaker for speaker, _ in one] != [speaker for speaker, _ in two]
 
 
 def test_sentences_use_every_word_and_the_right_article():
     rng = np.random.default_rng(0)
-    sentences = [demo._sentence(rng) for _ in range(3000)]
-    parts = {w for alternatives in demo._GRAMMAR.values() for a in alternatives for w in a.split()}
+    made = [make_sentence(rng) for _ in range(3000)]
+    parts = {w for alternatives in sentences.GRAMMAR.values() for a in alternatives for w in a.split()}
     words = {w for w in parts if w.isupper()} | {"AN"}
-    assert {w for sentence in sentences for w in sentence.split()} == words
+    assert {w for sentence in made for w in sentence.split()} == words
     assert 60 <= len(words) <= 100
-    assert {len(sentence.split()) for sentence in sentences} == set(range(3, 9))
-    text = "\n".join(sentences)
+    assert {len(sentence.split()) for sentence in made} == set(range(3, 9))
+    text = "\n".join(made)
     assert re.search(r"\bAN O", text)
     assert not re.search(r"\bA [AEIOU]|\bAN [^AEIOU]", text)
 
@@ -156,7 +159,7 @@ def test_reuse_and_refusal(corpus, tmp_path, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in corpus.rglob("*")}
     with monkeypatch.context() as patch:
         patch.setattr(demo, "_render_all", None)  # reuse renders nothing, and needs no espeak-ng
-        patch.setattr(demo, "_require_espeak", None)
+        patch.setattr(demo, "require_espeak", None)
         assert build_demo_corpus(dest=corpus.parent, **COUNTS) == corpus
         with pytest.raises(
             FileExistsError, match=r"'seed': 1234.* not of .*'seed': 5.*choose another destination"
@@ -170,7 +173,7 @@ def test_reuse_and_refusal(corpus, tmp_path, monkeypatch):
 
 
 def test_missing_espeak_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "hmamba_asr\[demo\]"'):
         build_demo_corpus(dest=tmp_path / "new", **COUNTS)
     assert not (tmp_path / "new").exists()
@@ -178,7 +181,7 @@ def test_missing_espeak_names_the_extra(tmp_path, monkeypatch):
 
 @needs_espeak
 def test_failure_leaves_nothing_and_names_the_voice(tmp_path, monkeypatch):
-    monkeypatch.setitem(demo._SPLITS, "train", (1001, ("no-such-voice+m1",)))
+    monkeypatch.setitem(sentences.SPEAKERS, "train", (1001, ("no-such-voice+m1",)))
     with pytest.raises(
         RuntimeError, match=r"speaker 1001 \(no-such-voice\+m1\) could not be rendered: .*did not say"
     ):
@@ -189,14 +192,14 @@ def test_failure_leaves_nothing_and_names_the_voice(tmp_path, monkeypatch):
 def test_bad_counts(tmp_path):
     with pytest.raises(ValueError, match="one utterance at least"):
         build_demo_corpus(dest=tmp_path, **dict.fromkeys(COUNTS, 0))
-    with pytest.raises(ValueError, match="must be >= 0"):
+    with pytest.raises(ValueError, match="counts and seed must be >= 0"):
         build_demo_corpus(dest=tmp_path, num_train=-1)
 
 
 def test_resampling_keeps_a_tone_and_removes_what_would_alias():
     t = np.arange(22050) / 22050
     low, high = np.sin(2 * np.pi * 1000 * t), np.sin(2 * np.pi * 9000 * t)
-    y = demo._resample(low + high, 22050, 16000)
+    y = sound.resample(low + high, 22050, 16000)
     expected = np.sin(2 * np.pi * 1000 * np.arange(len(y)) / 16000)
     middle = slice(400, 15600)
     assert np.abs(y[middle] - expected[middle]).max() < 1e-3
@@ -204,7 +207,7 @@ def test_resampling_keeps_a_tone_and_removes_what_would_alias():
 
 def test_room_has_the_stated_energies():
     for seed in range(5):
-        response = demo._room(np.random.default_rng(seed))
+        response = sound.make_room(np.random.default_rng(seed))
         assert response[0] == 1
         ratio = -10 * math.log10(np.sum(response[1:] ** 2))
         assert 5 - 1e-6 < ratio < 10 + 1e-6

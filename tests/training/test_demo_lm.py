@@ -10,7 +10,7 @@ from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 from speechbrain.nnet.linear import Linear
 from torch import nn
 
-from hmamba_asr.data.demo import _plan
+from hmamba_asr.data.demo.sentences import plan_corpus
 from hmamba_asr.data.tokenizer import load_tokenizer, train_tokenizer
 from hmamba_asr.decoding.beam import JointBeamSearcher
 from hmamba_asr.decoding.search import BeamSearch
@@ -27,7 +27,7 @@ COUNTS = {"train": 600, "dev-clean": 40, "test-clean": 1, "test-other": 1}
 def sentences():
     """Sentences of the demo corpus by split. No sentence is in two splits."""
     found = {split: [] for split in COUNTS}
-    for speaker, lines in _plan(1234, COUNTS):
+    for speaker, lines in plan_corpus(1234, COUNTS):
         found[speaker.split] += lines
     return found
 
