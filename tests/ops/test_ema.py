@@ -96,12 +96,12 @@ def test_compiled_without_graph_breaks(device):
     torch.testing.assert_close(compiled(x, weights), ema(x, weights, backend="triton"))
 
 
-def test_bad_requests_are_one_sentence(monkeypatch):
+def test_bad_requests_are_one_sentence(monkeypatch, device):
     x, weights = torch.zeros(1, 2, 3), torch.zeros(1, 2)
     with pytest.raises(ValueError, match="EMA backend 'fast' is unknown; choose one of auto, reference"):
         ema(x, weights, backend="fast")
     with pytest.raises(ValueError, match="no float64"):
-        ema(x.double(), weights, backend="triton")
+        ema(x.double().to(device), weights.to(device), backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="needs a CUDA GPU"):
         ema(x, weights, backend="triton")

@@ -280,10 +280,10 @@ def test_the_custom_op_keeps_its_promises(device):
     torch.library.opcheck(torch.ops.hmamba_asr.selective_scan.default, arguments, rtol=1e-4, atol=1e-5)
 
 
-def test_float64_and_an_absent_gpu_are_refused(monkeypatch):
+def test_float64_and_an_absent_gpu_are_refused(monkeypatch, device):
     inputs = inputs_for(1, 3)[:7]
     with pytest.raises(ValueError, match="the triton backend has no float64; use backend 'chunked'"):
-        scan_directions(*inputs, backend="triton")
+        scan_directions(*[x.to(device) for x in inputs], backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="the triton backend needs a CUDA GPU, and the tensors are on cpu"):
         scan_directions(*[x.float() for x in inputs], backend="triton")
