@@ -73,7 +73,7 @@ def build(
 
 
 def gpu_of(options: argparse.Namespace) -> torch.device:
-    """The device of a benchmark of GPU kernels; ends with a sentence on any other."""
+    """Return the GPU of a benchmark of kernels; end the script on any other device."""
     device = torch.device(options.device)
     if device.type != "cuda":
         raise SystemExit("error: this benchmark is about GPU kernels; run it on a machine with a CUDA GPU.")
@@ -121,7 +121,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def median_seconds(
     run: Callable[[], object], device: torch.device, *, repeats: int, warmup: int = 3
 ) -> float:
-    """Median time of one call, warm."""
+    """Return the median time of one call after ``warmup`` calls."""
     for _ in range(warmup):
         run()
     return statistics.median(seconds(run, device) for _ in range(repeats))
@@ -136,7 +136,7 @@ def compare(ours: Callable, theirs: Callable, device: torch.device, *, pairs: in
 def in_turns(
     runs: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, warmup: int
 ) -> dict[str, list[float]]:
-    """Seconds of each run in each round, after ``warmup`` rounds."""
+    """Return the seconds of each run in each round, after ``warmup`` rounds that do not count."""
     for _ in range(warmup):
         for run in runs.values():
             run()
@@ -145,7 +145,7 @@ def in_turns(
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """Of the seconds of both sides in the same rounds."""
+    """Return theirs over ours, from the seconds of both sides in the same rounds."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return Ratio(
         min(ratios),
@@ -171,13 +171,13 @@ def graphed(run: Callable[[], object]) -> Callable[[], None]:
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """||actual - expected|| / ||expected|| in float64; NaN stays NaN, which no bound accepts."""
+    """Return ||actual - expected|| / ||expected|| in float64. NaN stays NaN, which no bound accepts."""
     actual, expected = (x.detach().double().cpu() for x in (actual, expected))
     return ((actual - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
 def require(name: str, error: float, bound: float) -> None:
-    """Refuse to time what is not right."""
+    """End the script if an error is above its bound: what is wrong is not timed."""
     if not error <= bound:
         raise SystemExit(f"error: {name} is off by {error:.2e} (relative), more than {bound:.0e}: not timed.")
 
