@@ -81,16 +81,18 @@ def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a column is missing, a duration is not a number, or an ID comes twice.
+        If a column or a cell is missing, a duration is not a number, or an ID comes twice.
     """
     rows: dict[str, ManifestRow] = {}
     for number, row in enumerate(_read_rows(path, _READ), start=2):
         identifier = row["ID"]
+        if None in map(row.get, _READ):
+            raise ValueError(f"{path}, line {number} has too few cells; prepare the data again.")
         if identifier in rows:
             raise ValueError(f"{path}, line {number} repeats the ID {identifier}; prepare the data again.")
         try:
             duration = float(row["duration"])
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the "
                 "data again."

@@ -1,3 +1,5 @@
+"""From a corpus to manifests: what they hold, what is refused, and when they are made anew."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""Tokenizers: the same text gives the same bytes, and wrong sizes and files are named."""
+
 from __future__ import annotations
 
 import csv
