@@ -28,7 +28,7 @@ from hmamba_asr.evaluation.results import load_results
         ({"data_folder": ""}, "data_folder '' is not a folder"),
         (
             {"train_splits": "[train, train-other]"},
-            "Missing in data_folder .*: train-other .*Folders there: dev-clean,",
+            "missing in data_folder .*: train-other .*Folders there: dev-clean,",
         ),
         (
             {"vocab_size": 5000},
