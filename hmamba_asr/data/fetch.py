@@ -174,7 +174,7 @@ def _fetch_once(url: str, path: Path, title: str, progress: bool) -> bool:
 
 
 def _content_range(response: Any) -> tuple[int, int | None]:
-    """Where in the file the body starts, and the file's size (None when the server does not say)."""
+    """Return where in the file the body starts, and the file's size (None when the server does not say)."""
     if response.status == 206:  # Content-Range: bytes 100-199/200
         span, _, total = response.headers.get("Content-Range", "").partition("/")
         first = span.removeprefix("bytes").strip().partition("-")[0]

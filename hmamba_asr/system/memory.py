@@ -1,5 +1,4 @@
-"""The memory of this process and its GPU: peaks, what one call adds, what is left, how freed pages are
-kept."""
+"""The memory of this process and its GPU: peaks, what a call adds, what is left, how pages are kept."""
 
 from __future__ import annotations
 

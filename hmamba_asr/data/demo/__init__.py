@@ -183,7 +183,8 @@ def _render_in_process(speaker: Speaker, sentences: list[str], folder: Path, see
 def _child_main() -> None:
     """Render the speaker that is described on standard input, in a process for this alone."""
     job = json.load(sys.stdin)
-    print(_render_speaker(Speaker(**job["speaker"]), job["sentences"], Path(job["folder"]), job["seed"]))
+    seconds = _render_speaker(Speaker(**job["speaker"]), job["sentences"], Path(job["folder"]), job["seed"])
+    sys.stdout.write(f"{seconds}\n")
 
 
 def _render_speaker(speaker: Speaker, sentences: list[str], folder: Path, seed: int) -> float:
