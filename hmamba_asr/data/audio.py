@@ -38,8 +38,7 @@ def read_audio(path: str | Path, *, sample_rate: int | None = None) -> tuple[np.
         channels = 1 if samples.ndim == 1 else samples.shape[1]
         raise ValueError(
             f"{path} has {rate} Hz and {channels} channel(s), the model takes {wanted} Hz and one; convert "
-            "it "
-            f"(sox {path} -r {wanted} -c 1 OUT.flac)."
+            f"it (sox {path} -r {wanted} -c 1 OUT.flac)."
         )
     return samples, rate
 

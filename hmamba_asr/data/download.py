@@ -192,8 +192,7 @@ def _download_split(split: str, archive: Archive, url: str, dest: Path, patience
         if _md5(own, split, patience.progress) != archive.md5:
             raise DownloadError(
                 f"'{own}' is damaged or incomplete (its MD5 is not {archive.md5}); delete it and run the "
-                "same "
-                "command again to download it."
+                "same command again to download it."
             )
         _unpack(own, split, folder, patience.progress)
         return folder
@@ -204,8 +203,7 @@ def _download_split(split: str, archive: Archive, url: str, dest: Path, patience
         partial.unlink()
         raise DownloadError(
             f"the download of {url} was damaged (MD5 {found}, not {archive.md5}) and has been deleted; run "
-            "the "
-            "same command again, and if it happens twice, choose a mirror with --base_url."
+            "the same command again, and if it happens twice, choose a mirror with --base_url."
         )
     _unpack(partial, split, folder, patience.progress)
     partial.unlink()

@@ -188,6 +188,6 @@ def _check_space(path: Path, needed: int) -> None:
     if free < needed:
         raise DownloadError(
             f"not enough room in '{path.parent}': {needed / 1e9:.1f} GB are still to come and "
-            f"{free / 1e9:.1f} "
-            "GB are free, and unpacking takes as much again; free some space or choose another --dest."
+            f"{free / 1e9:.1f} GB are free, and unpacking takes as much again; free some space or choose "
+            "another --dest."
         )

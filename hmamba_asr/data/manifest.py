@@ -94,8 +94,8 @@ def read_manifest(path: str | Path, *, data_folder: str | Path = "") -> dict[str
             duration = float(row["duration"])
         except ValueError as error:
             raise ValueError(
-                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the "
-                "data again."
+                f"{path}, line {number}: the duration '{row['duration']}' is not a number; prepare the data "
+                "again."
             ) from error
         audio = Path(row["wav"].replace(DATA_ROOT, str(data_folder)))
         rows[identifier] = ManifestRow(identifier, audio, duration, row["wrd"])

@@ -47,8 +47,7 @@ class TextDataset(Dataset):
         if not files:
             raise ValueError(
                 "there is no text to train or test a language model on; name files with a sentence a line, "
-                "or "
-                "manifests."
+                "or manifests."
             )
         self._sources = [
             _Manifest(path) if path.suffix == ".csv" else _TextFile(path) for path in map(Path, files)

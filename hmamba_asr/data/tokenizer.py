@@ -93,8 +93,7 @@ def train_tokenizer(
     if path.exists():
         logger.warning(
             "The text or settings of the tokenizer %s changed. It is trained anew, and models trained with "
-            "the "
-            "old one do not fit it.",
+            "the old one do not fit it.",
             path,
         )
     model = _train(sentences, model_type, vocab_size, character_coverage)
@@ -145,8 +144,7 @@ def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
         found = ", ".join(f"{piece} {index}" for piece, index in ids.items())
         raise ValueError(
             f"the tokenizer {path} has the special ids {found} (-1: none), but the models need <unk> "
-            f"{UNK_ID}, "
-            f"<s> {BOS_ID}, </s> {EOS_ID}; train it with train_tokenizer."
+            f"{UNK_ID}, <s> {BOS_ID}, </s> {EOS_ID}; train it with train_tokenizer."
         )
     return processor
 

@@ -55,8 +55,7 @@ class Espeak:
         if self.sample_rate <= 0:
             raise RuntimeError(
                 f"espeak-ng cannot read its data in {data}; reinstall espeakng-loader, in a folder of a "
-                "shorter "
-                "name if this one has more than 150 characters."
+                "shorter name if this one has more than 150 characters."
             )
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self._blocks: list[np.ndarray] = []
