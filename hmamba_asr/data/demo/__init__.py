@@ -3,8 +3,8 @@
 It is for trying the recipes on a laptop. It has about 90 words, 3 to 8 in a sentence, and a small model
 learns it in minutes. Its WERs say that training works; they say nothing about real speech.
 
-As in LibriSpeech, no speaker and no sentence is in two splits. A speaker is a voice (an
-accent and a voice variant of espeak-ng) with a pitch, intonation range and rate of its own.
+As in LibriSpeech, no speaker and no sentence is in two splits. A speaker is a voice (an accent and a voice
+variant of espeak-ng) with a pitch, intonation range and rate of its own.
 
 * ``train``: the voices of ``SEEN_VOICES``.
 * ``dev-clean``, ``test-clean``: new speakers with voices of the same list (one half each), at another pitch,
