@@ -13,8 +13,8 @@ pytest_plugins = ["recipes", "results_files"]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# Where there is no GPU, Triton kernels run in Triton's interpreter. Triton reads this variable when the kernels
-# are imported.
+# Where there is no GPU, Triton kernels run in Triton's interpreter. Triton reads this variable when the
+# kernels are imported.
 if DEVICE.type != "cuda":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -27,7 +27,8 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by marker
 def pytest_collection_modifyitems(items):
-    """Tests of kernels run on the GPU, and are marked so, where there is one; in the interpreter elsewhere."""
+    """Tests of kernels run on the GPU, and are marked so, where there is one; in the interpreter
+    elsewhere."""
     reason = unavailable_reason(DEVICE)
     for item in items:
         if item.get_closest_marker("gpu") and DEVICE.type != "cuda":

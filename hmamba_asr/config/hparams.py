@@ -42,13 +42,18 @@ def load_hparams(text: str, overrides: Overrides = None) -> dict[str, Any]:
     return load_hyperpyyaml(rename_moved(text), _renamed(overrides))
 
 
-def load_parts(text: str, keys: Sequence[str], overrides: Overrides = None) -> dict[str, Any]:
+def load_parts(
+    text: str, keys: Sequence[str], overrides: Overrides = None, *, trusted: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Build only the objects of some top-level ``keys``, and what these refer to.
+
+    With ``trusted``, every tag must be ``!new:`` with a dotted path that begins with one of these texts. A
+    YAML can name any function, so this is what makes a stranger's YAML safe to build.
 
     Raises
     ------
     ValueError
-        If the YAML has no such key; otherwise as :func:`load_hparams`.
+        If the YAML has no such key, or a tag is not trusted; otherwise as :func:`load_hparams`.
     """
     round_trip = YAML()
     document = round_trip.load(resolve(text, overrides))
@@ -59,7 +64,18 @@ def load_parts(text: str, keys: Sequence[str], overrides: Overrides = None) -> d
         del document[key]
     part = io.StringIO()
     round_trip.dump(document, part)
+    if trusted is not None:
+        _require_trusted(part.getvalue(), tuple(trusted))
     return load_hyperpyyaml(part.getvalue())
+
+
+def _require_trusted(text: str, trusted: tuple[str, ...]) -> None:
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.TagToken):
+            tag = "".join(part or "" for part in token.value)
+            path = tag.removeprefix("!new:")
+            if path == tag or not path.startswith(trusted):
+                raise ValueError(f"the YAML names {tag}, which is not built from a results file.")
 
 
 def resolve(text: str, overrides: Overrides = None) -> str:

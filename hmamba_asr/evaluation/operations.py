@@ -27,6 +27,13 @@ from hmamba_asr.modules.chunkers import FixedStrideChunker
 from hmamba_asr.modules.frontend import LogMelFeatures
 
 COUNTED_SECONDS, COUNTED_TOKENS = 10.0, 40  # of the utterance whose operations results.json states
+TRUSTED = (
+    "hmamba_asr.models.",
+    "hmamba_asr.modules.",
+    "hmamba_asr.hnet.",
+    "speechbrain.nnet.",
+    "speechbrain.lobes.models.",
+)
 
 
 @torch.no_grad()
@@ -91,20 +98,18 @@ def count_operations(
 def recount(hparams: str, *, kept: Sequence[float] = ()) -> dict[str, int]:
     """Build a model from its resolved YAML and count its operations: for results files without a count.
 
-    Parameters and result are those of `count_operations`.
+    Parameters and result are those of `count_operations`. A results file may come from anywhere, so that only
+    modules of this package and of SpeechBrain are built.
 
     Raises
     ------
     ValueError
-        If the model cannot be built, or ``kept`` does not have one number for each chunking stage.
+        If the model cannot be built, names anything else, or ``kept`` does not have one number for each
+        chunking stage.
     """
     try:
-        parts = load_parts(hparams, ("model", "features"))
-    except (
-        AttributeError,
-        ImportError,
-        TypeError,
-    ) as error:  # HyperPyYAML's, for what it cannot find or call
+        parts = load_parts(hparams, ("model", "features"), trusted=TRUSTED)
+    except (AttributeError, ImportError, TypeError) as error:  # HyperPyYAML cannot find or call something
         raise ValueError(f"the model cannot be built from its YAML: {error}") from error
     return count_operations(parts["model"], parts["features"], kept=kept)
 

@@ -34,7 +34,7 @@ class ConMambaEncoder(Encoder):
     Raises
     ------
     ValueError
-        If ``intermediate_layer`` does not lie between 0 and ``num_layers``.
+        If ``num_layers`` is below 1, or ``intermediate_layer`` does not lie between 0 and ``num_layers``.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class ConMambaEncoder(Encoder):
         intermediate_layer: int | None = None,
     ):
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"an encoder needs at least one block, and num_layers is {num_layers}.")
         if intermediate_layer is not None and not 0 < intermediate_layer < num_layers:
             raise ValueError(
                 f"intermediate_layer must lie between 0 and num_layers = {num_layers}, "

@@ -261,9 +261,8 @@ class Trainer(sb.Brain):
         given, peak = self.optimizer.param_groups[0]["lr"], peak_learning_rate(self.hparams.lr_schedule)
         if peak is not None and not math.isclose(given, peak, rel_tol=1e-6):
             raise ValueError(
-                f"opt_class.lr is {given:g} and lr_schedule's peak is {peak:g}; only the schedule's counts, "
-                "so give "
-                "both the same value."
+                f"opt_class.lr is {given:g} and lr_schedule's peak is {peak:g}, which alone counts; "
+                "set the YAML's lr, to which both refer (--lr), or give both the same value."
             )
 
     # ---- one training step ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from hmamba_asr.config.hparams import load_hparams
 from hmamba_asr.modules.chunkers import CTCChunker
 from hmamba_asr.system.hardware import default_device
 from hmamba_asr.system.memory import keep_freed_memory
+from hmamba_asr.system.tables import text_table
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
 
@@ -200,10 +201,8 @@ def require_batch_invariance(name: str, encode: Callable, x: torch.Tensor, lengt
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    print(f"\n{title}")
-    for row in [header, ["-" * w for w in widths], *rows]:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    """Print a table under its title."""
+    print(f"\n{title}\n{text_table(rows, header)}")
 
 
 def write_json(path: str | None, figures: dict) -> None:

@@ -5,8 +5,7 @@
     [--steps 10]
 
 Trains a few steps to warm up, times as many again, profiles two more, and prints the operations that cost
-most, how busy the device was, and the share of the selective scan. Nothing is saved but the output folder's
-manifests and tokenizer.
+most and how busy the device was. Nothing is saved but the output folder's manifests and tokenizer.
 """
 
 from __future__ import annotations
@@ -64,21 +63,8 @@ def profile(brain: ASRBrain, loader, steps: int) -> None:
             max_name_column_width=60,
         )
     )
-    print(
-        f"{steps} batches, {audio:.0f} s of audio in {seconds:.2f} s: {audio / seconds:.0f} audio s/s without data loading"
-    )
-    scan = (
-        sum(
-            e.cpu_time_total
-            for e in events
-            if e.key.removesuffix("Backward") in ("_ChunkedScan", "_MixerFunction")
-        )
-        / 1e6
-    )
-    total = sum(e.self_cpu_time_total for e in events) / 1e6
-    print(
-        f"selective scan (with the triton backend the whole mixer): {scan:.2f} s of {total:.2f} s of host time while profiled"
-    )
+    rate = audio / seconds
+    print(f"{steps} batches, {audio:.0f} s of audio in {seconds:.2f} s: {rate:.0f} audio s/s without loading")
     if on_gpu:
         # Kernels only: an operator's row repeats the time of the kernels it launched.
         kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
@@ -87,9 +73,8 @@ def profile(brain: ASRBrain, loader, steps: int) -> None:
             e.count for e in events if e.key in ("cudaLaunchKernel", "cuLaunchKernel", "cuLaunchKernelEx")
         )
         share = 100 * busy / unprofiled
-        print(
-            f"GPU busy for {busy:.2f} s of {unprofiled:.2f} s ({share:.0f}%), {launches // len(few)} launches a step"
-        )
+        each = launches // len(few)
+        print(f"GPU busy for {busy:.2f} s of {unprofiled:.2f} s ({share:.0f}%), {each} launches a step")
 
 
 def run(brain: ASRBrain, batches: list) -> float:

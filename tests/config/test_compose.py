@@ -61,7 +61,8 @@ def test_a_copy_of_the_base_is_its_object_with_other_arguments(write, tmp_path):
     split = write(
         "split",
         "half: !ref <layers> // 2\nouter: !base:encoder\n    layers: !ref <half>\ninner: !base:encoder\n"
-        "    width: 4\nencoder: !new:package.Pair\n    outer: !ref <outer>\n    parts:\n    - !base:head {}\n",
+        "    width: 4\nencoder: !new:package.Pair\n    outer: !ref <outer>\n    parts:\n    - !base:head "
+        "{}\n",
     )
     text = compose(tmp_path / "base.yaml", [split])
     assert "!base" not in text

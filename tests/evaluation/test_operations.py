@@ -163,3 +163,10 @@ def test_missing_fractions_and_models_that_cannot_be_built_are_refused():
         recount(text.replace("num_decoder_layers", "layers"), kept=(0.5,))
     with pytest.raises(ValueError, match="cannot be built from its YAML"):
         recount(text.replace("HierarchicalEncoder", "LSTMEncoder"), kept=(0.5,))
+
+
+@pytest.mark.parametrize("tag", ["!new:torch.nn.Identity", "!apply:os.getcwd", "!name:torch.optim.AdamW"])
+def test_nothing_but_known_modules_is_built_from_a_results_file(tag):
+    text = resolved("conmamba_demo").replace("!new:hmamba_asr.modules.frontend.LogMelFeatures", tag)
+    with pytest.raises(ValueError, match=f"the YAML names {tag}, which is not built from a results file"):
+        recount(text)

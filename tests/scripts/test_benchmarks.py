@@ -13,8 +13,8 @@ from hmamba_asr.ops.dispatch import unavailable_reason
 
 
 def test_scan_benchmark_times_what_it_checked(monkeypatch, capsys):
-    from benchmarks import scan as benchmark_scan
     import torch
+    from benchmarks import scan as benchmark_scan
 
     monkeypatch.setattr(benchmark_scan, "CPU_SHAPE", (2, 60, 6, 3))
     figures = benchmark_scan.on_cpu(torch.device("cpu"), pairs=2)
@@ -89,8 +89,8 @@ def test_decoding_benchmark_checks_parity_and_writes_its_figures(monkeypatch, tm
 
 @pytest.mark.parametrize(("ratio", "kept"), [("2", 13), ("2.5", 11)])
 def test_chunking_benchmark_times_what_it_checked(monkeypatch, tmp_path, ratio, kept):
-    from benchmarks import chunking as benchmark_chunking
     import benchmarking
+    from benchmarks import chunking as benchmark_chunking
 
     file = tmp_path / "figures.json"
     options = ["--device", "cpu", "--seconds", "1", "--splits", "8+4", "--forms", "chunks", "--pairs", "1"]
@@ -291,8 +291,8 @@ def test_efficiency_benchmark_times_what_it_checked(monkeypatch, tmp_path, capsy
 
 
 def test_efficiency_benchmark_skips_what_may_not_fit(monkeypatch):
-    from benchmarks import efficiency as benchmark_efficiency
     import torch
+    from benchmarks import efficiency as benchmark_efficiency
 
     def obstacle(measured, seconds):
         return benchmark_efficiency.obstacle(measured, seconds, torch.device("cpu"), 10.0)

@@ -189,7 +189,7 @@ def test_the_slurm_recipe_ranks_its_tasks_and_requeues_what_was_saved(
         """shift  # --kill-on-bad-exit=1
         worst=0
         for task in 0 1 2 3; do
-          SLURM_PROCID=$task SLURM_LOCALID=$((task % 2)) "$@" || { code=$?; [ $code -gt $worst ] && worst=$code; }
+          SLURM_PROCID=$task SLURM_LOCALID=$((task % 2)) "$@" || { c=$?; [ $c -gt $worst ] && worst=$c; }
         done
         exit $worst""",
     )

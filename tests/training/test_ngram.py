@@ -33,7 +33,8 @@ for line in sys.stdin.buffer.read().decode().split("\\n")[:-1]:
     bigrams.update(zip(words, words[1:]))
 total = sum(unigrams.values())
 with open(options[options.index("--arpa") + 1], "w") as arpa:
-    print(f"\\\\data\\\\\\nngram 1={len(unigrams) + 1}\\nngram 2={len(bigrams)}\\n\\n\\\\1-grams:\\n-9\\t<unk>", file=arpa)
+    print(f"\\\\data\\\\\\nngram 1={len(unigrams) + 1}\\nngram 2={len(bigrams)}\\n", file=arpa)
+    print("\\\\1-grams:\\n-9\\t<unk>", file=arpa)
     for word, count in unigrams.items():
         print(f"{math.log10(count / total)}\\t{word}" + ("" if word == "</s>" else "\\t-0.5"), file=arpa)
     print("\\n\\\\2-grams:", file=arpa)
@@ -150,7 +151,8 @@ def test_wrong_input_is_one_sentence(train_ngram_script, arguments, tmp_path):
     ):
         with pytest.raises(error, match=sentence):
             train_ngram_script.main(arguments(**given))
-    reads = "import sys; sys.stdin.read(); print('a long story\\nnot enough memory\\n', file=sys.stderr); sys.exit(3)"
+    complains = "print('a long story\\nnot enough memory\\n', file=sys.stderr); sys.exit(3)"
+    reads = f"import sys; sys.stdin.read(); {complains}"
     closes = "import os, sys; os.close(0); print('bad option', file=sys.stderr); sys.exit(2)"
     long = tmp_path / "long.txt"
     long.write_text("one two three\n" * 20000)  # more than a pipe holds
