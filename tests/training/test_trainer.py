@@ -13,7 +13,7 @@ def test_a_learning_rate_that_does_nothing_is_refused_before_training(new_brain,
     """The schedule replaces the optimizer's learning rate in every step."""
     brain, train_set, valid_set, _ = new_brain(opt_class="{lr: 0.01}")
     with pytest.raises(
-        ValueError, match="opt_class.lr is 0.01 and lr_schedule's peak is 0.0015; which alone counts"
+        ValueError, match="opt_class.lr is 0.01 and lr_schedule's peak is 0.0015, which alone counts"
     ):
         brain.fit(brain.hparams.epoch_counter, train_set, valid_set)
     assert brain.optimizer_step == 0 and not list((tmp_path / "run" / "save").glob("CKPT*"))
