@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hmamba_asr.decoding.search import Search
 from hmamba_asr.models.asr import ASROutput
 
 
@@ -33,7 +34,7 @@ def ctc_greedy(logits: Tensor, lengths: Tensor, *, blank: int) -> list[list[int]
     return hypotheses
 
 
-class GreedySearch(nn.Module):
+class GreedySearch(Search):
     """Search that takes the best CTC token of each encoder state.
 
     Parameters
@@ -54,6 +55,6 @@ class GreedySearch(nn.Module):
     def first_tokens(self, output: ASROutput) -> list[int | None]:
         """Return the first token of each utterance, None if all its frames are blank.
 
-        Greedy decoding yields no token before it has decoded the whole utterance.
+        This takes as long as the whole search: the best token of every state is found at once.
         """
         return [tokens[0] if tokens else None for tokens in self(output)]

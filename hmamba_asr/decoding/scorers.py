@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hmamba_asr.config.hparams import load_hparams
 from hmamba_asr.decoding.ctc_prefix import CTCPrefixScorer
 from hmamba_asr.decoding.stepper import LanguageModelStepper, StepperState, TransformerStepper
 from hmamba_asr.lengths import valid_mask
@@ -420,66 +418,6 @@ def set_weights(scorers: list[Scorer], *, ctc: float | None, lm: float | None) -
         if weight is not None:
             for scorer in changed:
                 scorer.weight = weight
-
-
-def load_language_model(folder: str | Path, *, weight: float, vocab_size: int) -> Scorer:
-    """Load the language model in an export folder as a scorer.
-
-    Parameters
-    ----------
-    folder
-        What train_lm.py exports (lm.yaml, lm.ckpt), or train_ngram.py (ngram.bin or ngram.arpa, tokens.txt).
-    weight
-        Weight of the scorer.
-    vocab_size
-        Number of tokens that the recogniser has.
-
-    Returns
-    -------
-    Scorer
-        A full scorer for a Transformer LM, a partial one for an n-gram.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder lacks one of these files.
-    ValueError
-        If the model has another vocabulary, or an n-gram cannot be read or lacks the package kenlm.
-    """
-    folder = Path(folder)
-    ngram = next((path for name in ("ngram.bin", "ngram.arpa") if (path := folder / name).is_file()), None)
-    needed = [folder / name for name in (("lm.yaml", "lm.ckpt") if ngram is None else ("tokens.txt",))]
-    for path in needed:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"there is no {path}; lm_folder must be the export folder of train_lm.py or train_ngram.py."
-            )
-    if ngram is not None:
-        tokens = needed[0].read_text(encoding="utf-8").rstrip("\n").split("\n")
-        _require_vocabulary(folder, len(tokens), vocab_size)
-        try:
-            return NgramScorer(
-                speechbrain_scorers.KenLMScorer(str(ngram), vocab_size, tokens), weight, partial=True
-            )
-        except ImportError as error:
-            raise ValueError(f"{ngram} needs the package kenlm; install it: pip install kenlm.") from error
-        except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"KenLM cannot read {ngram} ({' '.join(str(error).split())}); run train_ngram.py again."
-            ) from error
-    model = load_hparams(needed[0].read_text(encoding="utf-8"))["model"]
-    model.load_state_dict(torch.load(needed[1], map_location="cpu", weights_only=True))
-    _require_vocabulary(folder, model.custom_src_module.emb.num_embeddings, vocab_size)
-    return TransformerLMScorer(speechbrain_scorers.TransformerLMScorer(model), weight, partial=False)
-
-
-def _require_vocabulary(folder: Path, size: int, vocab_size: int) -> None:
-    """Raise ValueError if the language model has another number of tokens than the recogniser."""
-    if size != vocab_size:
-        raise ValueError(
-            f"the language model in {folder} has {size} tokens and the recogniser {vocab_size}; train it with"
-            " the recogniser's tokenizer."
-        )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

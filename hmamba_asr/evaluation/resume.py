@@ -13,6 +13,7 @@ import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor, nn
 
+from hmamba_asr.decoding.search import Search
 from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.system.environment import collect_environment
 from hmamba_asr.system.ranks import Ranks
@@ -156,11 +157,11 @@ class CacheKeys:
         }
         self._common = _digest([described])
 
-    def key_of(self, dataset: DynamicItemDataset, search_name: str, search: nn.Module) -> str:
+    def key_of(self, dataset: DynamicItemDataset, search_name: str, search: Search) -> str:
         """Return the key of one split with one search."""
         rows: Mapping[str, dict] = dataset.data
-        folder = getattr(search, "lm_folder", None)  # an n-gram has no parameters to look at
-        files = [(str(path), path.stat()) for path in sorted(Path(folder).iterdir())] if folder else []
+        lm_files = sorted(Path(search.lm_folder).iterdir()) if search.lm_folder else []
+        files = [(str(path), path.stat()) for path in lm_files]  # an n-gram has no parameters to look at
         described = {
             "search": search_name,
             "weights": _digest_of_weights(search),

@@ -23,6 +23,7 @@ from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import nn
 from tqdm import tqdm
 
+from hmamba_asr.decoding.search import Search
 from hmamba_asr.evaluation.chunk_statistics import merge_sums, segmentations, stage_figures, stage_sums
 from hmamba_asr.evaluation.operations import COUNTED_SECONDS, COUNTED_TOKENS, count_operations
 from hmamba_asr.evaluation.results import (
@@ -98,7 +99,7 @@ class TrainedSystem:
     features: LogMelFeatures
     model: ASRModel
     tokenizer: Any
-    searches: Mapping[str, nn.Module]
+    searches: Mapping[str, Search]
     loader: Callable[..., Any]
     device: torch.device
     ranks: Ranks
@@ -214,7 +215,7 @@ class _DecodedSplit:
 
 @torch.no_grad()
 def _decode_split(
-    system: TrainedSystem, dataset: DynamicItemDataset, search: nn.Module, title: str, cache: BatchCache
+    system: TrainedSystem, dataset: DynamicItemDataset, search: Search, title: str, cache: BatchCache
 ) -> _DecodedSplit:
     """Decode this rank's share of a split, and gather the shares of all ranks.
 
@@ -271,7 +272,7 @@ def _decode_split(
 
 
 def _decode_batch(
-    system: TrainedSystem, batch: PaddedBatch, search: nn.Module, timer: PhaseTimer
+    system: TrainedSystem, batch: PaddedBatch, search: Search, timer: PhaseTimer
 ) -> tuple[dict[str, str], ASROutput]:
     with _autocast(system):
         with timer.phase("features"):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -27,6 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 from hmamba_asr.evaluation.timing import PhaseTimer
 from hmamba_asr.system.memory import added_memory_mib
 from hmamba_asr.system.tables import text_table
+
+if TYPE_CHECKING:
+    from hmamba_asr.decoding.search import Search
 
 WARMUP = 1  # passes
 PASSES = 3
@@ -49,15 +52,14 @@ class Subject:
     model
         Features and lengths to the model's output.
     search
-        The model's output to the token ids of each utterance. ``search.first_tokens`` gives the first of
-        them.
+        The model's output to the token ids of each utterance.
     device
         Where all of them compute.
     """
 
     features: Callable
     model: Callable
-    search: Any
+    search: Search
     device: torch.device
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ def tune_weights(
         raise ValueError("there is nothing to tune; give weights of the CTC or of the language model.")
     folder = Path(folder)
     recogniser = Recogniser(folder, search=search, device=device or default_device())
-    searcher = getattr(recogniser.search, "searcher", None)
+    searcher = recogniser.search.searcher
     if not isinstance(searcher, JointBeamSearcher):
         raise ValueError(
             f"the search {recogniser.search_name} is no JointBeamSearcher, whose weights alone can be tuned."

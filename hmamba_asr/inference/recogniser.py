@@ -14,6 +14,7 @@ from hmamba_asr.config.hparams import load_hparams
 from hmamba_asr.config.select import select_search
 from hmamba_asr.data.audio import read_audio
 from hmamba_asr.decoding.alignment import Span, align_tokens, merge_words
+from hmamba_asr.decoding.search import Search
 from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.models.weights import best_average
 
@@ -87,7 +88,7 @@ class Recogniser:
         built = load_hparams(part)
         self.features = built.pop("features").to(self.device).eval()
         self.model = built.pop("model").to(self.device).eval()
-        self.search = built.pop("search").to(self.device)
+        self.search: Search = built.pop("search").to(self.device)
         self.tokenizer = built.pop("tokenizer")
         pretrainer = built.pop("pretrainer", None)
         self.settings: dict[str, Any] = built

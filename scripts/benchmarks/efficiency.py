@@ -44,7 +44,7 @@ from benchmarking import (
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.search import BeamSearch
+from hmamba_asr.decoding.beam_search import BeamSearch
 from hmamba_asr.evaluation.speed import BENCHMARK_KIND, PASSES, Subject, measure, render_speed
 from hmamba_asr.evaluation.timing import PhaseTimer
 from hmamba_asr.system.hardware import hardware, machine_name

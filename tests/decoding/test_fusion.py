@@ -10,7 +10,7 @@ from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from hmamba_asr.decoding import scorers
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.search import BeamSearch
+from hmamba_asr.decoding.beam_search import BeamSearch
 
 BLANK, BOS, EOS, VOCAB, D, TEMPERATURE = 0, 1, 2, 30, 16, 1.2
 LENGTHS = [20, 11, 1, 0, 6]

@@ -6,8 +6,9 @@ from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.decoders.scorer import CTCScorer, ScorerBuilder
 
 from hmamba_asr.decoding.beam import JointBeamSearcher
+from hmamba_asr.decoding.beam_search import BeamSearch
 from hmamba_asr.decoding.greedy import GreedySearch
-from hmamba_asr.decoding.search import BeamSearch
+from hmamba_asr.decoding.search import Search
 
 BLANK, BOS, EOS, N_MELS = 0, 1, 2, 20
 FRAMES = [60, 23, 4, 1, 41]
@@ -132,3 +133,21 @@ def test_first_tokens_of_what_cannot_give_them_are_refused(recogniser):
     output.encoded.lengths[2] = 0
     with pytest.raises(ValueError, match="has no encoder states"):
         beam_search(model).first_tokens(output)
+
+
+def test_a_search_refers_to_the_recogniser_without_owning_it(recogniser):
+    """The recogniser's owner moves it and sets its mode; a repeated evaluation digests it once."""
+    model = recogniser("conmamba", 0).train()
+    for search in (GreedySearch(blank=BLANK), beam_search(model)):
+        assert isinstance(search, Search) and search.lm_folder is None
+        assert search.eval().state_dict() == {} and not list(search.children())
+    assert isinstance(search.searcher, JointBeamSearcher) and model.training
+
+
+def test_a_search_of_ones_own_says_what_it_must_define(recogniser):
+    class Empty(Search):
+        pass
+
+    for method in (Empty(), Empty().first_tokens):
+        with pytest.raises(NotImplementedError):
+            method(None)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from hmamba_asr.decoding.search import Search
 from hmamba_asr.evaluation import run as evaluation
 from hmamba_asr.evaluation.resume import BatchCache, CachedBatch, CacheKeys
 from hmamba_asr.evaluation.run import evaluate
@@ -102,7 +103,9 @@ def test_whatever_results_depend_on_is_in_the_key(new_brain, tmp_path):
     seen.append(key(checkpoints=["CKPT+2"]))
     seen.append(key(hparams_text="seed: 2"))
     seen.append(key(name="another"))
-    seen.append(key(search=torch.nn.Linear(1, 1)))
+    another = Search(lm_folder=folder)
+    another.lm = torch.nn.Linear(1, 1)
+    seen.append(key(search=another))
     seen.append(key(dataset=tests["test-other"]))
     first = dataset.data_ids[0]
     dataset.data[first]["duration"] += 0.5

@@ -13,7 +13,7 @@ from torch import nn
 from hmamba_asr.data.demo.sentences import plan_corpus
 from hmamba_asr.data.tokenizer import load_tokenizer, train_tokenizer
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.decoding.search import BeamSearch
+from hmamba_asr.decoding.beam_search import BeamSearch
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.models.asr import ASRModel
 from hmamba_asr.models.conmamba import ConMambaEncoder

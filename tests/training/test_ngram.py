@@ -14,7 +14,8 @@ import torch
 from speechbrain.decoders.scorer import KenLMScorer
 
 from hmamba_asr.data.tokenizer import load_tokenizer
-from hmamba_asr.decoding.scorers import NgramScorer, load_language_model
+from hmamba_asr.decoding.language_models import load_language_model
+from hmamba_asr.decoding.scorers import NgramScorer
 
 needs_kenlm = pytest.mark.skipif(
     importlib.util.find_spec("kenlm") is None, reason="the package kenlm is not installed"
