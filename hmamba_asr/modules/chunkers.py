@@ -162,7 +162,7 @@ class CTCChunker(AdaptiveChunker):
     def novelty(self, x: Tensor, lengths: Tensor, ctc_head: Linear) -> Tensor:
         """Return the novelty of each frame, (B, T, D) -> (B, T) in [0, 1].
 
-        A frame with novelty 0 never starts a chunk, except the first.
+        Valid frames have at least ``LEAST_NOVELTY``, so a chunk may start at each of them.
         """
         weight, bias = ctc_head.w.weight, ctc_head.w.bias
         return label_novelty(
@@ -194,7 +194,7 @@ class CTCChunker(AdaptiveChunker):
             backend=self.backend,
         )
         mask, max_chunks = found.mask, self.max_chunks(x.shape[1])
-        frame_to_chunk, starts, counts = found.frame_to_chunk, found.chunk_frames, found.counts
+        frame_to_chunk, starts, counts = found.frame_to_chunk, found.starts, found.num_chunks
         if min_chunks is not None:
             # By novelty, because probabilities of different windows do not compare.
             mask = add_boundaries(novelty, mask, lengths, min_chunks)
@@ -204,13 +204,13 @@ class CTCChunker(AdaptiveChunker):
         states = pool_chunks(
             x,
             found.scores,
-            chunk_frames=starts,
+            starts=starts,
             frame_to_chunk=frame_to_chunk,
-            counts=counts,
+            num_chunks=counts,
             lengths=lengths,
             backend=self.backend,
         )
-        return Chunks(states, counts, starts, frame_to_chunk, found.prob, mask, num_chosen=found.counts)
+        return Chunks(states, counts, starts, frame_to_chunk, found.prob, mask, num_chosen=found.num_chunks)
 
 
 class FixedStrideChunker(Chunker):
@@ -265,9 +265,9 @@ class FixedStrideChunker(Chunker):
             chunks.states = pool_chunks(
                 x,
                 torch.zeros_like(chunks.prob),
-                chunk_frames=chunks.starts,
+                starts=chunks.starts,
                 frame_to_chunk=chunks.frame_to_chunk,
-                counts=chunks.lengths,
+                num_chunks=chunks.lengths,
                 lengths=lengths,
                 backend=self.backend,
             )

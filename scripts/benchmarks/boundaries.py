@@ -71,9 +71,9 @@ def check(
         out = pool_chunks(
             leaf,
             same.scores,
-            chunk_frames=trim_starts(same.chunk_frames, same.counts, None),
+            starts=trim_starts(same.starts, same.num_chunks, None),
             frame_to_chunk=same.frame_to_chunk,
-            counts=same.counts,
+            num_chunks=same.num_chunks,
             lengths=lengths,
             backend=backend,
         )

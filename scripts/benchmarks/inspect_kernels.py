@@ -62,8 +62,8 @@ INT64 = (
     "parents",
     "labels",
     "frame_to_chunk",
-    "chunk_frames",
-    "counts",
+    "starts",
+    "num_chunks",
 )
 FLOAT32 = tuple(
     module.__name__ for module in (attention_kernels, segment_kernels, ema_kernels, pooling_kernels)

@@ -23,15 +23,15 @@ def inputs(width=6, dtype=torch.float32, spread=1.0):
 
 def run(x, scores, mask, backend, device="cpu", lengths=LENGTHS):
     """Return the means, and the gradients of x and scores."""
-    frame_to_chunk, chunk_frames, counts = (y.to(device) for y in positions(mask))
+    frame_to_chunk, starts, num_chunks = (y.to(device) for y in positions(mask))
     x, scores = (y.to(device).detach().requires_grad_() for y in (x, scores))
-    most = int(counts.max())
+    most = int(num_chunks.max())
     out = pool_chunks(
         x,
         scores,
-        chunk_frames=chunk_frames[:, :most],
+        starts=starts[:, :most],
         frame_to_chunk=frame_to_chunk,
-        counts=counts,
+        num_chunks=num_chunks,
         lengths=lengths.to(device),
         backend=backend,
     )
@@ -42,13 +42,13 @@ def run(x, scores, mask, backend, device="cpu", lengths=LENGTHS):
 def test_by_hand():
     x = torch.tensor([[[1.0], [3.0], [5.0], [9.0], [float("nan")]]])
     scores = torch.tensor([[1.0, 3.0, 1e-30, 2.0, 1.0]]).log()
-    frame_to_chunk, chunk_frames, counts = positions(torch.tensor([[True, False, True, False, False]]))
+    frame_to_chunk, starts, num_chunks = positions(torch.tensor([[True, False, True, False, False]]))
     out = pool_chunks(
         x,
         scores,
-        chunk_frames=chunk_frames[:, :3],
+        starts=starts[:, :3],
         frame_to_chunk=frame_to_chunk,
-        counts=counts,
+        num_chunks=num_chunks,
         lengths=torch.tensor([4]),
         backend="reference",
     )
@@ -57,7 +57,7 @@ def test_by_hand():
 
 def test_gradients_by_finite_differences():
     x, scores = torch.randn(1, 8, 2, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
-    frame_to_chunk, chunk_frames, counts = positions(
+    frame_to_chunk, starts, num_chunks = positions(
         torch.tensor([[True, False, True, False, False, True, False, False]])
     )
 
@@ -65,9 +65,9 @@ def test_gradients_by_finite_differences():
         return pool_chunks(
             x,
             scores,
-            chunk_frames=chunk_frames[:, :3],
+            starts=starts[:, :3],
             frame_to_chunk=frame_to_chunk,
-            counts=counts,
+            num_chunks=num_chunks,
             lengths=torch.tensor([7]),
         )
 
@@ -101,7 +101,7 @@ def test_half_precision_sums_in_float32(backend, device):
 def test_gradients_of_either_alone(wanted, device):
     """The tensors lie in another order of memory, and the incoming gradient is one number repeated."""
     x, scores, mask = (y.to(device) for y in inputs())
-    frame_to_chunk, chunk_frames, counts = positions(mask)
+    frame_to_chunk, starts, num_chunks = positions(mask)
     x, scores = x.transpose(0, 1).contiguous().transpose(0, 1), scores.T.contiguous().T
     leaf = {"x": x, "scores": scores}[wanted].requires_grad_()
     grads = [
@@ -109,9 +109,9 @@ def test_gradients_of_either_alone(wanted, device):
             pool_chunks(
                 x,
                 scores,
-                chunk_frames=chunk_frames,
+                starts=starts,
                 frame_to_chunk=frame_to_chunk,
-                counts=counts,
+                num_chunks=num_chunks,
                 lengths=LENGTHS.to(device),
                 backend=backend,
             ).sum(),
@@ -133,17 +133,17 @@ def test_what_the_kernel_gives_an_utterance_does_not_depend_on_its_batch(device)
     x, scores, mask = inputs()
     together = run(x, scores, mask, "triton", device)[0]
     for row, n in enumerate(LENGTHS.tolist()[:3]):
-        frame_to_chunk, chunk_frames, counts = (y.to(device) for y in positions(mask[row : row + 1, :n]))
+        frame_to_chunk, starts, num_chunks = (y.to(device) for y in positions(mask[row : row + 1, :n]))
         alone = pool_chunks(
             x[row : row + 1, :n].to(device),
             scores[row : row + 1, :n].to(device),
-            chunk_frames=chunk_frames[:, : int(counts)],
+            starts=starts[:, : int(num_chunks)],
             frame_to_chunk=frame_to_chunk,
-            counts=counts,
+            num_chunks=num_chunks,
             lengths=LENGTHS[row : row + 1].to(device),
             backend="triton",
         )
         assert (
-            torch.equal(together[row, : int(counts)], alone[0].cpu())
-            and not together[row, int(counts) :].any()
+            torch.equal(together[row, : int(num_chunks)], alone[0].cpu())
+            and not together[row, int(num_chunks) :].any()
         )

@@ -1,5 +1,4 @@
-"""Segmentation of frames into chunks: how new each frame is, at which frames chunks begin, and the mean of
-each chunk's frames.
+"""Segmentation of frames into chunks: novelty of each frame, boundaries, and the mean of each chunk's frames.
 
 Everything is defined for each utterance on its own frames; frames past the end are not read.
 
@@ -16,13 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hmamba_asr.ops.dispatch import resolve_backend
-from hmamba_asr.ops.segment.reference import (
-    LEAST_NOVELTY,
-    positions,
-    reference_boundaries,
-    reference_novelty,
-    reference_pool,
-)
+from hmamba_asr.ops.segment import reference
+from hmamba_asr.ops.segment.reference import LEAST_NOVELTY, positions
 
 __all__ = ["LEAST_NOVELTY", "Boundaries", "label_novelty", "pool_chunks", "positions", "select_boundaries"]
 
@@ -37,16 +31,16 @@ class Boundaries:
     Attributes
     ----------
     scores : Tensor
-        (B, T), how new each frame is, in standard deviations times a sharpness.
+        (B, T), the standardised novelty of each frame, times a sharpness.
     prob : Tensor
-        (B, T), probability in [0, 1] that a chunk begins; 0 past the end.
+        (B, T), soft selection score in [0, 1]; 0 past the end.
     mask : Tensor
         (B, T) bool, True where a chunk begins.
     frame_to_chunk : Tensor
         (B, T), index of the chunk that each frame belongs to.
-    chunk_frames : Tensor
-        (B, T), the frames at which chunks begin, in the first ``counts`` places; 0 after them.
-    counts : Tensor
+    starts : Tensor
+        (B, T), the frame at which each chunk begins, in the first ``num_chunks`` places; 0 after them.
+    num_chunks : Tensor
         (B,), number of chunks.
     """
 
@@ -54,8 +48,8 @@ class Boundaries:
     prob: Tensor
     mask: Tensor
     frame_to_chunk: Tensor
-    chunk_frames: Tensor
-    counts: Tensor
+    starts: Tensor
+    num_chunks: Tensor
 
 
 @torch.no_grad()
@@ -65,11 +59,12 @@ def label_novelty(
     """Return the probability that a label begins at each frame.
 
     The novelty of frame t is the sum over all labels c but the blank of P_t(c) (1 - P_{t-1}(c)), where P_t is
-    the softmax of a linear head. It is at least ``LEAST_NOVELTY``: frames of sure blanks are all alike, but
-    chunks may begin at them. Where it is NaN no label is expected.
+    the softmax of a linear head. Valid frames have at least ``LEAST_NOVELTY``, so that chunks may begin at
+    frames of sure blanks. A frame whose novelty would be NaN gets ``LEAST_NOVELTY``.
 
     The logits of a whole batch may not fit in memory, so only some ``BLOCK`` of them exist at a time. Under
-    ``torch.compile``, which would unroll the loop for every T, all of them do. There is no gradient.
+    ``torch.compile``, which would unroll the loop for every T, all of them exist at once. There is no
+    gradient.
 
     Parameters
     ----------
@@ -80,7 +75,7 @@ def label_novelty(
     lengths : Tensor
         (B,), valid frames of each utterance.
     blank : int
-        Index of the blank; a negative one counts from the end.
+        Index of the blank; a negative one num_chunks from the end.
     backend : str
         "reference", "triton" or "auto".
 
@@ -98,11 +93,11 @@ def label_novelty(
     """
     if not -weight.shape[0] <= blank < weight.shape[0]:
         raise ValueError(f"blank is {blank}, and the head has the labels 0 to {weight.shape[0] - 1}.")
-    novelty_of = reference_novelty
+    novelty_of = reference.label_novelty
     if resolve_backend(backend, x, operation="label_novelty") == "triton":
-        from hmamba_asr.ops.segment.kernels import kernel_novelty
+        from hmamba_asr.ops.segment import kernels
 
-        novelty_of = kernel_novelty
+        novelty_of = kernels.label_novelty
     (batch, frames, width), vocab = x.shape, weight.shape[0]
     states, rows = x.reshape(-1, width), batch * frames
     step = rows if torch.compiler.is_compiling() else max(1, (GPU_BLOCK if x.is_cuda else BLOCK) // vocab)
@@ -114,6 +109,7 @@ def label_novelty(
     return (torch.cat(parts) if len(parts) > 1 else parts[0] if parts else x.new_zeros(0)).view(batch, frames)
 
 
+@torch.no_grad()
 def select_boundaries(
     novelty: Tensor,
     lengths: Tensor,
@@ -123,31 +119,41 @@ def select_boundaries(
     chunks_per_label: float = 0.0,
     backend: str = "auto",
 ) -> Boundaries:
-    """Let chunks begin at the newest frames, within a budget of one chunk for ``target_ratio`` frames.
+    """Start chunks at the frames with the highest novelty, within a budget of one chunk per ``target_ratio``
+    frames.
 
-    An utterance of L frames gets ceil(L / target_ratio) chunks. The first frame always begins one, and of
-    equally new frames the earlier one does. There are fewer chunks only where frames are not new at all. The
-    score s_t of a frame is the logit of its novelty, standardised over the utterance and times a sharpness;
-    the first frame scores one standard deviation above the mean. Its probability is
-    p_t = sigmoid(s_t - threshold), where the threshold lies half-way between the lowest score inside the
-    window's budget and the highest one outside. p is 1 at the first frame and 0 at a frame that is not new.
+    An utterance of L frames gets ceil(L / target_ratio) chunks. The first frame always starts one, and of
+    frames with equal novelty the earlier one comes first. A frame with novelty 0 (1e-6 at most) never starts
+    a chunk, except the first; an utterance with too few other frames gets fewer chunks. The novelty that
+    :func:`label_novelty` gives a valid frame is never that low.
+
+    The score s_t of a frame is the logit of its novelty, standardised over the utterance and multiplied by a
+    sharpness; the first frame scores one standard deviation above the mean. ``prob`` is
+    p_t = sigmoid(s_t - threshold). The threshold lies half-way between the lowest score inside the window's
+    budget and the highest one outside. p is 1 at the first frame and 0 at other frames with novelty 0. There
+    is no gradient.
 
     Parameters
     ----------
     novelty : Tensor
-        (B, T) in [0, 1]; NaN counts as 0. At the first frame it counts only as part of a label.
+        (B, T) in [0, 1]; NaN num_chunks as 0. At the first frame it num_chunks only as part of a label.
     lengths : Tensor
         (B,), valid frames of each utterance.
     target_ratio : float
-        Frames for each chunk, N.
+        Frames per chunk, N.
     window : int, optional
         Every ``window`` frames get their share of the budget; the whole utterance is one window if None.
     chunks_per_label : float
-        A window gets at least this many chunks for each label expected in it, which is the sum of its
-        novelties, but at most half of its share more.
+        Minimum number of chunks in a window per label expected there; the sum of the window's novelties is
+        the expected number of labels. A window gets at most 1.5 times its share of the budget.
     backend : str
-        "reference", "triton" or "auto". The kernel has no gradient and takes windows of up to ``MAX_WINDOW``
-        frames; where that does not do, "auto" is "reference".
+        "reference", "triton" or "auto". The kernel takes windows of up to ``MAX_WINDOW`` frames; for larger
+        ones, and for None, "auto" is "reference".
+
+    Returns
+    -------
+    Boundaries
+        Scores and probabilities in float32; by "reference" in float64 for such novelties.
 
     Raises
     ------
@@ -156,20 +162,21 @@ def select_boundaries(
     RuntimeError
         If the backend cannot run here.
     """
-    learns = novelty.requires_grad and torch.is_grad_enabled()
-    suits = not learns and window is not None and window <= MAX_WINDOW
+    suits = window is not None and window <= MAX_WINDOW
     if backend == "triton" and not suits:
         raise ValueError(
-            "the triton backend of select_boundaries has no gradient and needs a window of at most "
-            f"{MAX_WINDOW} frames; use another backend."
+            f"the triton backend of select_boundaries needs a window of at most {MAX_WINDOW} frames, not "
+            f"{window}; use another backend."
         )
     found = resolve_backend(backend, novelty, operation="select_boundaries", kernels_suit=suits)
     if found == "triton":
-        from hmamba_asr.ops.segment.kernels import kernel_boundaries
+        from hmamba_asr.ops.segment import kernels
 
         assert window is not None
-        return Boundaries(*kernel_boundaries(novelty, lengths, target_ratio, window, chunks_per_label))
-    scores, prob, mask = reference_boundaries(novelty, lengths, target_ratio, window, chunks_per_label)
+        return Boundaries(
+            *kernels.select_boundaries(novelty, lengths, target_ratio, window, chunks_per_label)
+        )
+    scores, prob, mask = reference.select_boundaries(novelty, lengths, target_ratio, window, chunks_per_label)
     return Boundaries(scores, prob, mask, *positions(mask))
 
 
@@ -177,9 +184,9 @@ def pool_chunks(
     x: Tensor,
     scores: Tensor,
     *,
-    chunk_frames: Tensor,
+    starts: Tensor,
     frame_to_chunk: Tensor,
-    counts: Tensor,
+    num_chunks: Tensor,
     lengths: Tensor,
     backend: str = "auto",
 ) -> Tensor:
@@ -191,11 +198,11 @@ def pool_chunks(
         (B, T, D), frames.
     scores : Tensor
         (B, T), logarithms of the weights.
-    chunk_frames : Tensor
+    starts : Tensor
         (B, M), the frame at which each chunk begins; the first chunk begins at the first frame.
     frame_to_chunk : Tensor
         (B, T), index of each frame's chunk.
-    counts : Tensor
+    num_chunks : Tensor
         (B,), number of chunks.
     lengths : Tensor
         (B,), valid frames of each utterance.
@@ -205,7 +212,7 @@ def pool_chunks(
     Returns
     -------
     Tensor
-        (B, M, D) in x's dtype, 0 past ``counts``. Sums are float32, or float64 for such inputs.
+        (B, M, D) in x's dtype, 0 past ``num_chunks``. Sums are float32, or float64 for such inputs.
 
     Raises
     ------
@@ -215,7 +222,7 @@ def pool_chunks(
         If the backend cannot run here.
     """
     if resolve_backend(backend, x, operation="pool_chunks") == "triton":
-        from hmamba_asr.ops.segment.pooling_kernels import kernel_pool
+        from hmamba_asr.ops.segment import pooling_kernels
 
-        return kernel_pool(x, scores, chunk_frames, frame_to_chunk, counts, lengths)
-    return reference_pool(x, scores, chunk_frames, frame_to_chunk, lengths)
+        return pooling_kernels.pool_chunks(x, scores, starts, frame_to_chunk, num_chunks, lengths)
+    return reference.pool_chunks(x, scores, starts, frame_to_chunk, lengths)

@@ -1,9 +1,9 @@
-"""Novelty and boundaries by Triton kernels: in two launches what the plain steps do in some ninety.
+"""Novelty and boundaries by Triton kernels: two launches instead of some ninety plain operations.
 
-One kernel goes through the logits once, block by block, for two neighbouring frames at a time, with running
-softmaxes of both (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). The other takes an
-utterance, window by window. A frame's rank in its window is counted by comparing all frames with all. Numbers
-of chunks are float64, as in the reference: rounding must not decide whether there is one more.
+A program of the first kernel reads the logits of a frame and of the one before it once, block by block, with
+running softmaxes of both (Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). A program of the
+second kernel handles an utterance, window by window. It finds a frame's rank in its window by comparing all
+pairs of frames. Budgets are computed in float64, as in the reference, so that rounding adds no chunk.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from hmamba_asr.ops.segment.reference import (
 )
 
 BLOCK_V, BLOCK_T, PAIRS = 512, 1024, 4096  # labels, frames, and pairs of frames to compare at a time
-WARPS = 4  # for an utterance; a frame has one, whose sums need no barrier
+WARPS = 4  # per utterance in the second kernel; the first has one per frame, whose sums need no barrier
 
 
 @kernel
 def label_novelty_kernel(
     logits, lengths, novelty, start, ahead, T, V, blank, LEAST: tl.constexpr, BLOCK_V: tl.constexpr
 ):
-    """Write the novelty (N,) of the frames from ``start`` on; the utterances, T frames each, stand in line.
+    """Write the novelty (N,) of the frames from ``start`` on; the batch is T frames per utterance, in a row.
 
-    logits (ahead + N, V). A program takes a frame and looks at the one before it.
+    logits (ahead + N, V). A program handles one frame.
     """
     row = tl.program_id(0).to(tl.int64)
     t = ((start + row) % T).to(tl.int32)
@@ -62,7 +62,7 @@ def label_novelty_kernel(
         stays = tl.where(first, 0.0, both / tl.where(first, 1.0, all_before))
         value = (labels - stays) / all_now
         bounded = tl.minimum(tl.maximum(value, LEAST), 1.0)
-        tl.store(novelty + row, tl.where(value == value, bounded, LEAST))  # NaN: nothing new
+        tl.store(novelty + row, tl.where(value == value, bounded, LEAST))  # LEAST for NaN
     else:
         tl.store(novelty + row, 0.0)
 
@@ -76,8 +76,8 @@ def _novelty(novelty, i, there):
 
 @triton.jit
 def _logits(novelty, i, length, MIN_NOVELTY: tl.constexpr):
-    """Return the logit of the novelty of an utterance's frames i, and which of them exist, are not the first
-    and are new at all."""
+    """Return the logit of the novelty of an utterance's frames i, and which of them are valid, not the first,
+    and above MIN_NOVELTY."""
     n = _novelty(novelty, i, (i > 0) & (i < length))
     z = tl.minimum(tl.maximum(n, MIN_NOVELTY), 1.0 - MIN_NOVELTY)
     return tl.log(z / (1.0 - z)), n > MIN_NOVELTY
@@ -95,8 +95,8 @@ def _ranked(
     SHARPNESS: tl.constexpr,
     FAR: tl.constexpr,
 ):
-    """Return the scores of the frames i, what they are ranked by, and which are new. From ``end`` on, past
-    the window, a frame ranks below all others."""
+    """Return the scores of the frames i, the values to rank them by, and which may start a chunk. Frames from
+    ``end`` on, past the window, rank below all others."""
     logits, differs = _logits(novelty, i, length, MIN_NOVELTY)
     scores = tl.where(i == 0, SHARPNESS, tl.where(differs, SHARPNESS * ((logits - mean) / spread), 0.0))
     ranked = tl.where(i == 0, FAR, tl.where(differs, scores, -FAR))
@@ -111,8 +111,8 @@ def select_boundaries_kernel(
     prob,
     mask,
     frame_to_chunk,
-    chunk_frames,
-    counts,
+    starts,
+    num_chunks,
     T,
     RATIO: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -127,8 +127,8 @@ def select_boundaries_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """Write the fields of Boundaries for novelty (B, T); chunk_frames only at its first ``counts`` places. A
-    program takes an utterance."""
+    """Write the fields of Boundaries for novelty (B, T); of ``starts`` only the first ``num_chunks`` places.
+    A program handles one utterance."""
     b = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + b).to(tl.int32)
     novelty += b * T
@@ -180,12 +180,12 @@ def select_boundaries_kernel(
         tl.store(prob + b * T + i, tl.where(there, tl.where(i == 0, 1.0, p), 0.0), mask=written)
         tl.store(mask + b * T + i, selected, mask=written)
         tl.store(frame_to_chunk + b * T + i, tl.maximum(index, 0).to(tl.int64), mask=written)
-        tl.store(chunk_frames + b * T + index, i.to(tl.int64), mask=selected)
+        tl.store(starts + b * T + index, i.to(tl.int64), mask=selected)
         taken += tl.sum(selected.to(tl.int32), 0)
-    tl.store(counts + b, taken.to(tl.int64))
+    tl.store(num_chunks + b, taken.to(tl.int64))
 
 
-def _novelty_of_rows(
+def _label_novelty(
     logits: Tensor,
     lengths: Tensor,
     start: int,
@@ -207,17 +207,17 @@ def _novelty_of_rows(
     return novelty
 
 
-def _boundaries(
+def _select_boundaries(
     novelty: Tensor, lengths: Tensor, window: int, target_ratio: float, chunks_per_label: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     (batch, frames), width = novelty.shape, triton.next_power_of_2(window)
-    novelty = novelty.detach().float().contiguous()
+    novelty = novelty.float().contiguous()
     scores, prob = torch.empty_like(novelty), torch.empty_like(novelty)
     mask = torch.empty_like(novelty, dtype=torch.bool)
     frame_to_chunk = torch.empty_like(novelty, dtype=torch.long)
-    chunk_frames = torch.zeros_like(frame_to_chunk)
-    counts = torch.empty(batch, dtype=torch.long, device=novelty.device)
-    out = (scores, prob, mask, frame_to_chunk, chunk_frames, counts)
+    starts = torch.zeros_like(frame_to_chunk)
+    num_chunks = torch.empty(batch, dtype=torch.long, device=novelty.device)
+    out = (scores, prob, mask, frame_to_chunk, starts, num_chunks)
     launch(
         select_boundaries_kernel,
         (batch, 1, 1),
@@ -242,21 +242,21 @@ def _boundaries(
     return out
 
 
-# Neither has a gradient. The chunker waits for the number of chunks, which breaks the graph anyway.
-_novelty_op = KernelOp("label_novelty", _novelty_of_rows)
-_boundaries_op = KernelOp("select_boundaries", _boundaries, results=6)
+# Without ``fake``: the chunker waits for the number of chunks, which breaks the graph anyway.
+_label_novelty_op = KernelOp("label_novelty", _label_novelty)
+_select_boundaries_op = KernelOp("select_boundaries", _select_boundaries, results=6)
 
 
-def kernel_novelty(
+def label_novelty(
     logits: Tensor, lengths: Tensor, start: int, ahead: int, frames: int, blank: int, least: float
 ) -> Tensor:
-    """Compute what :func:`~hmamba_asr.ops.segment.reference.reference_novelty` does, in float32."""
-    return _novelty_op(logits, lengths, start, ahead, frames, blank, least)
+    """Compute :func:`hmamba_asr.ops.segment.reference.label_novelty` in float32."""
+    return _label_novelty_op(logits, lengths, start, ahead, frames, blank, least)
 
 
-def kernel_boundaries(
+def select_boundaries(
     novelty: Tensor, lengths: Tensor, target_ratio: float, window: int, chunks_per_label: float
 ) -> tuple[Tensor, ...]:
-    """Return the fields of :class:`~hmamba_asr.ops.segment.Boundaries`, for the arguments of
-    :func:`~hmamba_asr.ops.segment.select_boundaries`."""
-    return _boundaries_op(novelty, lengths, window, target_ratio, chunks_per_label)
+    """Return the fields of :class:`hmamba_asr.ops.segment.Boundaries` in float32, for the arguments of
+    :func:`hmamba_asr.ops.segment.select_boundaries`."""
+    return _select_boundaries_op(novelty, lengths, window, target_ratio, chunks_per_label)

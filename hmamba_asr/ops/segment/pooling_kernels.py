@@ -1,5 +1,5 @@
-"""Chunk means by Triton kernels, without atomics: a program takes a chunk through its frames and, in the
-backward pass, a frame to its chunk."""
+"""Chunk means by Triton kernels, without atomics: a program handles one chunk, and in the backward pass one
+frame."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from hmamba_asr.ops.register import KernelOp
 
 @kernel
 def pool_kernel(
-    x, scores, chunk_frames, counts, lengths, out, norms, s_b, T, M, D: tl.constexpr, BLOCK_D: tl.constexpr
+    x, scores, starts, num_chunks, lengths, out, norms, s_b, T, M, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
     """Write out (B, M, D), the means of x (B, T, D) weighted by exp(scores (B, T)), and norms (B, M), the
     logarithms of the sums of weights."""
     row = tl.program_id(0).to(tl.int64)
     b, m = row // M, row % M
     d = tl.arange(0, BLOCK_D)
-    count = tl.load(counts + b)
-    begin = tl.load(chunk_frames + b * s_b + m, mask=m < count, other=0)
-    end = tl.load(chunk_frames + b * s_b + m + 1, mask=m + 1 < count, other=0)
+    count = tl.load(num_chunks + b)
+    begin = tl.load(starts + b * s_b + m, mask=m < count, other=0)
+    end = tl.load(starts + b * s_b + m + 1, mask=m + 1 < count, other=0)
     end = tl.where(m + 1 < count, end, tl.where(m < count, tl.load(lengths + b), begin))
     best, total = tl.full([], -1e30, tl.float32), tl.full([], 0.0, tl.float32)
     mean = tl.zeros([BLOCK_D], tl.float32)
@@ -36,7 +36,7 @@ def pool_kernel(
         shrink, weight = tl.exp(best - higher), tl.exp(score - higher)
         mean = mean * shrink + weight * tl.load(x + (b * T + t) * D + d, mask=d < D, other=0.0).to(tl.float32)
         total, best = total * shrink + weight, higher
-    total = tl.where(total > 0.0, total, 1.0)  # of no frames
+    total = tl.where(total > 0.0, total, 1.0)  # of a place without a chunk
     tl.store(out + row * D + d, mean / total, mask=d < D)
     tl.store(norms + row, best + tl.log(total))
 
@@ -59,8 +59,8 @@ def pool_backward_kernel(
     OF_X: tl.constexpr,
     OF_SCORES: tl.constexpr,
 ):
-    """Write the gradients of x (B, T, D) and scores (B, T), 0 past the end. x and out are read, and gscores
-    is written, only with OF_SCORES."""
+    """Write the gradients gx (B, T, D) with OF_X and gscores (B, T) with OF_SCORES, 0 past the end. x and out
+    are read only with OF_SCORES."""
     row = tl.program_id(0).to(tl.int64)
     b, t = row // T, row % T
     d = tl.arange(0, BLOCK_D)
@@ -100,16 +100,16 @@ def _launch(
 def _forward(
     x: Tensor,
     scores: Tensor,
-    chunk_frames: Tensor,
+    starts: Tensor,
     frame_to_chunk: Tensor,
-    counts: Tensor,
+    num_chunks: Tensor,
     lengths: Tensor,
     scores_learn: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the means, the logarithms of the sums of weights, and the means as they were before rounding."""
+    """Return the means, the logarithms of the sums of weights, and the means before rounding to x's dtype."""
     batch, frames, width = x.shape
-    chunks = chunk_frames.shape[1]
-    # The gradient of the scores is made of differences from the means, which must not be rounded then.
+    chunks = starts.shape[1]
+    # The gradient of the scores is a sum of differences from the means, which must not be rounded.
     dtype = torch.float32 if scores_learn else x.dtype
     means = torch.empty(batch, chunks, width, dtype=dtype, device=x.device)
     norms = torch.empty(batch, chunks, dtype=torch.float32, device=x.device)
@@ -117,14 +117,14 @@ def _forward(
         pool_kernel,
         batch * chunks,
         width,
-        (x, scores, chunk_frames, counts, lengths, means, norms),
-        (chunk_frames.stride(0), frames, chunks),
+        (x, scores, starts, num_chunks, lengths, means, norms),
+        (starts.stride(0), frames, chunks),
     )
     return means.to(x.dtype), norms, means
 
 
 def _save(inputs: tuple, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Save the frames and the means only where the scores learn."""
+    """Save the frames and the means only if the scores need a gradient."""
     x, scores, _, frame_to_chunk, _, lengths, scores_learn = inputs
     _, norms, means = outputs
     return (scores, norms, frame_to_chunk, lengths, *((x, means) if scores_learn else ()))
@@ -152,16 +152,16 @@ def _backward(
     return gx, gscores
 
 
-# The number of chunks is a value that the chunker waits for, which breaks the graph anyway.
-_pool = KernelOp("pool_chunks", _forward, backward=_backward, differentiable=(0, 1), save=_save)
+# Without ``fake``: the chunker waits for the number of chunks, which breaks the graph anyway.
+_pool_chunks_op = KernelOp("pool_chunks", _forward, backward=_backward, differentiable=(0, 1), save=_save)
 
 
-def kernel_pool(
-    x: Tensor, scores: Tensor, chunk_frames: Tensor, frame_to_chunk: Tensor, counts: Tensor, lengths: Tensor
+def pool_chunks(
+    x: Tensor, scores: Tensor, starts: Tensor, frame_to_chunk: Tensor, num_chunks: Tensor, lengths: Tensor
 ) -> Tensor:
-    """Compute what :func:`hmamba_asr.ops.segment.pool_chunks` describes."""
+    """Compute :func:`hmamba_asr.ops.segment.pool_chunks`."""
     scores_learn = scores.requires_grad and torch.is_grad_enabled()
-    frame_to_chunk, counts, lengths = (y.contiguous() for y in (frame_to_chunk, counts, lengths))
-    chunk_frames = chunk_frames if chunk_frames.stride(1) == 1 else chunk_frames.contiguous()
+    frame_to_chunk, num_chunks, lengths = (y.contiguous() for y in (frame_to_chunk, num_chunks, lengths))
+    starts = starts if starts.stride(1) == 1 else starts.contiguous()
     x, scores = x.contiguous(), scores.float().contiguous()
-    return _pool(x, scores, chunk_frames, frame_to_chunk, counts, lengths, scores_learn)
+    return _pool_chunks_op(x, scores, starts, frame_to_chunk, num_chunks, lengths, scores_learn)
