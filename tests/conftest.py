@@ -9,7 +9,7 @@ import torch
 from hmamba_asr.ops.dispatch import unavailable_reason
 
 # Fixtures that several folders of tests share.
-pytest_plugins = ["recipes", "results_files"]
+pytest_plugins = ["recipes", "results_files", "textgrids"]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -56,13 +57,15 @@ LIGHT = (
     "hmamba_asr.data.fetch",
     "hmamba_asr.data.librispeech",
     "hmamba_asr.data.manifest",
-    "hmamba_asr.data.scan",
+    "hmamba_asr.data.corpus_files",
     "hmamba_asr.data.subsets",
     "hmamba_asr.data.tokenizer",
+    "hmamba_asr.evaluation.boundary_agreement",
     "hmamba_asr.evaluation.breakdown",
     "hmamba_asr.evaluation.results",
     "hmamba_asr.evaluation.segmentation",
     "hmamba_asr.evaluation.significance",
+    "hmamba_asr.evaluation.textgrid",
     "hmamba_asr.report.summary",
 )
 HEAVY = {"torch", "torchaudio", "speechbrain", "triton", "hyperpyyaml"}
@@ -176,6 +179,47 @@ def test_imports_go_downward(path):
     assert not _violations(
         _module_name(path), path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py"
     )
+
+
+def _circles(imports: dict[str, set[str]]) -> list[set[str]]:
+    """Sets of modules that import each other in a ring, directly or through others."""
+
+    def reachable(start: str) -> set[str]:
+        found: set[str] = set()
+        pending = [start]
+        while pending:
+            for name in imports.get(pending.pop(), set()) - found:
+                found.add(name)
+                pending.append(name)
+        return found
+
+    reach = {module: reachable(module) for module in imports}
+    rings = {frozenset(other for other in reach[module] if module in reach[other]) for module in imports}
+    return [set(ring) for ring in rings if len(ring) > 1]
+
+
+def _neighbours(source: str, modules: Collection[str]) -> set[str]:
+    """Modules among ``modules`` that ``source`` imports, anywhere; `from a import b` means a.b where that is
+    one."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found.update(name if name in modules else node.module for name in names)
+    return found & set(modules)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {_module_name(path): path.read_text(encoding="utf-8") for path in _sources()}
+    for face in FACES:
+        del modules[face]
+    assert _circles({name: _neighbours(source, modules) - {name} for name, source in modules.items()}) == []
+
+
+def test_a_circle_is_seen():
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [{"b", "c"}]
 
 
 def test_every_module_has_a_layer():

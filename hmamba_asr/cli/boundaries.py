@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
+
+from hmamba_asr.system.run_layout import RunLayout
 
 HELP = "compare a run's chunks with phones and words, and with those of changed recordings"
 
@@ -69,14 +70,16 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the comparison, and the stability if a change of the recordings is asked for."""
-    from hmamba_asr.evaluation import segmentation
+    from hmamba_asr.evaluation.boundary_agreement import describe_boundaries, render_boundaries
     from hmamba_asr.evaluation.results import plain
+    from hmamba_asr.evaluation.segmentation import read_segmentations
+    from hmamba_asr.evaluation.textgrid import read_textgrids
 
-    chunks = segmentation.read_segmentations(Path(args.folder) / "test" / args.split / "chunks.jsonl")
+    chunks = read_segmentations(RunLayout(args.folder).chunks(args.split))
     sample = {"split": args.split, "utterances": args.utterances, "device": args.device}
     source: dict[str, Any] = {"kind": "TextGrid", "folder": args.alignments}
     if args.alignments:
-        alignments = segmentation.read_alignments(args.alignments, [item.id for item in chunks])
+        alignments = read_textgrids(args.alignments, [item.id for item in chunks])
     else:
         from hmamba_asr.evaluation.ctc_alignment import ctc_alignments
 
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         source = {"kind": "CTC", "folder": aligner, "chunk_rate": by_ctc.chunk_rate}
     found = {
         "source": source,
-        **segmentation.describe_boundaries(chunks, alignments, stage=args.stage, seed=args.seed),
+        **describe_boundaries(chunks, alignments, stage=args.stage, seed=args.seed),
     }
     if args.noise or args.speed:
         from hmamba_asr.evaluation.stability import measure_stability
@@ -97,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plain(found, "boundaries")))
         return 0
-    print(segmentation.render_boundaries(found))
+    print(render_boundaries(found))
     if "stability" in found:
         from hmamba_asr.evaluation.stability import render_stability
 

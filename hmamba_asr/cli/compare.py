@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     """Print the comparison."""
     from hmamba_asr.evaluation.compare import compare, render_comparison
-    from hmamba_asr.evaluation.run_folder import load_run
+    from hmamba_asr.evaluation.finished_run import load_run
 
     found = compare(load_run(args.a), load_run(args.b))
     print(json.dumps(found) if args.json else render_comparison(found))

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Print the measurements."""
-    from hmamba_asr.evaluation.run_speed import measure_run, render_run
+    from hmamba_asr.evaluation.speed_of_run import measure_run, render_run
 
     found = measure_run(
         args.folder,

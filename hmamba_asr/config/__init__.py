@@ -1,0 +1,1 @@
+"""YAMLs: bases and variants composed, moved names kept working, parts built alone, differences named."""

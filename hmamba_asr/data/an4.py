@@ -19,7 +19,7 @@ from pathlib import Path
 import soundfile
 
 from hmamba_asr.data.audio import decode_audio, write_flac
-from hmamba_asr.data.scan import count_recordings
+from hmamba_asr.data.corpus_files import count_recordings
 from hmamba_asr.system.files import unfinished_folder
 
 AN4_URL = "http://www.speech.cs.cmu.edu/databases/an4/an4_sphere.tar.gz"

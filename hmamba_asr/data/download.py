@@ -20,8 +20,8 @@ from pathlib import Path
 
 from hmamba_asr.data.an4 import AN4_URL, convert_an4, missing_an4_splits
 from hmamba_asr.data.an4 import SPLITS as AN4_SPLITS
+from hmamba_asr.data.corpus_files import count_recordings, find_split
 from hmamba_asr.data.fetch import BLOCK, DownloadError, Patience, byte_bar, disk_errors, fetch, file_size
-from hmamba_asr.data.scan import count_recordings, find_split
 from hmamba_asr.data.subsets import SUBSETS, find_subset, make_subset
 from hmamba_asr.system.files import unfinished_folder
 

@@ -25,8 +25,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from hmamba_asr.data.manifest import ManifestRow, write_manifest
-from hmamba_asr.data.scan import (
+from hmamba_asr.data.corpus_files import (
     Listing,
     Problem,
     Transcript,
@@ -36,6 +35,7 @@ from hmamba_asr.data.scan import (
     read_transcript,
     utterance_id,
 )
+from hmamba_asr.data.manifest import ManifestRow, write_manifest
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.hardware import usable_cores
 

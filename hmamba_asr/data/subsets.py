@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hmamba_asr.data.scan import find_split, list_files
+from hmamba_asr.data.corpus_files import find_split, list_files
 from hmamba_asr.system.files import unfinished_folder
 
 SUBSETS: Mapping[str, str] = {"dev-clean-mini": "train-clean-100", "test-clean-mini": "test-clean"}

@@ -19,6 +19,7 @@ import sentencepiece
 
 from hmamba_asr.data.manifest import read_transcripts
 from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.run_layout import tokenizer_name
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def train_tokenizer(
         vocab_size = _char_vocab_size(sentences, vocab_size, character_coverage)
     fingerprint = _fingerprint(sentences, model_type, vocab_size, character_coverage)
 
-    path = Path(output_folder) / f"{model_type}{vocab_size}.model"
+    path = Path(output_folder) / tokenizer_name(model_type, vocab_size)
     if _is_current(path, fingerprint):
         return path
     if path.exists():

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hmamba_asr.evaluation.alignment import AlignedUtterance
 from hmamba_asr.evaluation.significance import Interval, bootstrap_interval
+from hmamba_asr.evaluation.word_alignment import AlignedUtterance
 
 LENGTH_EDGES = (1, 6, 11, 16, 21, 31)  # words: 1 to 5, 6 to 10, ..., 31 and more
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,16 +11,6 @@ from torch import Tensor
 from hmamba_asr.evaluation.segmentation import Segmentation
 from hmamba_asr.lengths import valid_mask
 from hmamba_asr.models.outputs import EncoderOutput, StageOutput
-
-
-def merge_sums(into: MutableMapping[str, Any], more: Mapping[str, float]) -> None:
-    """Add `more` to `into`. Of a name that ends in _min or _max, keep the smaller or larger value instead."""
-    for name, value in more.items():
-        if name.endswith(("_min", "_max")):
-            smaller_or_larger = min if name.endswith("_min") else max
-            into[name] = smaller_or_larger(into.get(name, value), value)
-        else:
-            into[name] = into.get(name, 0) + value
 
 
 def chunk_durations(stage: StageOutput, frames: Tensor) -> Tensor:
@@ -39,10 +28,10 @@ def chunk_durations(stage: StageOutput, frames: Tensor) -> Tensor:
     Tensor
         (B, M), zero past the last chunk.
     """
-    following = F.pad(stage.chunk_starts[:, 1:], (0, 1))
-    following = following.scatter(1, (stage.chunk_lengths - 1).clamp(min=0).unsqueeze(1), frames.unsqueeze(1))
-    inside = valid_mask(stage.chunk_lengths, stage.chunk_starts.shape[1])
-    return (following - stage.chunk_starts).masked_fill(~inside, 0)
+    following = F.pad(stage.starts[:, 1:], (0, 1))
+    following = following.scatter(1, (stage.num_chunks - 1).clamp(min=0).unsqueeze(1), frames.unsqueeze(1))
+    inside = valid_mask(stage.num_chunks, stage.starts.shape[1])
+    return (following - stage.starts).masked_fill(~inside, 0)
 
 
 def segmentations(encoded: EncoderOutput, ids: Sequence[str], *, hop_seconds: float) -> list[Segmentation]:
@@ -65,8 +54,7 @@ def segmentations(encoded: EncoderOutput, ids: Sequence[str], *, hop_seconds: fl
             first=first,
             step=step,
             starts=tuple(
-                tuple(stage.chunk_starts[row, : int(stage.chunk_lengths[row])].tolist())
-                for stage in encoded.stages
+                tuple(stage.starts[row, : int(stage.num_chunks[row])].tolist()) for stage in encoded.stages
             ),
         )
         for row, name in enumerate(ids if encoded.stages else ())
@@ -78,9 +66,9 @@ def stage_sums(
 ) -> dict[str, Tensor]:
     """Sum what each chunking stage did over the utterances of a batch.
 
-    :func:`merge_sums` joins the sums of batches and ranks, and :func:`stage_figures` reads them. "rate" is
-    the fraction of frames that the chunker itself chose. It leaves out the first frame, which every chunker
-    must choose, and utterances of a single frame.
+    :func:`~hmamba_asr.system.sums.merge_sums` joins the sums of batches and ranks, and :func:`stage_figures`
+    reads them. "rate" is the fraction of frames that the chunker itself chose. It leaves out the first frame,
+    which every chunker must choose, and utterances of a single frame.
 
     Parameters
     ----------
@@ -110,7 +98,7 @@ def stage_sums(
             "prob": stage.mean_prob.detach().sum(),
             "rate_min": rate.masked_fill(~several, math.inf).min(),
             "rate_max": rate.masked_fill(~several, -math.inf).max(),
-            "chunks": stage.chunk_lengths.sum(),
+            "chunks": stage.num_chunks.sum(),
             "chunk_ms": durations.sum(),
             "chunk_ms_max": durations.max(),
         }
@@ -154,3 +142,11 @@ def stage_figures(sums: Mapping[str, float], utterances: float) -> list[dict[str
             }
         )
     return figures
+
+
+def flatten_figures(sums: Mapping[str, float], utterances: float, prefix: str = "") -> dict[str, float]:
+    """Return the :func:`stage_figures` of all stages in one dictionary: stage0_kept, stage0_prob, ..."""
+    figures = stage_figures(sums, utterances)
+    return {
+        f"{prefix}stage{i}_{name}": value for i, stage in enumerate(figures) for name, value in stage.items()
+    }

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmamba_asr.config.difference import yaml_difference
+from hmamba_asr.evaluation.finished_run import FinishedRun
 from hmamba_asr.evaluation.results import EfficiencyRecord
-from hmamba_asr.evaluation.run_folder import RunFolder
 from hmamba_asr.evaluation.significance import matched_pairs, paired_bootstrap
 from hmamba_asr.system.tables import text_table
 
 ALPHA = 0.05  # a difference is significant if both tests have a p-value below
 
 
-def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
+def compare(a: FinishedRun, b: FinishedRun) -> dict[str, Any]:
     """Compare two runs on every split and search that both have. The tests are those of `significance`.
 
     Returns
@@ -59,7 +59,7 @@ def compare(a: RunFolder, b: RunFolder) -> dict[str, Any]:
     }
 
 
-def _identity(run: RunFolder) -> dict[str, Any]:
+def _identity(run: FinishedRun) -> dict[str, Any]:
     git = run.results.environment.git
     return {
         "folder": str(run.folder),
@@ -76,7 +76,7 @@ def _speed(a: EfficiencyRecord | None, b: EfficiencyRecord | None) -> dict[str, 
     return {"rtf": [a.rtf, b.rtf], "same_hardware": (a.hardware, a.batch) == (b.hardware, b.batch)}
 
 
-def _test(a: RunFolder, b: RunFolder, split: str, search: str) -> dict[str, Any]:
+def _test(a: FinishedRun, b: FinishedRun, split: str, search: str) -> dict[str, Any]:
     try:
         aligned = [run.aligned(split, search) for run in (a, b)]
         pairs = matched_pairs(*aligned)

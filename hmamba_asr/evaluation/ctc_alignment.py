@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hmamba_asr.decoding.alignment import Span, merge_words
-from hmamba_asr.evaluation.run_folder import load_run, sample_recordings
-from hmamba_asr.evaluation.segmentation import Alignment
+from hmamba_asr.evaluation.finished_run import load_run, sample_recordings
+from hmamba_asr.evaluation.textgrid import Tiers
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.models.asr import ASROutput
 
@@ -25,7 +25,7 @@ class CTCAlignments:
         Whether the CTC has one step for each chunk of its encoder, and not for each frame.
     """
 
-    alignments: dict[str, Alignment]
+    alignments: dict[str, Tiers]
     chunk_rate: bool
 
 
@@ -63,11 +63,11 @@ def ctc_alignments(
         _, output = recogniser.encode(recogniser.read(row.audio))
         spans = recogniser.align(output, recogniser.tokenizer.encode(row.text))
         if spans:
-            alignments[row.id] = _as_alignment(recogniser, output, spans)
+            alignments[row.id] = _as_tiers(recogniser, output, spans)
     return CTCAlignments(alignments, recogniser.model.encoder.shortens)
 
 
-def _as_alignment(recogniser: Recogniser, output: ASROutput, tokens: Sequence[Span]) -> Alignment:
+def _as_tiers(recogniser: Recogniser, output: ASROutput, tokens: Sequence[Span]) -> Tiers:
     """Let each token or word last until the next one starts, because a CTC's labels end at arbitrary
     times."""
     edges = output.encoded.time_axis.edges(0, recogniser.features.hop_seconds)
@@ -78,4 +78,4 @@ def _as_alignment(recogniser: Recogniser, output: ASROutput, tokens: Sequence[Sp
         intervals = list(zip(starts, [*starts[1:], end], [span.text for span in spans], strict=True))
         return ((first, starts[0], ""), *intervals) if starts[0] > first else tuple(intervals)
 
-    return Alignment({"tokens": tier(tokens), "words": tier(merge_words(tokens))})
+    return Tiers({"tokens": tier(tokens), "words": tier(merge_words(tokens))})

@@ -1,8 +1,8 @@
 """results.json: the typed records of what an evaluated run leaves, and how they are read and written.
 
-An attribute has the name of its JSON key. A number that could not be measured is null in the file and None
-here. Files of an earlier version lack the keys that have a default value below. The file's other keys are
-required.
+An attribute has the name of its JSON key, except `EfficiencyRecord.phase_seconds`. A number that could not be
+measured is null in the file and None here. Files of an earlier version lack the keys that have a default
+value below. The file's other keys are required.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class EfficiencyRecord(msgspec.Struct, frozen=True, kw_only=True):
     rtf: float | None
     processing_seconds: float | None
     audio_seconds: float | None
-    stage_seconds: dict[str, float | None]
+    phase_seconds: dict[str, float | None] = msgspec.field(name="stage_seconds")  # the key of JSON
     wall_seconds: float | None
     batch: int | str
     hardware: Hardware
@@ -316,7 +316,8 @@ def plain(value: Any, key: str) -> Any:
         If JSON cannot hold the value.
     """
     if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.asdict(value)
+        names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
+        fields = {key_of: getattr(value, name) for name, key_of in names}
         if value.__struct_config__.omit_defaults:
             fields = {name: item for name, item in fields.items() if item is not None}
         value = fields

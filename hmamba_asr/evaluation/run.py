@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hmamba_asr.decoding.search import Search
-from hmamba_asr.evaluation.chunk_statistics import merge_sums, segmentations, stage_figures, stage_sums
+from hmamba_asr.evaluation.chunk_statistics import segmentations, stage_figures, stage_sums
 from hmamba_asr.evaluation.operations import COUNTED_SECONDS, COUNTED_TOKENS, count_operations
 from hmamba_asr.evaluation.results import (
     SCHEMA_VERSION,
@@ -48,6 +48,8 @@ from hmamba_asr.modules.frontend import LogMelFeatures
 from hmamba_asr.system.environment import collect_environment
 from hmamba_asr.system.hardware import hardware
 from hmamba_asr.system.ranks import Ranks
+from hmamba_asr.system.run_layout import RunLayout
+from hmamba_asr.system.sums import merge_sums
 
 logger = logging.getLogger(__name__)
 
@@ -141,17 +143,19 @@ def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) 
         device=system.device,
         ranks=system.ranks,
     )
-    test_folder = system.output_folder / "test"
+    layout = RunLayout(system.output_folder)
     evaluation: dict[str, dict[str, Entry]] = {}
     for split, dataset in datasets.items():
         evaluation[split] = {}
         for search_name, search in system.searches.items():
-            folder = test_folder / split / search_name
+            folder = layout.transcripts(split, search_name)
             key = keys.key_of(dataset, search_name, search)
             cache = BatchCache(folder / FILE_NAME.format(rank=system.ranks.rank), key)
             decoded = _decode_split(system, dataset, search, f"{split}, {search_name}", cache)
             if if_main_process():
                 entry = _score(folder, dataset, decoded)
+                if decoded.segmentations:  # the same for every search
+                    write_segmentations(layout.chunks(split), decoded.segmentations)
                 evaluation[split][search_name] = entry
                 _log_score(split, search_name, entry)
     results = None
@@ -171,9 +175,9 @@ def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) 
             operations=_operations(system, evaluation),
             chunking=msgspec.convert(system.model.chunking, list[Chunking]),
         )
-        write_results(system.output_folder / "results.json", results)
+        write_results(layout.results, results)
     ddp_barrier()
-    clear_cache(test_folder)  # on every rank, for machines that share no disk
+    clear_cache(layout.tests)  # on every rank, for machines that share no disk
     return results
 
 
@@ -306,15 +310,11 @@ def _efficiency(system: TrainedSystem, share: Sequence[CachedBatch]) -> Efficien
 
 
 def _score(folder: Path, dataset: DynamicItemDataset, decoded: _DecodedSplit) -> Entry:
-    """Count the errors, and write the transcripts and the chunks' boundaries."""
+    """Count the errors, and write the transcripts."""
     references = {i: dataset.data[i]["wrd"] for i in dataset.data_ids}
     score = score_split(references, decoded.texts)
     write_alignments(folder / "wer.txt", references, decoded.texts)
     write_trn(folder, references, decoded.texts)
-    if decoded.segmentations:
-        write_segmentations(
-            folder.parent / "chunks.jsonl", decoded.segmentations
-        )  # the same for every search
     return Entry(
         wer=score.wer_record(),
         cer=score.cer.record(),

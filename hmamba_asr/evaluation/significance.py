@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hmamba_asr.evaluation.alignment import AlignedUtterance
+from hmamba_asr.evaluation.word_alignment import AlignedUtterance
 
 LEVEL = 0.95  # confidence level of every interval
 RESAMPLES = 10_000

@@ -35,7 +35,6 @@ WARMUP = 1  # passes
 PASSES = 3
 WAYS = ("batch_1", "batched")
 PHASES = ("features", "encoder", "decoding")
-RUN_FILE = "efficiency.json"  # what `hmamba-asr efficiency` writes into a run's folder
 RUN_KIND, BENCHMARK_KIND = "run", "benchmark"  # kinds of files of figures
 
 _WRITERS = {RUN_KIND: "hmamba-asr efficiency", BENCHMARK_KIND: "scripts/benchmarks/efficiency.py --json"}

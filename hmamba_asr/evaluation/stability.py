@@ -20,17 +20,16 @@ import numpy as np
 import torch
 from torchaudio.functional import resample
 
-from hmamba_asr.evaluation.chunk_statistics import segmentations
-from hmamba_asr.evaluation.run_folder import load_run, sample_recordings
-from hmamba_asr.evaluation.segmentation import (
+from hmamba_asr.evaluation.boundary_agreement import (
     TOLERANCES,
-    Segmentation,
     agreements,
     candidates,
-    check_stage,
     render_agreement,
     summarise,
 )
+from hmamba_asr.evaluation.chunk_statistics import segmentations
+from hmamba_asr.evaluation.finished_run import load_run, sample_recordings
+from hmamba_asr.evaluation.segmentation import Segmentation, check_stage
 from hmamba_asr.inference.recogniser import Recogniser
 
 
@@ -116,7 +115,7 @@ def compare_boundaries(
     Returns
     -------
     dict
-        For each tolerance in ms, what `segmentation.summarise` returns.
+        For each tolerance in ms, what `boundary_agreement.summarise` returns.
 
     Raises
     ------

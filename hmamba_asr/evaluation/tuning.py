@@ -13,13 +13,14 @@ from tqdm import tqdm
 from hmamba_asr.config.hparams import load_parts
 from hmamba_asr.data.loaders import load_dataset
 from hmamba_asr.decoding.beam import JointBeamSearcher
-from hmamba_asr.evaluation.recordings import split_recordings
+from hmamba_asr.evaluation.finished_run import split_recordings
 from hmamba_asr.evaluation.results import plain
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.system.hardware import default_device, hardware, machine_name
 from hmamba_asr.system.ranks import Ranks
+from hmamba_asr.system.run_layout import RunLayout
 from hmamba_asr.system.tables import text_table
 
 
@@ -71,7 +72,7 @@ def tune_weights(
     """
     if not (ctc or lm):
         raise ValueError("there is nothing to tune; give weights of the CTC or of the language model.")
-    folder = Path(folder)
+    layout = RunLayout(folder)
     recogniser = Recogniser(folder, search=search, device=device or default_device())
     searcher = recogniser.search.searcher
     if not isinstance(searcher, JointBeamSearcher):
@@ -90,13 +91,16 @@ def tune_weights(
             f"{split} is a training split of this run; weights chosen there suit what the model knows by "
             "heart."
         )
-    hparams = (folder / "hyperparams.yaml").read_text(encoding="utf-8")
-    recordings = split_recordings(folder, split, hparams=hparams)
+    hparams = layout.hyperparams.read_text(encoding="utf-8")
+    recordings = split_recordings(layout.folder, split, hparams=hparams)
     references = {item.id: item.text for item in recordings}
     score_split(references, references)  # refuse a split without words before the searches
     texts: list[dict[str, str]] = [{} for _ in grid]
-    manifest, data_folder = folder / "manifests" / f"{split}.csv", recogniser.settings["data_folder"]
-    dataset = load_dataset([manifest], data_folder=data_folder, tokenizer=recogniser.tokenizer)
+    dataset = load_dataset(
+        [layout.manifest(split)],
+        data_folder=recogniser.settings["data_folder"],
+        tokenizer=recogniser.tokenizer,
+    )
     loader = load_parts(hparams, ["eval_loader"])["eval_loader"](dataset, Ranks())
     for batch in tqdm(loader, desc=f"{split}, {len(grid)} weights", disable=not progress):
         wavs, relative = batch.to(recogniser.device).sig

@@ -22,9 +22,9 @@ from speechbrain.dataio.dataio import split_word
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 from speechbrain.utils.metric_stats import ErrorRateStats
 
-from hmamba_asr.evaluation.alignment import AlignedUtterance
 from hmamba_asr.evaluation.results import ErrorRates
 from hmamba_asr.evaluation.significance import Interval, bootstrap_interval
+from hmamba_asr.evaluation.word_alignment import AlignedUtterance
 from hmamba_asr.system.files import write_atomically
 
 _NAMED_IDS = 5  # how many utterance IDs an error message spells out

@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hmamba_asr.config.chunking import chunking_of
-from hmamba_asr.evaluation.run_folder import RunFolder
+from hmamba_asr.evaluation.finished_run import FinishedRun
+from hmamba_asr.evaluation.old_results import chunking_of
 from hmamba_asr.evaluation.speed import WAYS, format_spread
 
 SUPPORTED, NOT_SUPPORTED, NOT_MEASURED = "supported", "not supported", "not measured"
@@ -37,7 +37,7 @@ RTF_MARGIN = 0.1  # of the first run's RTF, where each was measured once
 RATE_MARGIN = 0.1  # of the fixed stride's kept fraction
 FOLLOWS_SPEECH, FIXED = {"ctc", "router"}, {"fixed_stride"}  # kinds of chunkers
 
-Comparison = Callable[[RunFolder, RunFolder], Mapping[str, Any]]  # `compare`, or one with a memory
+Comparison = Callable[[FinishedRun, FinishedRun], Mapping[str, Any]]  # `compare`, or one with a memory
 Score = Mapping[str, Any]  # of `compare`
 
 
@@ -52,7 +52,7 @@ class Claim:
 
 
 def check_claims(
-    runs: Sequence[RunFolder],
+    runs: Sequence[FinishedRun],
     *,
     compare: Comparison,
     agreement: Mapping[str, Mapping[str, Mapping[str, Any]]],
@@ -90,7 +90,7 @@ def check_claims(
     ]
 
 
-def chunker_kinds(run: RunFolder) -> set[str]:
+def chunker_kinds(run: FinishedRun) -> set[str]:
     """Return the kinds of chunkers in a run's encoder: "ctc", "router", "fixed_stride"; none in a flat one.
 
     Results of an earlier version do not name them. Then the YAML tells.
@@ -108,7 +108,7 @@ def _verdict(holds: Sequence[bool]) -> str:
     return SUPPORTED if all(holds) else NOT_SUPPORTED
 
 
-def _scores(a: RunFolder, b: RunFolder, compare: Comparison) -> tuple[list[Score], list[str]]:
+def _scores(a: FinishedRun, b: FinishedRun, compare: Comparison) -> tuple[list[Score], list[str]]:
     """Return the scores of both runs that were tested, and why others were not."""
     try:
         scores = compare(a, b)["scores"]
@@ -131,7 +131,7 @@ def _difference(score: Score) -> str:
     return f"{_place(score)}: WER {before:.2f} -> {after:.2f}, {change}"
 
 
-def _same_wer(first: RunFolder, run: RunFolder, compare: Comparison) -> Claim:
+def _same_wer(first: FinishedRun, run: FinishedRun, compare: Comparison) -> Claim:
     claim, names = "the same WER or a lower one", f"{run.label} as {first.label}"
     tested, untested = _scores(first, run, compare)
     if not tested:
@@ -146,7 +146,7 @@ def _same_wer(first: RunFolder, run: RunFolder, compare: Comparison) -> Claim:
 
 
 def _faster(
-    first: RunFolder, run: RunFolder, compare: Comparison, speed: Mapping[str, Mapping[str, Any]]
+    first: FinishedRun, run: FinishedRun, compare: Comparison, speed: Mapping[str, Mapping[str, Any]]
 ) -> Claim:
     claim, names = "faster", f"{run.label} than {first.label}"
     a, b = (speed.get(item.label) for item in (first, run))
@@ -189,7 +189,7 @@ def _faster_by_passes(
     return Claim(claim, names, _verdict(holds), tuple(lines))
 
 
-def _kept(run: RunFolder) -> dict[str, list[float]]:
+def _kept(run: FinishedRun) -> dict[str, list[float]]:
     """Return the kept fraction of each chunking stage by split."""
     return {
         split: [stage.kept for stage in entry.stages if stage.kept is not None]
@@ -198,7 +198,7 @@ def _kept(run: RunFolder) -> dict[str, list[float]]:
     }
 
 
-def _better_than_fixed(run: RunFolder, fixed: RunFolder, compare: Comparison) -> Claim:
+def _better_than_fixed(run: FinishedRun, fixed: FinishedRun, compare: Comparison) -> Claim:
     claim, names = "better than a fixed stride", f"{run.label} than {fixed.label}"
     tested, untested = _scores(fixed, run, compare)
     if not tested:
@@ -226,7 +226,7 @@ def _fractions(values: Sequence[float]) -> str:
     return " / ".join(f"{value:.3f}" for value in values)
 
 
-def _at_phones(run: RunFolder, by_split: Mapping[str, Mapping[str, Any]]) -> Claim:
+def _at_phones(run: FinishedRun, by_split: Mapping[str, Mapping[str, Any]]) -> Claim:
     claim = "boundaries at phones"
     measured = [
         (split, tolerance, kinds)

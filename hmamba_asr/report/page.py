@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from hmamba_asr.evaluation.compare import ALPHA
+from hmamba_asr.evaluation.finished_run import FinishedRun, load_run
 from hmamba_asr.evaluation.operations import COUNTED_SECONDS, COUNTED_TOKENS
-from hmamba_asr.evaluation.run_folder import RunFolder, load_run
 from hmamba_asr.evaluation.speed import BENCHMARK_KIND, read_figures
 from hmamba_asr.report import charts, claims
 from hmamba_asr.report.media import figure_uri
@@ -86,7 +86,7 @@ def write_report(
         stream.write(html)
 
 
-def label_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
+def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Give each run a label of its own: the YAML's name, and as far as needed overrides, seed and folder.
 
     Raises
@@ -98,7 +98,7 @@ def label_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
     if len(set(folders)) < len(folders):
         raise ValueError("a run is named twice; give each output folder once.")
     labels = [run.results.name for run in runs]
-    longer: list[Callable[[RunFolder, str], str]] = [
+    longer: list[Callable[[FinishedRun, str], str]] = [
         lambda run, _: model_name(run.results),
         lambda run, label: f"{label}, seed {run.results.seed}",
         lambda run, label: f"{label}, {run.folder.name}",
@@ -109,7 +109,7 @@ def label_runs(runs: Sequence[RunFolder]) -> list[RunFolder]:
             lengthen(run, label) if label in repeated else label
             for run, label in zip(runs, labels, strict=True)
         ]
-    return [RunFolder(run.folder, run.results, label) for run, label in zip(runs, labels, strict=True)]
+    return [FinishedRun(run.folder, run.results, label) for run, label in zip(runs, labels, strict=True)]
 
 
 def _render(**context: object) -> str:

@@ -10,21 +10,16 @@ import numpy as np
 
 from hmamba_asr.config.difference import yaml_difference
 from hmamba_asr.data.audio import read_audio
-from hmamba_asr.evaluation.alignment import AlignedUtterance
+from hmamba_asr.evaluation.boundary_agreement import describe_boundaries
 from hmamba_asr.evaluation.breakdown import by_length, by_speaker, confusions
 from hmamba_asr.evaluation.compare import compare, format_p
+from hmamba_asr.evaluation.finished_run import FinishedRun, find_recording
 from hmamba_asr.evaluation.operations import recount
-from hmamba_asr.evaluation.recordings import find_recording
 from hmamba_asr.evaluation.results import Entry
-from hmamba_asr.evaluation.run_folder import RunFolder
-from hmamba_asr.evaluation.segmentation import (
-    Alignment,
-    Segmentation,
-    describe_boundaries,
-    read_alignments,
-    read_segmentations,
-)
-from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, read_figures
+from hmamba_asr.evaluation.segmentation import Segmentation, read_segmentations
+from hmamba_asr.evaluation.speed import RUN_KIND, read_figures
+from hmamba_asr.evaluation.textgrid import Tiers, read_textgrids
+from hmamba_asr.evaluation.word_alignment import AlignedUtterance
 from hmamba_asr.report import charts
 from hmamba_asr.report.claims import Claim, check_claims
 from hmamba_asr.report.media import audio_uri, figure_uri
@@ -32,6 +27,7 @@ from hmamba_asr.report.results_table import format_wer, is_removed, model_name
 from hmamba_asr.report.spectrograms import draw_chunks
 from hmamba_asr.report.training_log import read_epochs
 from hmamba_asr.system.durations import format_duration
+from hmamba_asr.system.run_layout import RunLayout
 
 WORST = 5  # utterances of a split that are shown word by word
 CONFUSIONS = 10
@@ -52,13 +48,13 @@ class Sections:
         {label: what `hmamba-asr efficiency` measured} of the runs that have it.
     """
 
-    def __init__(self, runs: Sequence[RunFolder], alignments: str | Path | None):
+    def __init__(self, runs: Sequence[FinishedRun], alignments: str | Path | None):
         self.runs = runs
         self.notes: list[str] = []
         self._alignments = alignments
         self._clips = 0
         self._compared: dict[tuple[str, str], dict[str, Any]] = {}
-        files = {run.label: run.folder / RUN_FILE for run in runs}
+        files = {run.label: RunLayout(run.folder).efficiency for run in runs}
         self.speed_figures = {
             label: read_figures(file, RUN_KIND) for label, file in files.items() if file.is_file()
         }
@@ -70,14 +66,14 @@ class Sections:
                 except (FileNotFoundError, ValueError) as error:
                     self.notes.append(f"{run.label}, {split}, {search}: no transcripts ({error})")
 
-    def _compare(self, a: RunFolder, b: RunFolder) -> dict[str, Any]:
+    def _compare(self, a: FinishedRun, b: FinishedRun) -> dict[str, Any]:
         if (a.label, b.label) not in self._compared:
             self._compared[a.label, b.label] = compare(a, b)
         return self._compared[a.label, b.label]
 
     # ---- WER, claims, training ----------------------------------------------------------------------------
 
-    def summary_row(self, run: RunFolder, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def summary_row(self, run: FinishedRun, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Return a run's row: for each (split, search) the WER, tested against the first run's."""
         tests = {}
         if run is not self.runs[0]:
@@ -170,8 +166,8 @@ class Sections:
 
     # ---- Chunks -------------------------------------------------------------------------------------------
 
-    def _segmentations(self, run: RunFolder) -> dict[str, list[Segmentation]]:
-        files = {split: run.folder / "test" / split / "chunks.jsonl" for split in run.results.evaluation}
+    def _segmentations(self, run: FinishedRun) -> dict[str, list[Segmentation]]:
+        files = {split: RunLayout(run.folder).chunks(split) for split in run.results.evaluation}
         return {split: read_segmentations(file) for split, file in files.items() if file.is_file()}
 
     def durations_figure(self) -> str | None:
@@ -199,10 +195,10 @@ class Sections:
             by_split = self._segmentations(run)
             if not by_split:
                 continue
-            alignments: dict[str, Alignment] = {}
+            alignments: dict[str, Tiers] = {}
             if self._alignments:
                 ids = [item.id for items in by_split.values() for item in items]
-                alignments = read_alignments(self._alignments, ids)
+                alignments = read_textgrids(self._alignments, ids)
             short = [
                 (split, item)
                 for split, items in by_split.items()
@@ -228,7 +224,7 @@ class Sections:
         return sections
 
     def _spectrogram(
-        self, run: RunFolder, split: str, item: Segmentation, alignments: Mapping[str, Alignment]
+        self, run: FinishedRun, split: str, item: Segmentation, alignments: Mapping[str, Tiers]
     ) -> dict[str, Any] | None:
         """Return a picture of an utterance's chunks, with recording and reference; None if that is gone."""
         found = self._samples(split, item.id)
@@ -252,7 +248,7 @@ class Sections:
 
     # ---- Speed and provenance -----------------------------------------------------------------------------
 
-    def speed_row(self, run: RunFolder) -> dict[str, Any]:
+    def speed_row(self, run: FinishedRun) -> dict[str, Any]:
         """Return a run's row: RTFs, speed and memory of training, operations, hardware."""
         training = run.results.training
         measured = [
@@ -270,7 +266,7 @@ class Sections:
             "batches": sorted({str(efficiency.batch) for *_, efficiency in measured}),
         }
 
-    def _gmacs(self, run: RunFolder) -> dict[str, float] | None:
+    def _gmacs(self, run: FinishedRun) -> dict[str, float] | None:
         """Return billions of multiply-accumulates by part; results of an earlier version are counted here."""
         if run.results.operations is not None:
             macs = run.results.operations.macs
@@ -292,11 +288,11 @@ class Sections:
                 if measured and measured.audio_seconds:
                     bars[f"{run.label}, {split}, {search}"] = {
                         phase: (seconds or 0.0) / measured.audio_seconds
-                        for phase, seconds in measured.stage_seconds.items()
+                        for phase, seconds in measured.phase_seconds.items()
                     }
         return figure_uri(charts.draw_phase_times(bars)) if bars else None
 
-    def provenance(self, run: RunFolder) -> dict[str, Any]:
+    def provenance(self, run: FinishedRun) -> dict[str, Any]:
         """Return where a run comes from: command, commit, versions, checkpoints, YAML."""
         results, first = run.results, self.runs[0]
         git = results.environment.git

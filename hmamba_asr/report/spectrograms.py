@@ -15,7 +15,8 @@ from hmamba_asr.report.media import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hmamba_asr.evaluation.segmentation import Alignment, Segmentation
+    from hmamba_asr.evaluation.segmentation import Segmentation
+    from hmamba_asr.evaluation.textgrid import Tiers
 
 Seconds = float
 
@@ -110,7 +111,7 @@ def draw_boundaries(
 
 
 def draw_chunks(
-    samples: np.ndarray, sample_rate: int, chunks: Segmentation, *, alignment: Alignment | None = None
+    samples: np.ndarray, sample_rate: int, chunks: Segmentation, *, alignment: Tiers | None = None
 ) -> Figure:
     """Draw a spectrogram and, below it, the chunks of each stage, and phones and words where they are known.
 
@@ -151,7 +152,7 @@ def draw_chunks(
         axis.barh([0] * (len(edges) - 1), np.diff(edges), left=edges[:-1], height=1, color=colors)
         _label_row(axis, f"chunks, stage {stage}" if stages > 1 else "chunks")
     for axis, tier in zip(axes[1 + stages :], tiers, strict=True):
-        for start, end, label in alignment.tiers[tier] if alignment else ():
+        for start, end, label in alignment.intervals[tier] if alignment else ():
             axis.axvline(start, color="black", linewidth=0.6)
             axis.text((start + end) / 2, 0, label, ha="center", va="center", fontsize=6.5, clip_on=True)
         _label_row(axis, tier)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hmamba_asr.system.run_layout import RunLayout
+
 
 def read_epochs(run: str | Path) -> list[dict[str, Any]]:
     """Return the epoch records of a run's log in order.
@@ -20,7 +22,7 @@ def read_epochs(run: str | Path) -> list[dict[str, Any]]:
     ValueError
         If there is no log, or no epoch in it.
     """
-    file = Path(run) / "train_log.jsonl" if Path(run).is_dir() else Path(run)
+    file = RunLayout(run).training_log if Path(run).is_dir() else Path(run)
     if not file.is_file():
         raise ValueError(f"there is no {file}; give the output folder of a training run.")
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -6,7 +6,6 @@ import pydoc
 
 import pytest
 
-from hmamba_asr.config.chunking import chunking_of
 from hmamba_asr.config.difference import yaml_difference
 from hmamba_asr.config.hparams import load_hparams, load_parts, resolve
 from hmamba_asr.config.moved import MOVED, REMOVED, rename_moved
@@ -76,27 +75,3 @@ def test_an_object_stands_under_its_own_key_wherever_it_is_used_first():
     inside = "chunker: !new:package.Chunker\n    head: &h !new:package.Head\n        size: 4\nhead: *h\n"
     outside = "chunker: !new:package.Chunker\n    window: 1\n" + head.format("")
     assert yaml_difference(inside, outside) == {"chunker.window": [None, "1"]}
-
-
-@pytest.mark.parametrize(
-    ("text", "stages"),
-    [
-        ("encoder: !new:hmamba_asr.models.encoder.ConMambaEncoder\n  num_layers: 2\n", []),
-        (
-            "chunker: &c !new:hmamba_asr.modules.chunking.CTCChunker\n  target_ratio: 3.0\n"
-            "encoder: !new:x.Encoder\n  chunker: *c\n",
-            [{"kind": "ctc", "ratio": 3.0}],
-        ),
-        (
-            "chunker: !new:hmamba_asr.modules.chunking.FixedStrideChunker\n  stride: 2\n",
-            [{"kind": "fixed_stride", "ratio": 2.0}],
-        ),
-        (
-            "a: !new:hmamba_asr.modules.chunking.DynamicChunker\n  target_ratio: 2\n"
-            "b: [!new:hmamba_asr.hnet.router.HNetChunker {target_ratio: 1.5}]\n",
-            [{"kind": "router", "ratio": 2.0}, {"kind": "router", "ratio": 1.5}],
-        ),
-    ],
-)
-def test_what_chunks_is_read_from_the_yaml(text, stages):
-    assert chunking_of(text) == stages

@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmamba_asr.data import librispeech, scan
+from hmamba_asr.data import corpus_files, librispeech
 from hmamba_asr.data.librispeech import CorpusError, prepare_manifests
 
 
@@ -423,4 +423,4 @@ def test_no_temporary_file_stays(tiny_corpus, monkeypatch):
 
 
 def test_recordings_are_counted_at_any_depth(tiny_corpus):
-    assert scan.count_recordings(tiny_corpus.root) == 5
+    assert corpus_files.count_recordings(tiny_corpus.root) == 5

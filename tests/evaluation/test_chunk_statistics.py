@@ -10,7 +10,6 @@ import torch
 
 from hmamba_asr.evaluation.chunk_statistics import (
     chunk_durations,
-    merge_sums,
     segmentations,
     stage_figures,
     stage_sums,
@@ -18,6 +17,7 @@ from hmamba_asr.evaluation.chunk_statistics import (
 from hmamba_asr.models.conmamba import ConMambaEncoder
 from hmamba_asr.models.hmamba import HierarchicalEncoder
 from hmamba_asr.modules.chunkers import FixedStrideChunker
+from hmamba_asr.system.sums import merge_sums
 
 LENGTHS = torch.tensor([11, 1, 6])
 

@@ -12,8 +12,8 @@ import pytest
 from hmamba_asr import cli
 from hmamba_asr.config.difference import yaml_difference
 from hmamba_asr.evaluation.compare import compare, render_comparison
+from hmamba_asr.evaluation.finished_run import load_run
 from hmamba_asr.evaluation.results import write_results
-from hmamba_asr.evaluation.run_folder import load_run
 from hmamba_asr.evaluation.significance import matched_pairs
 from hmamba_asr.evaluation.wer import align, read_trn, score_split
 

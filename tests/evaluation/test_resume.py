@@ -201,12 +201,12 @@ def test_an_interrupted_evaluation_decodes_the_rest(evaluated, decoded_ids, tmp_
             efficiency = ours.efficiency
             assert efficiency.audio_seconds == pytest.approx(6 * 0.8, rel=0.01)
             before = pieces.get((split, search), [])
-            for stage in ("read", "features", "encoder", "decoding"):
-                measured = sum(batch.phase_seconds[stage] for batch in before)
+            for phase in ("read", "features", "encoder", "decoding"):
+                measured = sum(batch.phase_seconds[phase] for batch in before)
                 if len(before) == 3:  # nothing was left: the times are those of the first run
-                    assert efficiency.stage_seconds[stage] == pytest.approx(measured)
+                    assert efficiency.phase_seconds[phase] == pytest.approx(measured)
                 else:
-                    assert efficiency.stage_seconds[stage] > measured
+                    assert efficiency.phase_seconds[phase] > measured
             assert efficiency.wall_seconds >= efficiency.processing_seconds
     assert resumed.evaluation["test-clean"]["greedy"].efficiency.hardware.device == "cpu"
 

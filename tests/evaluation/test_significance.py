@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from hmamba_asr.evaluation.alignment import AlignedUtterance
 from hmamba_asr.evaluation.significance import bootstrap_interval, matched_pairs, paired_bootstrap
 from hmamba_asr.evaluation.wer import align, read_trn, score_split
+from hmamba_asr.evaluation.word_alignment import AlignedUtterance
 
 OUTPUTS = Path(__file__).parents[1] / "outputs"  # of a conmamba_demo run on test-other
 # What sctk 2.4.10 says of them: sclite -o sgml of each, then sc_stats -t mapsswe -v

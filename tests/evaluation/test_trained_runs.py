@@ -46,10 +46,10 @@ def test_ctc_alignments_hold_the_reference(h_mamba_run, full_run):
     }
     assert found.alignments and not found.chunk_rate
     for key, alignment in found.alignments.items():
-        words = [label for *_, label in alignment.tiers["words"] if label]
+        words = [label for *_, label in alignment.intervals["words"] if label]
         assert words == references[key].split()
         item = chunks[key]
-        for tier in alignment.tiers.values():
+        for tier in alignment.intervals.values():
             edges = [tier[0][0], *(end for _, end, _ in tier)]
             assert edges == sorted(edges) and [start for start, *_ in tier] == edges[:-1]
             # From the first frame's beginning to the last one's end, on frames that begin where chunks may.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hmamba_asr.evaluation.finished_run import FinishedRun
 from hmamba_asr.evaluation.results import load_results
-from hmamba_asr.evaluation.run_folder import RunFolder
 from hmamba_asr.report.claims import NOT_MEASURED, NOT_SUPPORTED, SUPPORTED, check_claims, chunker_kinds
 
 RESULTS = Path(__file__).resolve().parents[2] / "recipes" / "librispeech" / "results"
@@ -17,12 +17,12 @@ KINDS = {"flat": [], "ctc": [{"kind": "ctc"}], "fixed": [{"kind": "fixed_stride"
 
 @pytest.fixture
 def run(make_results, make_entry):
-    def make(name: str, kind: str = "flat", kept: float | None = None) -> RunFolder:
+    def make(name: str, kind: str = "flat", kept: float | None = None) -> FinishedRun:
         entry = make_entry(words=100, sentences=10, errors=10, audio=None)
         if kept is not None:
             entry["stages"] = [{"kept": kept}]
         results = make_results(name, {"dev": {"beam": entry}}, chunking=KINDS[kind])
-        return RunFolder(Path(name), results, name)
+        return FinishedRun(Path(name), results, name)
 
     return make
 
@@ -170,4 +170,4 @@ def test_boundaries_at_phones_beat_both_baselines_at_each_tolerance(run):
 def test_results_of_an_earlier_version_are_told_apart_by_their_yaml(name, kinds):
     (results,) = load_results([RESULTS / f"{name}.results.json"])
     assert results.chunking is None
-    assert chunker_kinds(RunFolder(Path(name), results, name)) == kinds
+    assert chunker_kinds(FinishedRun(Path(name), results, name)) == kinds

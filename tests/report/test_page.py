@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from textgrids import TEXTGRID
 
 from hmamba_asr import cli
 from hmamba_asr.evaluation.results import load_results, write_results
@@ -24,12 +25,6 @@ from hmamba_asr.report.sections import CLIPS, WORST
 OUTPUTS = Path(__file__).parents[1] / "outputs"
 OPERATIONS = {"seconds": 10.0, "tokens": 40, "macs": {"frontend": 100_000_000, "encoder": 23_000_000}}
 VOID = {"meta", "img", "br", "link", "hr", "input"}
-TEXTGRID = (
-    (Path(__file__).parents[1] / "evaluation" / "test_segmentation.py")
-    .read_text()
-    .split('TEXTGRID = """\\\n')[1]
-    .split('"""')[0]
-)
 
 
 class Checker(HTMLParser):

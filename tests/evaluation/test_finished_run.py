@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hmamba_asr.evaluation.recordings import find_recording, split_recordings, spread_over_durations
+from hmamba_asr.evaluation.finished_run import find_recording, split_recordings, spread_over_durations
 
 DURATIONS = {"u3": 3.0, "u1": 1.0, "u9": 9.0, "u2": 2.0, "u4": 4.0}
 

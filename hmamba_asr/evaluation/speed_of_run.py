@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from hmamba_asr.evaluation.finished_run import load_run, sample_recordings
 from hmamba_asr.evaluation.results import plain
-from hmamba_asr.evaluation.run_folder import load_run, sample_recordings
-from hmamba_asr.evaluation.speed import RUN_FILE, RUN_KIND, Subject, measure, render_speed
+from hmamba_asr.evaluation.speed import RUN_KIND, Subject, measure, render_speed
 from hmamba_asr.inference.recogniser import Recogniser
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.hardware import default_device, hardware, machine_name
+from hmamba_asr.system.run_layout import RunLayout
 
 
 def measure_run(
@@ -81,7 +82,7 @@ def measure_run(
         **measure(subjects, samples, sample_rate=rate, batch_size=batch, passes=passes),
     }
     found = plain(found, "efficiency")
-    with write_atomically(Path(folder) / RUN_FILE) as stream:
+    with write_atomically(RunLayout(folder).efficiency) as stream:
         json.dump(found, stream, indent=2)
         stream.write("\n")
     return found

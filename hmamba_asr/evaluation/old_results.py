@@ -1,4 +1,7 @@
-"""What chunks in a model, read from its YAML: for results files that do not say it themselves."""
+"""What results files of earlier versions do not say themselves, read from the YAML that they hold.
+
+Files of today have the key "chunking", as the model describes itself; see `results.Chunking`.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Corpora, manifests, audio, text, tokenizers and loaders."""

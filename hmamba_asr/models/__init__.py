@@ -1,0 +1,1 @@
+"""The recogniser, its encoders, and what an encoder returns."""

@@ -1,0 +1,1 @@
+"""Training of recognisers and language models: brains, losses, checkpoints, journal and command line."""
