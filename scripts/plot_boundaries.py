@@ -30,10 +30,10 @@ def boundary_tracks(encoded: EncoderOutput, hop_seconds: float) -> list[Boundary
         times = encoded.time_axis.seconds(positions[:states] + 0.5, hop_seconds).numpy()  # a frame's centre
         tracks.append(
             BoundaryTrack(
-                times, stage.boundary_prob[0, :states].numpy(), stage.boundary_mask[0, :states].numpy()
+                times, stage.prob[0, :states].numpy(), stage.mask[0, :states].numpy()
             )
         )
-        positions = stage.chunk_starts[0]  # a nested stage is given this one's chunks
+        positions = stage.starts[0]  # a nested stage is given this one's chunks
     return tracks
 
 

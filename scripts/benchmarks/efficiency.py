@@ -169,7 +169,7 @@ def check(name: str, hparams: dict, device: torch.device) -> None:
     )
     for stage in model.encode(*features(wavs, torch.tensor([3 * rate, 2 * rate], device=device))).stages:
         expected = (stage.lengths + FRAMES_PER_CHUNK - 1).div(FRAMES_PER_CHUNK, rounding_mode="floor")
-        require(f"{name}'s number of chunks", (stage.chunk_lengths - expected).abs().max().item(), 0)
+        require(f"{name}'s number of chunks", (stage.num_chunks - expected).abs().max().item(), 0)
 
 
 def time_encoders(
