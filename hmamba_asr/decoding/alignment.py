@@ -10,7 +10,7 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from hmamba_asr.models.asr import ctc_frames_needed
+from hmamba_asr.models.asr import min_ctc_steps
 
 WORD_START = "\u2581"  # SentencePiece's mark
 
@@ -64,7 +64,7 @@ def align_tokens(
     """
     tokens = [token for token in tokens if token != blank]
     targets = torch.tensor([tokens], dtype=torch.int32)
-    needed = int(ctc_frames_needed(targets, torch.tensor([len(tokens)])))
+    needed = int(min_ctc_steps(targets, torch.tensor([len(tokens)])))
     if not tokens or needed > len(log_probs):
         return []
     path, scores = torchaudio.functional.forced_align(

@@ -16,7 +16,8 @@ from hmamba_asr.data.audio import read_audio
 from hmamba_asr.decoding.alignment import Span, align_tokens, merge_words
 from hmamba_asr.decoding.search import Search
 from hmamba_asr.models.asr import ASROutput
-from hmamba_asr.models.weights import best_average
+from hmamba_asr.models.weights import best_average, load_pretrained
+from hmamba_asr.system.run_layout import RunLayout
 
 
 @dataclass
@@ -77,8 +78,8 @@ class Recogniser:
     """
 
     def __init__(self, folder: str | Path, *, search: str | None = None, device: str = "cpu"):
-        folder = Path(folder)
-        yaml = folder / "hyperparams.yaml"
+        layout = RunLayout(folder)
+        yaml = layout.hyperparams
         if not yaml.is_file():
             raise FileNotFoundError(
                 f"{folder} holds no hyperparams.yaml; give the output folder of a training run."
@@ -95,13 +96,12 @@ class Recogniser:
         self.sample_rate: int = built["sample_rate"]
         self.blank: int = built["blank_index"]
 
-        weights, _ = best_average(Checkpointer(folder / "save"), built["avg_checkpoints"])
+        weights, _ = best_average(Checkpointer(layout.checkpoints), built["avg_checkpoints"])
         self.model.load_state_dict(weights)
         if pretrainer is None:
-            name = f"{built['tokenizer_type']}{built['vocab_size']}.model"
-            self.tokenizer.load(str(folder / "tokenizer" / name))
+            self.tokenizer.load(str(layout.tokenizer(built["tokenizer_type"], built["vocab_size"])))
         else:
-            _load_pretrained(pretrainer, folder / "pretrained")
+            load_pretrained(pretrainer, layout.pretrained)  # the folder of the YAML may have moved
 
     def read(self, audio: str | Path) -> Tensor:
         """Read a recording.
@@ -222,17 +222,3 @@ def _usable_device(name: str) -> torch.device:
         raise ValueError(
             f"the device '{name}' cannot be used here ({str(error).splitlines()[0]}); give cpu."
         ) from error
-
-
-def _load_pretrained(pretrainer: Any, folder: Path) -> None:
-    """Fetch pretrained parameters into a folder, unless they are there, and load them."""
-    pretrainer.set_collect_in(folder)  # not where the run was trained: its folder may have moved
-    named = ", ".join(map(str, pretrainer.paths.values()))
-    try:
-        pretrainer.collect_files()
-    except Exception as error:  # whatever the hub's client raises, a user can do one thing about it
-        raise OSError(
-            f"the pretrained files ({named}) cannot be fetched: {error}. Restore the connection, or put the"
-            " files there."
-        ) from error
-    pretrainer.load_collected()

@@ -1,8 +1,12 @@
-"""Weights of a model, read from its checkpoints."""
+"""Weights: the average of a model's checkpoints, and pretrained files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
+from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import Tensor
 
 
@@ -40,3 +44,31 @@ def best_average(
         )
     best = checkpointer.find_checkpoints(min_key=key, max_num_checkpoints=count) or [newest]
     return average_checkpoints(best, "model"), [checkpoint.path.name for checkpoint in best]
+
+
+def load_pretrained(pretrainer: Pretrainer, folder: Path | None = None) -> None:
+    """Collect pretrained files, unless they are there already, and load them. Every rank calls it.
+
+    Parameters
+    ----------
+    pretrainer : Pretrainer
+        Names the files, and the objects that they are loaded into.
+    folder : Path, optional
+        Where the files are collected, in place of the pretrainer's own folder.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be fetched.
+    """
+    if folder is not None:
+        pretrainer.set_collect_in(folder)
+    try:
+        run_on_main(pretrainer.collect_files)
+    except Exception as error:  # whatever the hub's client raises, the user can do the same about it
+        files = ", ".join(map(str, pretrainer.paths.values()))
+        raise OSError(
+            f"the pretrained files ({files}) cannot be fetched: {error}. Restore the connection, or put the "
+            "files into a local folder and train with --pretrained_source FOLDER."
+        ) from error
+    pretrainer.load_collected()

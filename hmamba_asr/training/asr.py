@@ -13,13 +13,13 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
 
-from hmamba_asr.evaluation.chunk_statistics import stage_figures, stage_sums
+from hmamba_asr.evaluation.chunk_statistics import flatten_figures, stage_figures, stage_sums
 from hmamba_asr.evaluation.results import TrainingRecord
 from hmamba_asr.evaluation.run import TrainedSystem
 from hmamba_asr.evaluation.wer import score_split
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASROutput
-from hmamba_asr.training.chunk_statistics import CollapseDetector, check_chunkers, flatten_figures
+from hmamba_asr.training.chunking_checks import CollapseDetector, check_chunkers
 from hmamba_asr.training.losses import HybridLosses, hybrid_loss
 from hmamba_asr.training.trainer import Trainer
 
@@ -52,18 +52,19 @@ class ASRBrain(Trainer):
     Raises
     ------
     ValueError
-        If a chunker reads what no loss trains, besides what :class:`Trainer` raises.
+        If a chunker reads a CTC that no loss trains or a ratio loss has no router to train, besides what
+        :class:`Trainer` raises.
     """
 
     measure = "audio_seconds"
     valid_loss_per = "utterances"
     best_key = "WER"
+    defaults = {"intermediate_ctc_weight": 0.0, "ratio_loss": None}
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        check_chunkers(self.modules.model, self.hparams)
+        check_chunkers(self.raw_model, self.hparams)
         self.tokenizer = self.hparams.tokenizer
-        self.ratio_loss = getattr(self.hparams, "ratio_loss", None)
         self.collapse_detector = CollapseDetector()
         self._measures_wer = False
         self._hypotheses: dict[str, str] = {}
@@ -72,7 +73,7 @@ class ASRBrain(Trainer):
     # ---- model and loss ------------------------------------------------------------------------------------
 
     def compute_forward(self, batch: PaddedBatch, stage: Stage) -> Predictions:
-        """Compute features and the model's output; speed perturbation and SpecAugment in training only."""
+        """Compute the features and the model's output, with augmentation in training only."""
         batch = batch.to(self.device)
         wavs, relative = batch.sig
         audio_seconds = float(sum(batch.duration))
@@ -89,10 +90,7 @@ class ASRBrain(Trainer):
         return Predictions(output, tokens, token_lengths, audio_seconds)
 
     def compute_objectives(self, predictions: Predictions, batch: PaddedBatch, stage: Stage) -> HybridLosses:
-        """Compute the loss of each utterance, with label smoothing in training only.
-
-        So validation losses compare across settings.
-        """
+        """Compute the loss of each utterance; :func:`hybrid_loss` says what validation leaves out."""
         return hybrid_loss(
             predictions.output,
             predictions.targets,
@@ -100,20 +98,21 @@ class ASRBrain(Trainer):
             ctc_weight=self.hparams.ctc_weight,
             label_smoothing=self.hparams.label_smoothing if stage == Stage.TRAIN else 0.0,
             intermediate_ctc_weight=self.hparams.intermediate_ctc_weight,
-            ratio=self.ratio_loss,
+            ratio=self.hparams.ratio_loss,
             step=self.optimizer_step,
             blank=self.hparams.blank_index,
             eos=self.hparams.eos_index,
         )
 
-    # ---- what the journal says -----------------------------------------------------------------------------
+    # ---- figures for the journal ---------------------------------------------------------------------------
 
     def batch_sums(
         self, predictions: Predictions, losses: HybridLosses, stage: Stage
     ) -> dict[str, float | Tensor]:
-        """Return the infeasible utterances and what the chunking stages did, in training the audio too.
+        """Return the number of infeasible utterances and the sums of the chunking stages.
 
-        stage<i>_floored counts the utterances that only a floor made long enough for the CTC.
+        In training, also return the seconds of audio and stage<i>_floored, the number of utterances in which
+        a floor added chunks to those that the chunker chose.
         """
         chunking_stages = predictions.output.encoded.stages
         frame_ms = 1000 * self.modules.features.hop_seconds * self.raw_model.frontend.stride
@@ -123,18 +122,21 @@ class ASRBrain(Trainer):
         }
         if stage == Stage.TRAIN:
             sums["audio_seconds"] = predictions.audio_seconds
-            for i, chunking in enumerate(chunking_stages):
-                sums[f"stage{i}_floored"] = (chunking.chunk_lengths > chunking.num_chosen).sum()
+            for i, chunking_stage in enumerate(chunking_stages):
+                sums[f"stage{i}_floored"] = (chunking_stage.num_chunks > chunking_stage.num_chosen).sum()
         return sums
 
     def on_optimizer_step(self, predictions: Predictions, sums: Mapping[str, float]) -> None:
         """Warn when a chunker collapses."""
-        targets = [stage.target_ratio for stage in predictions.output.encoded.stages]
-        if self.ratio_loss is not None:
-            step = self.optimizer_step
-            targets = [n if n is None else self.ratio_loss.target_at(step, n) for n in targets]
+        ratio_loss, step = self.hparams.ratio_loss, self.optimizer_step
+        targets = []
+        for chunking_stage in predictions.output.encoded.stages:
+            target = chunking_stage.target_ratio
+            if ratio_loss is not None and chunking_stage.has_router and target is not None:
+                target = ratio_loss.target_at(step, target)
+            targets.append(target)
         if targets and self.ranks.rank == 0:
-            self.collapse_detector.update(sums, sums["utterances"], step=self.optimizer_step, targets=targets)
+            self.collapse_detector.update(sums, sums["utterances"], step=step, targets=targets)
 
     def step_figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return the figures of the chunking stages."""
@@ -157,7 +159,7 @@ class ASRBrain(Trainer):
     ) -> list[str]:
         """Return the validation WER, kept fractions, and a note on infeasible utterances."""
         remarks = [f"valid WER {metrics['WER']:.2f}%"] if "WER" in metrics else []
-        remarks += [f"kept {stage['kept']:.2f}" for stage in stage_figures(valid, valid["utterances"])]
+        remarks += [f"kept {figures['kept']:.2f}" for figures in stage_figures(valid, valid["utterances"])]
         if sums["infeasible"]:
             remarks.append(f"{sums['infeasible']:.0f} utterances too short for the CTC")
         return remarks
@@ -172,14 +174,14 @@ class ASRBrain(Trainer):
         )
 
     def on_validation_batch(self, batch: PaddedBatch, predictions: Predictions) -> None:
-        """Decode the batch where this epoch measures the WER."""
+        """Decode the batch if this epoch measures the WER."""
         if self._measures_wer:
             tokens = self.hparams.valid_search(predictions.output)
             self._hypotheses.update(zip(batch.id, self.tokenizer.decode(tokens), strict=True))
             self._references.update(zip(batch.id, batch.wrd, strict=True))
 
     def validation_metrics(self) -> dict[str, float]:
-        """Return the WER in percent; nothing in an epoch that does not measure it."""
+        """Return the WER in percent, or nothing if this epoch does not measure it."""
         if not self._measures_wer:
             return {}
         references: dict[str, str] = {}
@@ -194,7 +196,7 @@ class ASRBrain(Trainer):
     def trained_system(
         self, *, name: str, hparams_text: str, overrides: Mapping[str, str] | None = None
     ) -> TrainedSystem:
-        """Load the best checkpoints' average, and return all that the evaluation needs.
+        """Load the average of the best checkpoints, and return what the evaluation needs.
 
         Parameters
         ----------

@@ -19,7 +19,7 @@ PARTIAL_PREFIX = ".partial-"
 
 
 class AtomicCheckpointer(Checkpointer):
-    """A Checkpointer whose checkpoints are there with all their files, or not there at all.
+    """A Checkpointer whose checkpoints have all their files, or do not exist.
 
     SpeechBrain first writes the file that makes a folder count as a checkpoint, and the parameters after it.
     A process that is killed in between leaves a "newest checkpoint" that cannot be loaded. Here a checkpoint
@@ -64,8 +64,8 @@ class AtomicCheckpointer(Checkpointer):
             self._remove_leftovers()
             raise OSError(
                 f"the checkpoint could not be written to {self.checkpoints_dir} ({_one_line(error)}); "
-                "earlier "
-                "checkpoints are intact: free disk space and run the same command to go on from the last one."
+                "earlier checkpoints are intact: free disk space and run the same command to go on from the "
+                "last one."
             ) from error
         ddp_barrier()
         return saved
@@ -87,7 +87,7 @@ class AtomicCheckpointer(Checkpointer):
         Raises
         ------
         ValueError
-            If the checkpoint is of another model than the YAML describes.
+            If the checkpoint does not fit the model that the YAML describes.
         """
         try:
             super().load_checkpoint(checkpoint)
@@ -101,15 +101,15 @@ class AtomicCheckpointer(Checkpointer):
     def keep_only(self, *, num_to_keep: int, min_key: str) -> None:
         """Delete all checkpoints but the newest and the ``num_to_keep`` with the lowest ``min_key``.
 
-        A checkpoint without the key (of an epoch that did not measure it, or within an epoch) stays only
-        while it is the newest.
+        A checkpoint without the key stays only while it is the newest. Epochs that did not measure the key
+        leave such checkpoints, and so do checkpoints within an epoch.
         """
         kept = {c.path for c in self.find_checkpoints(min_key=min_key, max_num_checkpoints=num_to_keep)}
         kept.add(self.find_checkpoint().path)
         self._delete([c for c in self.list_checkpoints() if c.path not in kept])
 
     def save_within_epoch(self) -> None:
-        """Save a checkpoint inside an epoch, in place of the previous one of this kind."""
+        """Save a checkpoint within an epoch, and delete the previous one of this kind."""
         older = [c for c in self.list_checkpoints() if INTRA_EPOCH_CKPT_FLAG in c.meta]
         self.save_checkpoint(meta={INTRA_EPOCH_CKPT_FLAG: True}, end_of_epoch=False, verbosity=logging.DEBUG)
         self._delete(older)

@@ -1,4 +1,4 @@
-"""An experiment: what a command line says, built, with its output folder; and how a training script ends."""
+"""An experiment: the objects and the output folder of a command line; and how a training script ends."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from hmamba_asr.config.hparams import load_hparams, resolve, top_level_nodes
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.memory import keep_freed_memory
+from hmamba_asr.system.run_layout import RunLayout
 from hmamba_asr.training.command_line import parse_command_line
 from hmamba_asr.training.preparation import Datasets, prepare_data
 from hmamba_asr.training.trainer import Preempted
@@ -32,7 +33,7 @@ EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" f
 def run_script(main: Callable[[list[str]], int]) -> NoReturn:
     """End the process with what ``main`` returns for the command line.
 
-    An error that a user can mend is one line on stderr and exit code 2.
+    After an error that a user can mend, stderr has one line and the exit code is 2.
     """
     failed = False
     try:
@@ -62,10 +63,10 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
 
 
 class Experiment:
-    """A command line with its objects built and its output folder made.
+    """Builds the objects that a command line describes, and makes the output folder.
 
-    Joins the other processes when launched by torchrun. The output folder gets hyperparams.yaml (the resolved
-    YAML, complete by itself), the log, and a description of the environment.
+    Under torchrun it joins the other processes. The output folder gets hyperparams.yaml (the resolved YAML,
+    complete by itself), the log, and a description of the environment.
 
     Attributes
     ----------
@@ -85,8 +86,8 @@ class Experiment:
     FileNotFoundError
         If a YAML or the data folder does not exist.
     ValueError
-        For an override that the YAML has no key for, a word that belongs to no option, a variant that does
-        not fit, or a required value that is not given.
+        If the YAML has no key for an override, a word belongs to no option, a variant does not fit, a
+        required value is missing, or an object cannot be built.
     """
 
     def __init__(self, argv: list[str]):
@@ -109,7 +110,7 @@ class Experiment:
             raise FileNotFoundError(f"data_folder '{data_folder}' is not a folder; give --data_folder DIR.")
         sb.create_experiment_directory(experiment_directory=self.hparams["output_folder"])
         if if_main_process():
-            with write_atomically(Path(self.hparams["output_folder"]) / "hyperparams.yaml") as file:
+            with write_atomically(RunLayout(self.hparams["output_folder"]).hyperparams) as file:
                 file.write(self.hparams_text)
 
     def prepare(self) -> Datasets:
@@ -118,7 +119,7 @@ class Experiment:
 
 
 def _seed_initial_weights(text: str) -> None:
-    """Seed every generator, so that the weights of the objects built next follow from ``seed``."""
+    """Seed every generator, so that ``seed`` determines the initial weights."""
     node = top_level_nodes(text).get("seed")
     value = node.value if node else "missing"
     if not value.isdigit():

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from speechbrain.utils.checkpoints import mark_as_loader, mark_as_saver, register_checkpoint_hooks
 
-from hmamba_asr.evaluation.chunk_statistics import merge_sums
 from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.run_layout import RunLayout
+from hmamba_asr.system.sums import merge_sums
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,15 +37,15 @@ class TrainingTotals:
 
     Notes
     -----
-    Every run has the keys utterances, seconds, skipped (utterances in batches that were left out), loss and
-    its parts (loss_<part>). The brain's ``batch_sums`` adds its own.
+    Every run has the keys utterances, seconds, skipped (utterances in skipped batches), loss, and the parts
+    of the loss (loss_<part>). The brain's ``batch_sums`` adds more.
     """
 
     run: Counter = field(default_factory=Counter)
     epoch: Counter = field(default_factory=Counter)
 
     def add(self, **amounts: float) -> None:
-        """Add to both sums; a name in _min or _max keeps the smaller or larger value."""
+        """Add to both sums; a name that ends in _min or _max keeps the smaller or larger value."""
         merge_sums(self.run, amounts)
         merge_sums(self.epoch, amounts)
 
@@ -74,7 +75,7 @@ class TrainingJournal:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.path = self.folder / "train_log.jsonl"
+        self.path = RunLayout(folder).training_log
         self._tensorboard: SummaryWriter | None = None
 
     def rewind(self, optimizer_step: int, epochs_done: int) -> None:

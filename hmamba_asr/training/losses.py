@@ -1,4 +1,16 @@
-"""Training losses for each utterance, as named parts that sum to the total."""
+"""Training losses of each utterance, as named parts that sum to the total.
+
+How to add a part to the loss of a recogniser:
+
+1. Compute it in :func:`hybrid_loss` for each utterance, (B,), and put it with its weight into ``parts``. The
+   journal then logs it as loss_<name>.
+2. Let it be a sum over the utterance's tokens that does not depend on the rest of the batch.
+3. Let one key of the YAML set it: a weight, or an object such as :class:`RatioLoss` if there is more to set.
+4. Give the key a default in ``ASRBrain.defaults`` that leaves the part out, because older YAMLs lack the key.
+   Pass its value on in ``ASRBrain.compute_objectives``.
+5. Refuse impossible values in ``hybrid_loss`` or in the object's constructor. Refuse values that do not fit
+   the model in :mod:`hmamba_asr.training.chunking_checks`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +23,7 @@ from torch import Tensor
 
 from hmamba_asr.hnet.ratio_loss import ratio_loss
 from hmamba_asr.lengths import valid_mask
-from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
+from hmamba_asr.models.asr import ASROutput, min_ctc_steps
 from hmamba_asr.models.outputs import StageOutput
 
 
@@ -38,7 +50,8 @@ class HybridLosses(Losses):
     Attributes
     ----------
     infeasible : Tensor
-        Bool, (B,): the CTC cannot emit the labels in the frames that there are. The CTC part is then zero.
+        Bool, (B,): there are fewer encoder states than the CTC needs for the labels. The CTC part of such an
+        utterance is zero.
     stage_ratios : tuple of Tensor
         Ratio loss of each chunking stage without its weight, (B,); empty without a ratio loss.
     """
@@ -49,7 +62,7 @@ class HybridLosses(Losses):
 
 @dataclass(frozen=True, kw_only=True)
 class RatioLoss:
-    """Schedules of the ratio loss, which holds the chunks of every learned stage at their target.
+    """Schedules of the ratio loss, which holds the chunks of every stage with a router at their target.
 
     Weight and target are functions of the optimizer step alone.
 
@@ -60,8 +73,8 @@ class RatioLoss:
     warmup_steps : int
         Optimizer steps over which the weight rises from 0; with 0 it is final from the start.
     ramp_steps : int
-        Optimizer steps over which the target rises from 1 state in a chunk to the chunker's
-        ``target_ratio``; with 0 it is final from the start.
+        Optimizer steps over which the target rises from 1 frame per chunk to the chunker's ``target_ratio``;
+        with 0 it is final from the start.
 
     Raises
     ------
@@ -83,21 +96,22 @@ class RatioLoss:
         return self.weight * _ramp(step, self.warmup_steps)
 
     def target_at(self, step: int, target_ratio: float) -> float:
-        """Return the target after ``step`` optimizer steps of a chunker that ends at ``target_ratio``."""
+        """Return the target after ``step`` optimizer steps, for a chunker with this final target."""
         return 1 + (target_ratio - 1) * _ramp(step, self.ramp_steps)
 
     def stage_losses(self, stages: Sequence[StageOutput], step: int) -> tuple[Tensor, ...]:
-        """Return the loss of each stage without the weight, (B,); zero for a stage that learns nothing."""
-        return tuple(
-            torch.zeros_like(stage.mean_prob)
-            if stage.target_ratio is None
-            else ratio_loss(
-                stage.chosen_fraction,
-                stage.mean_prob,
-                target_ratio=stage.target_ratio,
-                current_ratio=self.target_at(step, stage.target_ratio),
-            )
-            for stage in stages
+        """Return the loss of each stage without the weight, (B,); zero for a stage without a router."""
+        return tuple(self._stage_loss(stage, step) for stage in stages)
+
+    def _stage_loss(self, stage: StageOutput, step: int) -> Tensor:
+        if not stage.has_router:
+            return torch.zeros_like(stage.mean_prob)
+        assert stage.target_ratio is not None
+        return ratio_loss(
+            stage.chosen_fraction,
+            stage.mean_prob,
+            target_ratio=stage.target_ratio,
+            current_ratio=self.target_at(step, stage.target_ratio),
         )
 
 
@@ -122,7 +136,11 @@ def hybrid_loss(
 
     Watanabe et al., "Hybrid CTC/Attention Architecture", https://doi.org/10.1109/JSTSP.2017.2763455. Each
     part is a sum over an utterance's tokens, and an utterance's loss does not depend on its batch mates. So
-    the mean over utterances is exact, however they are cut into batches, ranks and accumulation steps.
+    the mean over utterances is the same for every division into batches, ranks and accumulation steps.
+
+    The validation loss differs from the training loss in two ways. It has no label smoothing, so that it
+    compares across settings. It has no intermediate CTC, because the model then returns no intermediate
+    logits; the CTC on the output has the whole weight. The ratio loss is a part of both.
 
     Parameters
     ----------
@@ -142,20 +160,20 @@ def hybrid_loss(
         Share of the CTC part that the intermediate logits have, in [0, 1]. Lee and Watanabe, "Intermediate
         Loss Regularization for CTC-based Speech Recognition", https://arxiv.org/abs/2102.03216, eq. 13.
     ratio : RatioLoss, optional
-        Adds the ratio losses of the chunking stages, once for each token.
+        If given, the ratio losses of the chunking stages are added, times the number of tokens.
     step : int, optional
         Optimizer steps done, for the schedules of ``ratio``.
 
     Raises
     ------
     ValueError
-        If a weight is not in [0, 1], the attention loss has weight but the model was given no targets, or
-        there is a ratio loss and no chunking stage.
+        If a weight is not in [0, 1], if the attention loss has weight but the model was given no targets, or
+        if there is a ratio loss and no chunking stage.
     """
     for name, weight in (("ctc_weight", ctc_weight), ("intermediate_ctc_weight", intermediate_ctc_weight)):
         if not 0.0 <= weight <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], not {weight}.")
-    needed = ctc_frames_needed(targets, target_lengths)
+    needed = min_ctc_steps(targets, target_lengths)
     infeasible = needed > output.encoded.lengths
 
     def ctc(logits: Tensor, lengths: Tensor) -> Tensor:
@@ -185,7 +203,7 @@ def hybrid_loss(
         if not output.encoded.stages:
             raise ValueError("there is a ratio loss, but the encoder has no chunking stage.")
         stage_ratios = ratio.stage_losses(output.encoded.stages, step)
-        # Once for each token, as the other parts: a long utterance has the same share in all of them.
+        # Times the number of tokens, as the other parts: a long utterance has the same share in all of them.
         parts["ratio"] = ratio.weight_at(step) * (target_lengths + 1) * sum(stage_ratios)
     total = torch.as_tensor(sum(parts.values()))
     return HybridLosses(total, parts, infeasible=infeasible, stage_ratios=stage_ratios)

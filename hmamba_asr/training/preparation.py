@@ -1,4 +1,4 @@
-"""From a YAML's data keys to datasets: manifests, tokenizer, and what is read from them."""
+"""From a YAML's data keys to datasets: write the manifests, fill the tokenizer, open the datasets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from speechbrain.utils.distributed import run_on_main
 from hmamba_asr.data.librispeech import prepare_manifests
 from hmamba_asr.data.loaders import load_dataset
 from hmamba_asr.data.tokenizer import train_tokenizer
+from hmamba_asr.models.weights import load_pretrained
+from hmamba_asr.system.run_layout import RunLayout
 
 Datasets = tuple[DynamicItemDataset, DynamicItemDataset, dict[str, DynamicItemDataset]]
 
@@ -30,8 +32,8 @@ def prepare_data(hparams: Mapping[str, Any]) -> Datasets:
     Raises
     ------
     ValueError, OSError
-        For missing or bad data, a tokenizer that cannot be made or has another size than vocab_size, or
-        pretrained files that cannot be fetched.
+        If data are missing or bad, the tokenizer cannot be made or has another size than vocab_size, or
+        pretrained files cannot be fetched.
     """
     splits = list(
         dict.fromkeys([*hparams["train_splits"], *hparams["valid_splits"], *hparams["test_splits"]])
@@ -49,8 +51,8 @@ def prepare_data(hparams: Mapping[str, Any]) -> Datasets:
 
 
 def _write_manifests(hparams: Mapping[str, Any], splits: Sequence[str]) -> dict[str, Path]:
-    """Return the manifest of each split; ``max_duration`` holds for training splits only."""
-    folder = Path(hparams["output_folder"]) / "manifests"
+    """Write and return the manifest of each split; ``max_duration`` limits training splits only."""
+    layout = RunLayout(hparams["output_folder"])
     trained = hparams["train_splits"]
     evaluated = [split for split in splits if split not in trained]
     for names, limits in ((trained, {"max_duration": hparams["max_duration"]}), (evaluated, {})):
@@ -60,7 +62,7 @@ def _write_manifests(hparams: Mapping[str, Any], splits: Sequence[str]) -> dict[
             prepare_manifests,
             kwargs={
                 "data_folder": hparams["data_folder"],
-                "manifest_folder": folder,
+                "manifest_folder": layout.manifests,
                 "splits": names,
                 "sample_rate": hparams["sample_rate"],
                 "min_duration": hparams["min_duration"],
@@ -68,7 +70,7 @@ def _write_manifests(hparams: Mapping[str, Any], splits: Sequence[str]) -> dict[
                 **limits,
             },
         )
-    return {split: folder / f"{split}.csv" for split in splits}
+    return {split: layout.manifest(split) for split in splits}
 
 
 def _fill_tokenizer(
@@ -77,19 +79,19 @@ def _fill_tokenizer(
     """Return the YAML's tokenizer: pretrained where the YAML has a pretrainer, otherwise trained here."""
     tokenizer = hparams["tokenizer"]
     if "pretrainer" in hparams:
-        _fetch_pretrained(hparams["pretrainer"])
+        load_pretrained(hparams["pretrainer"])
     else:
-        folder = Path(hparams["output_folder"]) / "tokenizer"
+        layout = RunLayout(hparams["output_folder"])
         run_on_main(
             train_tokenizer,
             kwargs={
                 "manifest": list(manifests),
-                "output_folder": folder,
+                "output_folder": layout.tokenizers,
                 "vocab_size": hparams["vocab_size"],
                 "model_type": hparams["tokenizer_type"],
             },
         )
-        tokenizer.load(str(folder / f"{hparams['tokenizer_type']}{hparams['vocab_size']}.model"))
+        tokenizer.load(str(layout.tokenizer(hparams["tokenizer_type"], hparams["vocab_size"])))
     check_vocabulary(tokenizer, hparams["vocab_size"])
     return tokenizer
 
@@ -101,15 +103,3 @@ def check_vocabulary(tokenizer: sentencepiece.SentencePieceProcessor, vocab_size
             f"the tokenizer has {tokenizer.get_piece_size()} pieces and vocab_size is {vocab_size}; make "
             "them equal."
         )
-
-
-def _fetch_pretrained(pretrainer: Any) -> None:
-    try:
-        run_on_main(pretrainer.collect_files)
-    except Exception as error:  # whatever the hub's client raises, a user can do one thing about it
-        files = ", ".join(map(str, pretrainer.paths.values()))
-        raise OSError(
-            f"the pretrained files ({files}) could not be fetched: {error}. Give --pretrained_source a local "
-            "folder that holds them, or restore the connection."
-        ) from error
-    pretrainer.load_collected()

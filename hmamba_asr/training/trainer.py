@@ -2,13 +2,13 @@
 
 It adds to ``sb.Brain``:
 
-- Every item (utterance or sentence) has the same weight, however batches, ranks and accumulation cut the
-  data.
+- Every item (utterance or sentence) has the same weight, whatever batch, rank and accumulation step it is
+  in.
 - The random numbers of a step are a function of (seed, epoch, step, rank), so a resumed run draws what an
   uninterrupted one draws.
 - All ranks decide together about non-finite losses and preemption.
-- Checkpoints appear whole, and a resumed run goes on after the last saved optimizer step.
-- A journal of every ``log_every_steps``-th step and of every epoch.
+- A checkpoint is complete or absent. A resumed run goes on after the last saved optimizer step.
+- A journal records every ``log_every_steps``-th step and every epoch.
 
 Overridden hooks of ``sb.Brain`` (1.1), so that an upgrade knows where to look:
 
@@ -16,11 +16,13 @@ Overridden hooks of ``sb.Brain`` (1.1), so that an upgrade knows where to look:
 - ``make_dataloader``: builds the YAML's loaders, with this rank's share of the batches.
 - ``on_fit_start``: also rewinds the journal.
 - ``init_optimizers``: parameter groups without weight decay and with an ``lr_multiplier``.
-- ``fit_batch``, ``optimizers_step``: exact weighting, accumulation windows that a skipped batch leaves open,
-  and clipping over all groups. SpeechBrain's divide the loss by the accumulation factor.
+- ``fit_batch``, ``optimizers_step``: weight every item equally, while SpeechBrain divides the loss by the
+  accumulation factor. They also keep the accumulation window open after a skipped batch, and clip the
+  gradients of all groups together.
 - ``evaluate_batch``, ``on_stage_start``, ``on_stage_end``: validation sums over all ranks, and checkpoints.
-- ``evaluate``: refuses, since results are the work of ``hmamba_asr.evaluation``.
-- ``_should_save_intra_epoch_ckpt`` (private): never inside an accumulation window, at once when preempted.
+- ``evaluate``: refuses, because ``hmamba_asr.evaluation`` makes the results.
+- ``_should_save_intra_epoch_ckpt`` (private): never saves inside an accumulation window; when preempted,
+  saves at once after it.
 - ``_save_intra_epoch_ckpt`` (private): saves through :class:`AtomicCheckpointer`, and ends a preempted run.
 
 It also reads ``_optimizer_step_limit_exceeded`` (private) and relies on ``_fit_train`` to count ``step``
@@ -52,11 +54,11 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hmamba_asr.evaluation.chunk_statistics import merge_sums
 from hmamba_asr.models.weights import best_average
 from hmamba_asr.system.durations import format_duration
 from hmamba_asr.system.memory import peak_memory_mib
 from hmamba_asr.system.ranks import Ranks
+from hmamba_asr.system.sums import merge_sums
 from hmamba_asr.training.journal import TrainingJournal, TrainingTotals
 from hmamba_asr.training.losses import Losses
 
@@ -98,34 +100,41 @@ class AccumulationWindow:
 class Trainer(sb.Brain):
     """Trains and validates ``modules.model`` as the YAML says.
 
-    A subclass defines ``compute_forward``, ``compute_objectives`` (which returns :class:`Losses`), the class
-    attributes below, and where it has more to say ``batch_sums`` and the other methods under "for
-    subclasses".
+    A subclass defines ``compute_forward``, ``compute_objectives`` (which returns :class:`Losses`) and the
+    class attributes below. It may override ``batch_sums`` and the other methods under "for subclasses".
 
     Attributes
     ----------
     measure : str
-        Name of the sum that training speed is counted in.
+        Name of the sum by which training speed is measured.
     valid_loss_per : str
         Name of the sum that the validation loss is divided by.
     best_key : str
-        Value in the checkpoints' meta data; those with the lowest are kept and averaged.
+        Figure in the checkpoints' meta data. The checkpoints with the lowest are kept and averaged.
+    defaults : mapping of str to object
+        Values of the keys that a YAML may leave out. Every key that a later version reads has its default
+        here. So the YAMLs of older run folders still train.
 
     Raises
     ------
     ValueError
-        For an unknown ``nonfinite`` policy. In training, when a loss or gradient is not finite and the policy
-        is "stop"; before it, when the optimizer's learning rate is not the schedule's peak.
+        If the ``nonfinite`` policy is unknown. ``fit`` raises it if the optimizer's learning rate is not the
+        schedule's peak, if a loss or gradient is not finite and the policy is "stop", or if too many batches
+        were skipped.
     Preempted
-        Out of ``fit`` after SIGTERM, once the state is saved.
+        ``fit`` raises it after SIGTERM, once the state is saved.
     """
 
     measure: str
     valid_loss_per: str
     best_key: str
+    defaults: Mapping[str, Any] = {}
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        for key, value in self.defaults.items():
+            if not hasattr(self.hparams, key):
+                setattr(self.hparams, key, value)
         if self.hparams.nonfinite not in NONFINITE_POLICIES:
             raise ValueError(
                 f"nonfinite is '{self.hparams.nonfinite}'; choose one of {', '.join(NONFINITE_POLICIES)}."
@@ -179,11 +188,11 @@ class Trainer(sb.Brain):
     # ---- for subclasses ------------------------------------------------------------------------------------
 
     def batch_sums(self, predictions: Any, losses: Any, stage: Stage) -> dict[str, float | Tensor]:
-        """Return this rank's sums over a batch, scalars by name; they are merged over batches and ranks."""
+        """Return this rank's sums over a batch, by name. They are merged over batches and ranks."""
         return {}
 
     def on_optimizer_step(self, predictions: Any, sums: Mapping[str, float]) -> None:
-        """React to an optimizer step: the last batch's predictions, and the window's sums over all ranks."""
+        """Use the last batch's predictions and the window's sums over all ranks, after an optimizer step."""
 
     def step_figures(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Return what the journal says about a step besides losses, speed and memory."""
@@ -216,7 +225,7 @@ class Trainer(sb.Brain):
     def epoch_remarks(
         self, sums: Mapping[str, float], valid: Mapping[str, float], metrics: Mapping[str, float]
     ) -> list[str]:
-        """Return what the log line of an epoch says in the end; parameters as in :meth:`epoch_figures`."""
+        """Return the last words of an epoch's log line; parameters as in :meth:`epoch_figures`."""
         return []
 
     # ---- data and optimizer --------------------------------------------------------------------------------
@@ -225,7 +234,7 @@ class Trainer(sb.Brain):
         self, dataset: Dataset, stage: Stage, ckpt_prefix: str = "dataloader-", **kwargs: Any
     ) -> SaveableDataLoader:
         """Build the YAML's loader for ``stage`` over this rank's share of ``dataset``."""
-        if stage != Stage.TRAIN:  # reading audio is timed in testing only, so validation may use workers
+        if stage != Stage.TRAIN:  # only tests time the reading of audio, so validation may use workers
             return self.hparams.eval_loader(dataset, self.ranks, num_workers=self.hparams.num_workers)
         loader = self.hparams.train_loader(dataset, self.ranks)
         self.train_sampler = loader.batch_sampler
@@ -234,15 +243,16 @@ class Trainer(sb.Brain):
         return loader
 
     def init_optimizers(self) -> None:
-        """Build the optimizer, with parameters in groups.
+        """Build the optimizer with groups of parameters.
 
-        Weight decay is for matrices alone, not for biases, norms, or the scan's A, D and dt bias. Parameters
+        Only matrices have weight decay: biases, norms, and the scan's A, D and dt bias have none. Parameters
         with an ``lr_multiplier`` (routers) have a group of their own.
 
         Raises
         ------
         ValueError
-            If the optimizer's learning rate is not the peak of the schedule, which replaces it in every step.
+            If the optimizer's learning rate is not the peak of the schedule. The schedule replaces it in
+            every step, so another value would have no effect.
         """
         groups: dict[tuple[float, bool], dict[str, Any]] = {
             (1.0, False): {"params": []},
@@ -348,8 +358,7 @@ class Trainer(sb.Brain):
         torch.manual_seed(seed)
 
     def _exchange_sums(self, batch: PaddedBatch, predictions: Any, losses: Losses) -> Mapping[str, float]:
-        """Sum over all ranks' batches, in one exchange. It also tells every rank of non-finite losses and
-        SIGTERM."""
+        """Sum over all ranks' batches. The same exchange reports non-finite losses and SIGTERM to all."""
         total = losses.total.detach()
         named = {
             "utterances": len(batch.id),
@@ -373,8 +382,7 @@ class Trainer(sb.Brain):
         return sums
 
     def _handle_nonfinite(self, what: str, ids: list[str]) -> None:
-        """Name the items behind a non-finite ``what``, and raise if training must stop. Every rank calls
-        it."""
+        """Log the items with a non-finite ``what``, or raise if training must stop. Every rank calls it."""
         everywhere = [i for part in self.gather(ids) for i in part]
         self.nonfinite_count += 1
         message = (
@@ -388,8 +396,7 @@ class Trainer(sb.Brain):
         if self.nonfinite_count > self.nonfinite_patience:
             raise ValueError(
                 f"{message}. That is more than nonfinite_patience ({self.nonfinite_patience}) in one epoch; "
-                "lower "
-                "the learning rate or use fp32 precision."
+                "lower the learning rate or use fp32 precision."
             )
         if if_main_process():
             logger.warning("Skipped: %s.", message)
@@ -432,8 +439,10 @@ class Trainer(sb.Brain):
         self._fit_started, self._epochs_done = time.perf_counter(), 0
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
-        """Start the clock of training, which counts reading and saving but not validation, or the sums of
-        it."""
+        """Start the clock of training, or the sums of validation.
+
+        The clock counts reading and saving, but not validation.
+        """
         if stage == Stage.TRAIN:
             self._clock = time.perf_counter()
         elif stage == Stage.VALID:
@@ -533,8 +542,8 @@ class Trainer(sb.Brain):
         """
         raise NotImplementedError(
             "a brain of hmamba_asr only trains and validates; to evaluate, call "
-            "hmamba_asr.evaluation.run.evaluate "
-            "with ASRBrain.trained_system(...), or LMBrain.perplexity(...) for a language model."
+            "hmamba_asr.evaluation.run.evaluate with ASRBrain.trained_system(...), or, for a language model, "
+            "LMBrain.perplexity(...)."
         )
 
     # ---- checkpoints within an epoch -----------------------------------------------------------------------

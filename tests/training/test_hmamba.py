@@ -14,7 +14,7 @@ from speechbrain.dataio.batch import PaddedBatch
 
 from hmamba_asr.evaluation.segmentation import read_segmentations
 from hmamba_asr.evaluation.wer import read_trn
-from hmamba_asr.training import chunk_statistics
+from hmamba_asr.training import chunking_checks
 from hmamba_asr.training.losses import RatioLoss
 from recipes import H_MAMBA, H_NET
 
@@ -139,8 +139,8 @@ def test_chunks_by_the_ctc_take_steps(new_brain, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"intermediate_ctc_weight": 0}, "reads the CTC on the frames, which nothing trains"),
-        ({"ctc_weight": 0}, "reads the CTC on the frames, which nothing trains"),
+        ({"intermediate_ctc_weight": 0}, "reads the CTC on the frames, which no loss trains"),
+        ({"ctc_weight": 0}, "reads the CTC on the frames, which no loss trains"),
         ({"chunker": "{blank_index: 1}"}, "the CTCChunker's blank_index is 1 and the recogniser's 0"),
     ],
 )
@@ -152,8 +152,8 @@ def test_chunks_by_the_ctc_need_one_that_is_trained(new_brain, change, message):
 def test_a_ratio_loss_needs_a_router(new_brain):
     brain, *_ = new_brain(**H_MAMBA)
     brain.hparams.ratio_loss = RatioLoss(weight=0.5)
-    with pytest.raises(ValueError, match="ratio_loss teaches a router, and no chunker has one; leave it out"):
-        chunk_statistics.check_chunkers(brain.raw_model, brain.hparams)
+    with pytest.raises(ValueError, match="ratio_loss trains a router, and no chunker has one; leave it out"):
+        chunking_checks.check_chunkers(brain.raw_model, brain.hparams)
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_a_collapsed_router_is_warned_about_in_training(new_brain, monkeypatch, 
     """The warning comes although a floor keeps enough chunks for the CTC."""
     found: list[str] = []
     monkeypatch.setattr(
-        chunk_statistics.logger, "warning", lambda text, *numbers: found.append(text % numbers)
+        chunking_checks.logger, "warning", lambda text, *numbers: found.append(text % numbers)
     )
     brain, train_set, *_ = new_brain(**H_NET | {"encoder": "{output: chunks}"})
     brain.collapse_detector.patience = 3
     said = torch.tensor(unlike).repeat(500)  # of every other frame
     monkeypatch.setattr(
-        brain.raw_model.encoder.chunker, "dissimilarity", lambda x: x[:, 1:, 0] * 0.0 + said[: x.shape[1] - 1]
+        brain.raw_model.encoder.chunker, "boundary_prob", lambda x: x[:, 1:, 0] * 0.0 + said[: x.shape[1] - 1]
     )
     three_steps(brain, train_set)
     assert [word in message and "up to step 3" in message for message in found] == ([True] if word else [])

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from encoders import LENGTHS, by_ctc, encode, hmamba, hnet, padded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmamba_asr.models.asr import ASROutput, ctc_frames_needed
+from hmamba_asr.models.asr import ASROutput, min_ctc_steps
 from hmamba_asr.models.outputs import EncoderOutput
-from hmamba_asr.training.losses import hybrid_loss
+from hmamba_asr.training.losses import RatioLoss, hybrid_loss
 
 BLANK, EOS, VOCAB = 0, 2, 5
 
@@ -170,6 +171,16 @@ def test_an_intermediate_weight_out_of_range(weight):
         )
 
 
+def test_only_a_router_has_a_ratio_loss():
+    """The CTC outside, H-Net inside: the CTC's stage has a target and adds nothing."""
+    encoder = hmamba(by_ctc(), "frames", inner=hmamba(hnet(), "frames"))
+    stages = encode(encoder, padded(), LENGTHS).stages
+    assert [(stage.target_ratio, stage.has_router) for stage in stages] == [(3.0, False), (2.0, True)]
+    outer, inner = RatioLoss(weight=1.0).stage_losses(stages, step=0)
+    assert outer.shape == inner.shape == (4,) and not outer.any() and (inner > 0).all()
+    assert inner.requires_grad and not outer.requires_grad
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.integers(1, 3), max_size=6), min_size=1, max_size=4))
 def test_frames_needed_is_the_shortest_path(batch):
@@ -179,12 +190,12 @@ def test_frames_needed_is_the_shortest_path(batch):
     for row, target in zip(targets, batch, strict=True):
         row[: len(target)] = torch.tensor(target)
     expected = [len(t) + sum(a == b for a, b in itertools.pairwise(t)) for t in batch]
-    assert ctc_frames_needed(targets, torch.tensor([len(t) for t in batch])).tolist() == expected
+    assert min_ctc_steps(targets, torch.tensor([len(t) for t in batch])).tolist() == expected
 
 
 def test_frames_needed_is_what_ctc_can_emit():
     for target in itertools.chain.from_iterable(itertools.product((3, 4), repeat=n) for n in range(4)):
-        needed = int(ctc_frames_needed(torch.tensor([target], dtype=torch.long), torch.tensor([len(target)])))
+        needed = int(min_ctc_steps(torch.tensor([target], dtype=torch.long), torch.tensor([len(target)])))
         reachable = [
             frames
             for frames in range(7)

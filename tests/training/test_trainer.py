@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from speechbrain.nnet.schedulers import NoamScheduler
 
+from hmamba_asr.config.hparams import top_level_nodes
+from hmamba_asr.training.asr import ASRBrain
 from hmamba_asr.training.trainer import peak_learning_rate
 
 
@@ -41,3 +45,14 @@ def test_speechbrains_evaluate_names_what_to_call_instead(new_brain):
     ) as raised:
         brain.evaluate(tests["test-clean"])
     assert "\n" not in str(raised.value)
+
+
+def test_a_yaml_from_before_a_key_trains_and_is_evaluated(train_script, recipe, tmp_path):
+    """Every key that a later version added has a default."""
+    argv = recipe.arguments(tmp_path / "run", optimizer_step_limit=2)
+    lines = Path(argv[0]).read_text(encoding="utf-8").splitlines(keepends=True)
+    older = tmp_path / "older.yaml"
+    older.write_text("".join(line for line in lines if not line.startswith(tuple(ASRBrain.defaults))))
+    assert not ASRBrain.defaults.keys() & top_level_nodes(older.read_text()).keys()
+    assert train_script.main([str(older), *argv[1:]]) == 0
+    assert (tmp_path / "run" / "results.json").is_file()
