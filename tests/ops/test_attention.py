@@ -120,7 +120,7 @@ def test_what_is_masked_for_all_queries_is_not_read_where_whole_blocks_are(devic
     expected = plain(query, keys, values, mask)
     beyond = max(32, attention_kernels.BLOCK_T)
     keys[:, :, beyond:], values[:, :, beyond:] = math.nan, math.nan
-    actual = attention_kernels.kernel_attend(query, keys, values, mask)
+    actual = attention_kernels.attend(query, keys, values, mask)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -131,10 +131,10 @@ def test_views_are_read_where_they_lie(device):
     wide = torch.cat([query, query], -1)[..., : query.shape[-1]]
     pool = torch.stack([torch.cat([x, x], 2) for x in (keys, values)])[..., : keys.shape[2], :]
     assert not wide.is_contiguous() and not pool[0].is_contiguous()
-    expected = attention_kernels.kernel_attend(query, keys, values, None)
-    assert torch.equal(attention_kernels.kernel_attend(wide, pool[0], pool[1], None), expected)
+    expected = attention_kernels.attend(query, keys, values, None)
+    assert torch.equal(attention_kernels.attend(wide, pool[0], pool[1], None), expected)
     across = keys.transpose(2, 3).contiguous().transpose(2, 3)
-    assert torch.equal(attention_kernels.kernel_attend(query, across, values, None), expected)
+    assert torch.equal(attention_kernels.attend(query, across, values, None), expected)
 
 
 def test_a_query_that_sees_nothing_is_not_a_number(device):
@@ -142,6 +142,6 @@ def test_a_query_that_sees_nothing_is_not_a_number(device):
     inputs = random_inputs(device)
     mask = torch.zeros(2, 1, 3, 21, device=device)
     mask[0, :, 1] = -math.inf
-    actual, expected = attention_kernels.kernel_attend(*inputs, mask), plain(*inputs, mask)
+    actual, expected = attention_kernels.attend(*inputs, mask), plain(*inputs, mask)
     assert torch.isnan(actual[0, 1]).all() and torch.isnan(expected[0, 1]).all()
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)

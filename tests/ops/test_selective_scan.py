@@ -130,7 +130,7 @@ def test_reference_gradients_by_finite_differences():
     lengths = torch.tensor([4, 2])
 
     def run(u, delta, A, B, C):
-        return reference.scan(u, torch.nn.functional.softplus(delta), A, B, C, lengths, True)
+        return reference.selective_scan(u, torch.nn.functional.softplus(delta), A, B, C, lengths, True)
 
     assert torch.autograd.gradcheck(run, (u, delta, A, B, C))
 

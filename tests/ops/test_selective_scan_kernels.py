@@ -333,5 +333,5 @@ def test_more_than_two_to_the_31_elements():
     tail = slice(length - 64, length)
     dt = torch.nn.functional.softplus(delta[0, :, tail].double())
     wide = [x[0, :, tail].double() for x in (B, C)]
-    expected, _ = reference.scan(u[0, :, tail].double(), dt, A[0].double(), *wide, None, False)
+    expected, _ = reference.selective_scan(u[0, :, tail].double(), dt, A[0].double(), *wide, None, False)
     assert relative_error(y[0, 0, tail][32:], expected[0, 32:]) < 1e-2

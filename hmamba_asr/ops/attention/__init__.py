@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from hmamba_asr.ops.attention import reference
 from hmamba_asr.ops.attention.limits import MAX_D_HEAD, kernel_pays, kernel_takes
 from hmamba_asr.ops.attention.reference import (
     additive_mask,
     attention_weights,
     merge_heads,
-    reference_attend,
     split_heads,
 )
 from hmamba_asr.ops.dispatch import resolve_backend
@@ -67,10 +67,10 @@ def attend(
                 "the triton backend of attention takes float32 without gradient, heads of up to "
                 f"{MAX_D_HEAD} and a float32 mask that all heads share; use another backend."
             )
-        from hmamba_asr.ops.attention.kernels import kernel_attend
+        from hmamba_asr.ops.attention import kernels
 
-        return kernel_attend(query, keys, values, mask)
+        return kernels.attend(query, keys, values, mask)
     if backend == "reference" or (asked == "auto" and query.is_cuda and query.element_size() > 2):
-        return reference_attend(query, keys, values, mask)
+        return reference.attend(query, keys, values, mask)
     heads = split_heads(query, keys.shape[1])
     return merge_heads(F.scaled_dot_product_attention(heads, keys, values, attn_mask=mask))

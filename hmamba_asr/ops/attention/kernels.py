@@ -120,6 +120,6 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) ->
 _attend_op = KernelOp("attend", _attend)
 
 
-def kernel_attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute what :func:`hmamba_asr.ops.attention.attend` describes; mask (B or 1, 1, Q or 1, T) or None."""
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute :func:`hmamba_asr.ops.attention.attend`; the mask is (B or 1, 1, Q or 1, T) or None."""
     return _attend_op(query, keys, values, mask)

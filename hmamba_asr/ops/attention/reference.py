@@ -45,6 +45,6 @@ def attention_weights(query: Tensor, keys: Tensor, mask: Tensor | None) -> Tenso
     return (scores if mask is None else scores + mask).softmax(-1)
 
 
-def reference_attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute what :func:`hmamba_asr.ops.attention.attend` describes."""
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute :func:`hmamba_asr.ops.attention.attend`."""
     return merge_heads(attention_weights(split_heads(query, keys.shape[1]), keys, mask) @ values)

@@ -1,4 +1,4 @@
-"""CTC prefix scores, for a beam search that scores every label that may follow every prefix.
+"""CTC prefix scores (not the CTC loss), for a beam search that scores every label that may follow a prefix.
 
 K prefixes of each of B utterances are described by their forward variables, float64 log-probabilities:
 

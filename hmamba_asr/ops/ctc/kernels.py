@@ -294,7 +294,7 @@ def next_scores(
     window: Tensor | None,
     eos: int,
 ) -> Tensor:
-    """Compute what :func:`hmamba_asr.ops.ctc.next_scores` describes."""
+    """Compute :func:`hmamba_asr.ops.ctc.next_scores`."""
     p = posteriors
     return _next_scores_op(
         in_label, in_blank, score, last, p.log_probs, p.probs, p.last_frame, window, p.blank, eos
@@ -312,7 +312,7 @@ def extend(
     window: Tensor | None,
     eos: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute what :func:`hmamba_asr.ops.ctc.extend` describes."""
+    """Compute :func:`hmamba_asr.ops.ctc.extend`."""
     p = posteriors
     return _extend_op(
         in_label, in_blank, last, parents, labels, p.log_probs, p.blanks, p.last_frame, window, eos

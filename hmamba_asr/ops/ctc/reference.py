@@ -87,7 +87,7 @@ def next_scores(
     window: Tensor | None,
     eos: int,
 ) -> Tensor:
-    """Compute what :func:`hmamba_asr.ops.ctc.next_scores` describes.
+    """Compute :func:`hmamba_asr.ops.ctc.next_scores`.
 
     phi is the same for all labels but the repeated one. So the scores of the whole vocabulary are one matrix
     product (prefixes x frames) (frames x vocabulary), in which phi is scaled to 1 at its largest. A label
@@ -117,7 +117,7 @@ def extend(
     window: Tensor | None,
     eos: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute what :func:`hmamba_asr.ops.ctc.extend` describes.
+    """Compute :func:`hmamba_asr.ops.ctc.extend`.
 
     The recurrences of the forward variables are first-order and linear. Cumulative sums in float64 solve them
     for all frames at once.

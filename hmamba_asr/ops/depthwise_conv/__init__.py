@@ -1,7 +1,7 @@
 """Short depthwise convolution in front of the scan: causal, or anti-causal for the reverse direction.
 
-PyTorch's own convolution does the work; :mod:`.reference` holds the formula. The kernels that convolve for
-all directions of a mixer at once are part of :mod:`hmamba_asr.ops.mixer`.
+PyTorch's own convolution does the work. :mod:`.reference` holds the formula, which only the tests use. The
+kernels that convolve for all directions of a mixer at once are part of :mod:`hmamba_asr.ops.mixer`.
 """
 
 from __future__ import annotations

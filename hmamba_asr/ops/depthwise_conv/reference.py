@@ -1,4 +1,4 @@
-"""Depthwise convolution as its formula says, frame by frame and tap by tap."""
+"""Depthwise convolution by its formula, frame by frame and tap by tap, for the tests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def reference_depthwise_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, length: int, direction: str
-) -> Tensor:
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, length: int, direction: str) -> Tensor:
     """Return y_t = bias + sum_k w_k x_s of one utterance.
 
     s is t - (K-1-k) forwards, and t + (K-1-k) in reverse.

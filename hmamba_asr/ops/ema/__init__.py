@@ -1,10 +1,10 @@
-"""Exponential moving average over time with a weight for every frame: y_t = (1 - p_t) y_{t-1} + p_t x_t.
+"""Exponential moving average over time with a weight per frame: y_t = (1 - p_t) y_{t-1} + p_t x_t.
 
 H-Net smooths its chunks with this average, where p is the boundary probability (Hwang et al. 2025, "Dynamic
 Chunking for End-to-End Hierarchical Sequence Modeling", https://arxiv.org/abs/2507.07955, equation 5).
 
-:mod:`.reference` holds the plain steps, :mod:`.loop` the same steps with a backward pass of its own, and
-:mod:`.kernels` the Triton kernel.
+:mod:`.reference` holds the plain steps, :mod:`.loop` the same steps with a backward pass that needs less
+memory, and :mod:`.kernels` the Triton kernel.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from hmamba_asr.lengths import zero_padding
 from hmamba_asr.ops.dispatch import resolve_backend
-from hmamba_asr.ops.ema.loop import loop_ema
-from hmamba_asr.ops.ema.reference import reference_ema
+from hmamba_asr.ops.ema import loop, reference
 
 
 def ema(
@@ -39,8 +38,8 @@ def ema(
     initial : Tensor, optional
         (batch, D), the average before the first frame; zero if None.
     backend : str
-        "reference" (PyTorch and its autograd), "loop" (the same steps; the backward pass keeps one state a
-        frame), "triton" (GPU), or "auto": "triton" on a GPU, "loop" elsewhere and for float64.
+        "reference" (PyTorch and its autograd), "loop" (the same steps; keeps only one state per frame for the
+        backward pass), "triton" (GPU), or "auto": "triton" on a GPU, "loop" elsewhere and for float64.
 
     Returns
     -------
@@ -65,11 +64,11 @@ def ema(
             values, weights = zero_padding(values, lengths), zero_padding(weights, lengths)
         state = x.new_zeros(x.shape[0], x.shape[2], dtype=dtype) if initial is None else initial.to(dtype)
         if backend == "reference":
-            y = reference_ema(values, weights, state)
+            y = reference.ema(values, weights, state)
         elif backend == "loop":
-            y = loop_ema(values, weights, state)
+            y = loop.ema(values, weights, state)
         else:
-            from hmamba_asr.ops.ema.kernels import kernel_ema
+            from hmamba_asr.ops.ema import kernels
 
-            y = kernel_ema(values, weights, state)
+            y = kernels.ema(values, weights, state)
         return (y if lengths is None else zero_padding(y, lengths)).to(x.dtype)

@@ -1,5 +1,5 @@
-"""The exponential moving average by a Triton kernel: a warp takes a block of an utterance's channels through
-time."""
+"""The exponential moving average by a Triton kernel: a warp steps through time with a block of an utterance's
+channels."""
 
 # Tuples grow in Triton's language, which Python's types do not allow.
 # mypy: disable-error-code="assignment, misc, var-annotated"
@@ -78,7 +78,7 @@ def _backward(grads: Sequence[Tensor], saved: list[Tensor], wanted: list[bool]) 
     return ema_gradients(_run(grads[0], weights, weights, backward=True), x, weights, y, initial)
 
 
-_ema = KernelOp(
+_ema_op = KernelOp(
     "ema",
     _forward,
     backward=_backward,
@@ -88,6 +88,6 @@ _ema = KernelOp(
 )
 
 
-def kernel_ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
-    """Compute what :func:`~hmamba_asr.ops.ema.reference.reference_ema` computes, in float32."""
-    return _ema(x, weights, initial)
+def ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
+    """Compute :func:`hmamba_asr.ops.ema.reference.ema` in float32."""
+    return _ema_op(x, weights, initial)

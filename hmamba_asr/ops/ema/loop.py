@@ -1,5 +1,5 @@
-"""The exponential moving average in plain PyTorch with a backward pass of its own, which keeps one state a
-frame where autograd keeps several tensors."""
+"""The exponential moving average in plain PyTorch with its own backward pass. It keeps one state per frame,
+where autograd keeps several tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from hmamba_asr.ops.ema.reference import ema_gradients
 
 
-def loop_ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
-    """Compute what :func:`~hmamba_asr.ops.ema.reference.reference_ema` computes."""
+def ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
+    """Compute :func:`hmamba_asr.ops.ema.reference.ema`."""
     return _Loop.apply(x, weights, initial)
 
 

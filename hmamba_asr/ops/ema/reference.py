@@ -1,5 +1,4 @@
-"""The exponential moving average as its formula says, one frame after the other, and the formula of its
-gradient."""
+"""The exponential moving average in plain PyTorch, frame by frame, and the formula of its gradient."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def reference_ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
+def ema(x: Tensor, weights: Tensor, initial: Tensor) -> Tensor:
     """Return y_t = (1 - p_t) y_{t-1} + p_t x_t.
 
     Parameters
@@ -38,7 +37,7 @@ def ema_gradients(
     """Return the gradients of x, weights and initial.
 
     ``arrived`` (batch, L, D) is the gradient that has arrived at each frame's average: its own and what later
-    averages pass back. The other shapes are those of :func:`reference_ema`.
+    averages pass back. The other shapes are those of :func:`ema`.
     """
     before = torch.cat([initial.unsqueeze(1), y[:, :-1]], 1)
     by_weight = (arrived * (x - before)).sum(-1)

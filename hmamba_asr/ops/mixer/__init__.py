@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmamba_asr.ops.mixer.reference import reference_mixer
+from hmamba_asr.ops.mixer import reference
 from hmamba_asr.ops.selective_scan import check_directions, resolve_scan_backend
 
 
@@ -79,11 +79,13 @@ def mamba_mixer(
     if not x.numel():  # no utterance, or none with a frame
         return F.linear(F.linear(x, in_proj)[..., : D.shape[1]], out_proj)
     if resolve_scan_backend(backend, x) != "triton":
-        return reference_mixer(x, *weights, lengths=lengths, directions=directions, backend=backend)
+        return reference.mamba_mixer(x, *weights, lengths=lengths, directions=directions, backend=backend)
 
-    from hmamba_asr.ops.mixer.fused import mixer
+    from hmamba_asr.ops.mixer import fused
 
     device = x.device.type
     x = x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
     with torch.autocast(device, enabled=False):
-        return mixer(x, *weights, lengths, tuple(direction == "reverse" for direction in directions))
+        return fused.mamba_mixer(
+            x, *weights, lengths, tuple(direction == "reverse" for direction in directions)
+        )

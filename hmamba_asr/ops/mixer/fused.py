@@ -335,12 +335,12 @@ def _backward(
     return [gx.view(x.shape), *found.values()]
 
 
-_mixer = KernelOp(
+_mamba_mixer_op = KernelOp(
     "mamba_mixer", _forward, backward=_backward, differentiable=range(1 + len(NAMES)), fake=_fake
 )
 
 
-def mixer(
+def mamba_mixer(
     x: Tensor,
     in_proj: Tensor,
     conv_weight: Tensor,
@@ -354,8 +354,8 @@ def mixer(
     lengths: Tensor | None,
     reversed_groups: tuple[bool, ...],
 ) -> Tensor:
-    """Run the whole mixer; the contract is that of :func:`hmamba_asr.ops.mixer.mamba_mixer`."""
+    """Compute :func:`hmamba_asr.ops.mixer.mamba_mixer` as one operation."""
     bits = sum(1 << g for g, reverse in enumerate(reversed_groups) if reverse)
     lengths = None if lengths is None else lengths.contiguous()
     weights = (in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A_log, D, out_proj)
-    return _mixer(x.contiguous(), *weights, lengths, bits)
+    return _mamba_mixer_op(x.contiguous(), *weights, lengths, bits)

@@ -11,7 +11,7 @@ from hmamba_asr.ops.depthwise_conv import depthwise_conv
 from hmamba_asr.ops.selective_scan import scan_directions
 
 
-def reference_mixer(
+def mamba_mixer(
     x: Tensor,
     in_proj: Tensor,
     conv_weight: Tensor,
@@ -27,8 +27,7 @@ def reference_mixer(
     directions: tuple[str, ...],
     backend: str,
 ) -> Tensor:
-    """Run a mixer; the contract is that of :func:`hmamba_asr.ops.mixer.mamba_mixer`, and ``backend`` is that
-    of the scan."""
+    """Compute :func:`hmamba_asr.ops.mixer.mamba_mixer`; ``backend`` is that of the scan."""
     inner, gate = F.linear(x, in_proj).chunk(2, dim=-1)
     if lengths is not None:
         inner, gate = zero_padding(inner, lengths), zero_padding(gate, lengths)

@@ -1,6 +1,6 @@
 """Layer norm in the precision of its input.
 
-PyTorch's own kernels do the work, so there are none here; :mod:`.reference` holds the formula.
+PyTorch's own kernels do the work. :mod:`.reference` holds the formula, which only the tests use.
 """
 
 from __future__ import annotations

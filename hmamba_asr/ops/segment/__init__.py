@@ -75,7 +75,7 @@ def label_novelty(
     lengths : Tensor
         (B,), valid frames of each utterance.
     blank : int
-        Index of the blank; a negative one num_chunks from the end.
+        Index of the blank; a negative one counts from the end.
     backend : str
         "reference", "triton" or "auto".
 
@@ -136,7 +136,7 @@ def select_boundaries(
     Parameters
     ----------
     novelty : Tensor
-        (B, T) in [0, 1]; NaN num_chunks as 0. At the first frame it num_chunks only as part of a label.
+        (B, T) in [0, 1]; NaN counts as 0. That of the first frame matters only for ``chunks_per_label``.
     lengths : Tensor
         (B,), valid frames of each utterance.
     target_ratio : float

@@ -155,7 +155,7 @@ def selective_scan_step(
     with torch.autocast(u.device.type, enabled=False):
         wide = [x.to(state.dtype) for x in (u, delta, A, B, C)]
         dt = F.softplus(wide[1] if delta_bias is None else wide[1] + delta_bias.to(state.dtype))
-        y, state = reference.step(wide[0], dt, wide[2], wide[3], wide[4], state)
+        y, state = reference.selective_scan_step(wide[0], dt, wide[2], wide[3], wide[4], state)
         if D is not None:
             y = y + D.to(y.dtype) * wide[0]
     y = y.to(u.dtype)
@@ -188,7 +188,9 @@ def scan_directions(
         if backend == "triton" and u.numel():
             initial = None if initial_state is None else initial_state.float().transpose(2, 3).contiguous()
             reversed_groups = tuple(direction == "reverse" for direction in directions)
-            y, state = fused.scan_groups(u, delta, A, B, C, D, delta_bias, lengths, initial, reversed_groups)
+            y, state = fused.scan_directions(
+                u, delta, A, B, C, D, delta_bias, lengths, initial, reversed_groups
+            )
             state = state.transpose(2, 3)
         else:
             inputs = (u, delta, A, B, C, D, delta_bias, lengths, directions, backend, initial_state)
@@ -220,7 +222,7 @@ def _in_pytorch(
     if backend == "reference":
         starts = [None] * len(directions) if initial_state is None else initial_state.to(dtype)
         parts = [
-            reference.scan(
+            reference.selective_scan(
                 wide[g],
                 dt[g],
                 A[g].to(dtype),
@@ -237,7 +239,7 @@ def _in_pytorch(
         if keep_state and lengths is not None:  # dt = 0 keeps the state that the utterance ended with
             wide, dt, B = (torch.stack([zero_padding(part, lengths) for part in x]) for x in (wide, dt, B))
         # Time is reversed within the valid frames, so the padding stays after the end.
-        run = mamba_ssm.scan_groups if backend == "mamba_ssm" else chunked.scan_groups
+        run = mamba_ssm.recurrence if backend == "mamba_ssm" else chunked.recurrence
         u_first, dt_first, B_first, C_first = (_time_first(x, lengths, directions) for x in (wide, dt, B, C))
         y, state = run(u_first, dt_first, A, B_first, C_first, initial_state)
         y = torch.stack(_turned(y.permute(1, 2, 0, 3), lengths, directions))

@@ -54,7 +54,7 @@ def _scan(
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """The scan of :func:`scan_groups`, on states (G, batch, N, D)."""
+    """The scan of :func:`recurrence`, on states (G, batch, N, D)."""
 
     @staticmethod
     def forward(
@@ -136,7 +136,7 @@ def _chunk_states(
     return decay, states
 
 
-def scan_groups(
+def recurrence(
     u: Tensor,
     delta: Tensor,
     A: Tensor,

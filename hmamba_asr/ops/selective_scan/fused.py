@@ -248,8 +248,8 @@ def run_forward(
 ) -> tuple[Tensor, Tensor]:
     """Launch the forward pass.
 
-    Shapes are those of :func:`scan_groups`; ``A2`` is made by :func:`in_base_2`, ``BC`` by :func:`to_tiles`.
-    The output is written to ``y`` if given, which may be ``u`` itself.
+    Shapes are those of :func:`scan_directions`; ``A2`` is made by :func:`in_base_2`, ``BC`` by
+    :func:`to_tiles`. The output is written to ``y`` if given, which may be ``u`` itself.
 
     Returns
     -------
@@ -423,7 +423,7 @@ def _backward(
     return [found["u"], found["delta"], gA, gB, gC, *vectors, found["initial"]]
 
 
-_scan = KernelOp(
+_selective_scan_op = KernelOp(
     "selective_scan",
     _forward,
     backward=_backward,
@@ -433,7 +433,7 @@ _scan = KernelOp(
 )
 
 
-def scan_groups(
+def scan_directions(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -472,4 +472,4 @@ def scan_groups(
     bits = sum(1 << g for g, reverse in enumerate(reversed_groups) if reverse)
     D, delta_bias, lengths = (None if x is None else x.contiguous() for x in (D, delta_bias, lengths))
     C = C.to(B.dtype)  # one kernel copies both
-    return _scan(u, delta, A, B, C, D, delta_bias, lengths, initial, bits)
+    return _selective_scan_op(u, delta, A, B, C, D, delta_bias, lengths, initial, bits)

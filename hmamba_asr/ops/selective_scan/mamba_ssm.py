@@ -28,12 +28,12 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def scan_groups(
+def recurrence(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Scan with one kernel call for each group.
 
-    The contract is that of :func:`hmamba_asr.ops.selective_scan.chunked.scan_groups`, except that no gradient
+    The contract is that of :func:`hmamba_asr.ops.selective_scan.chunked.recurrence`, except that no gradient
     goes through the last state.
 
     Raises

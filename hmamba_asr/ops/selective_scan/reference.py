@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 
-def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def selective_scan_step(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """Compute one frame: h = exp(delta A) h + delta B u, y = C h.
 
     Parameters
@@ -36,7 +38,7 @@ def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tenso
     return (state * C.unsqueeze(-2)).sum(-1), state
 
 
-def scan(
+def selective_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -46,7 +48,7 @@ def scan(
     reverse: bool,
     initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run :func:`step` over each utterance's own frames.
+    """Run :func:`selective_scan_step` over each utterance's own frames.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ def scan(
         state = u.new_zeros(channels, A.shape[1]) if initial_state is None else initial_state[b]
         outputs: list[Tensor] = [u.new_zeros(channels)] * length
         for t in reversed(range(end)) if reverse else range(end):
-            outputs[t], state = step(u[b, t], delta[b, t], A, B[b, t], C[b, t], state)
+            outputs[t], state = selective_scan_step(u[b, t], delta[b, t], A, B[b, t], C[b, t], state)
         rows.append(torch.stack(outputs) if outputs else u[b])
         states.append(state)
     return torch.stack(rows), torch.stack(states)
