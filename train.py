@@ -11,7 +11,8 @@ trained. Run the same command again to resume after an interruption.
 from hmamba_asr.evaluation.run import evaluate
 from hmamba_asr.report.results_table import render_table
 from hmamba_asr.training.asr import ASRBrain
-from hmamba_asr.training.experiment import Experiment, run_script
+from hmamba_asr.training.experiment import Experiment
+from hmamba_asr.training.launch import run_script
 
 
 def main(argv: list[str]) -> int:

@@ -32,7 +32,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--aligner", metavar="RUN", help="output folder of the run whose CTC aligns (default: RUN itself)"
     )
     parser.add_argument(
-        "--noise", type=float, nargs="+", default=[], metavar="DB", help="white noise at these SNRs, in dB"
+        "--noise",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="DB",
+        help="add white noise at these SNRs in dB",
     )
     parser.add_argument(
         "--speed",
@@ -40,14 +45,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FACTOR",
-        help="played at these speeds, such as 0.9",
+        help="play the recordings at these speeds, such as 0.9",
     )
     parser.add_argument(
         "--utterances",
         type=int,
         default=50,
         metavar="N",
-        help="for CTC, noise and speed, evenly spaced by duration (default: %(default)s)",
+        help="how many, evenly spaced by duration, for CTC, noise and speed (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",

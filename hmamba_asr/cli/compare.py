@@ -1,4 +1,4 @@
-"""``hmamba-asr compare``: set two runs side by side."""
+"""``hmamba-asr compare``: compare two runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-HELP = "set two runs side by side"
+HELP = "compare two runs"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:

@@ -17,10 +17,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "download",
         help=HELP,
         description=f"{HELP}. LibriSpeech's archives are checked by MD5 and become DIR/LibriSpeech/SPLIT."
-        " A small split (-mini) is made from the split that contains it, which is downloaded first where it "
-        "is"
-        " missing. AN4 becomes DIR/an4-train, DIR/an4-dev and DIR/an4-test."
-        " Interrupted? Run the same command again: it goes on where it stopped.",
+        " A small split (-mini) is made from the split that contains it. If that one is missing, it is"
+        " downloaded first. AN4 becomes DIR/an4-train, DIR/an4-dev and DIR/an4-test. After an interruption,"
+        " the same command goes on where it stopped.",
     )
     parser.add_argument(
         "splits", nargs="+", metavar="SPLIT", help=f"any of: {', '.join([*ARCHIVES, *SUBSETS, 'an4'])}"

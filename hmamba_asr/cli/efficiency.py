@@ -15,8 +15,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "efficiency",
         help=HELP,
         description=f"{HELP}. It measures the RTF one by one and batched, audio hours per hour, the time to"
-        " the first token and memory, on test utterances evenly spaced over their durations, with samples"
-        " in memory, warm. It also writes RUN/efficiency.json, which the report shows.",
+        " the first token and memory, on test utterances evenly spaced over their durations. The samples are"
+        " in memory, and a first pass is not timed. It also writes RUN/efficiency.json for the report.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of an evaluated run")
     parser.add_argument("--split", metavar="SPLIT", help="one of its test splits (default: the first)")

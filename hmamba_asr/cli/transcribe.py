@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
-HELP = "write down what recordings say"
+HELP = "transcribe recordings with a trained run"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -20,14 +20,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of a training run")
     parser.add_argument(
-        "audio", nargs="+", metavar="AUDIO", help="recordings, mono, at the model's sample rate"
+        "audio", nargs="+", metavar="AUDIO", help="mono recordings at the model's sample rate"
     )
     parser.add_argument(
         "--search", metavar="NAME", help="one of the YAML's test_searches (default: its last)"
     )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
     parser.add_argument(
-        "--json", action="store_true", help="with start, end and confidence of each word, by the CTC"
+        "--json", action="store_true", help="also give start, end and confidence of each word, by the CTC"
     )
     return parser
 

@@ -47,8 +47,8 @@ def align_tokens(
     log_probs
         CTC log-probabilities (T, vocab) without padding.
     tokens
-        The tokens of the transcript. Blanks among them are left out: SentencePiece's unknown token may be
-        one.
+        The tokens of the transcript. Blanks among them are left out: SentencePiece's unknown token may have
+        the index of the blank.
     blank
         Index of the blank.
     state_times
@@ -59,8 +59,8 @@ def align_tokens(
     Returns
     -------
     list of Span
-        One span for each token. Empty if there are no tokens, or more than T states can hold, which an
-        attention decoder may find.
+        One span for each token. Empty if there are no tokens, or if the CTC needs more than T states for
+        them; an attention decoder can give that many.
     """
     tokens = [token for token in tokens if token != blank]
     targets = torch.tensor([tokens], dtype=torch.int32)

@@ -31,8 +31,8 @@ class JointBeamSearcher(nn.Module):
     Speech Recognition"; the end-of-sentence threshold and the limit on attention shifts are those of Hannun
     et al. 2019, https://arxiv.org/abs/1904.02619). It differs in these points:
 
-    - The decoder and the language model reuse what they computed for the prefix. CTC scores are one matrix
-      product.
+    - The decoder and the language model reuse what they computed for the prefix. One matrix product gives the
+      CTC scores.
     - Each utterance has its own step limits, within the positions that the models have. SpeechBrain takes
       those of the longest utterance in the batch, so its results depend on the other utterances.
     - An utterance ends early when no open hypothesis can beat its best ``topk`` finished ones. This is known
@@ -74,7 +74,7 @@ class JointBeamSearcher(nn.Module):
     using_max_attn_shift, max_attn_shift
         Whether the peak of the attention may move by less than ``max_attn_shift`` states from token to token.
     minus_inf
-        Accepted for SpeechBrain's sake and not used: what is ruled out scores -inf.
+        Not used; accepted because SpeechBrain's searcher has it. Tokens that are ruled out score -inf.
     cuda_graph
         Whether steps on a GPU may be captured as CUDA graphs.
 
@@ -196,8 +196,8 @@ class JointBeamSearcher(nn.Module):
         limits = [s.max_steps for s in [*self.scorers, *self.rescorers]]
         self.max_steps = int(min(self.decoder.max_steps, *limits, math.inf))
         self.nbest = self.beam_size if self.rescorers else self.topk
-        # The most that one more token can add to a score. A negative weight makes it unbounded, which rules
-        # an early end out.
+        # The most that one more token can add to a score. With a negative weight there is no bound, so no
+        # utterance ends early.
         self.max_gain = sum(s.weight * s.max_score if s.weight >= 0 else math.inf for s in self.scorers)
 
     @torch.no_grad()
@@ -299,8 +299,8 @@ class JointBeamSearcher(nn.Module):
         steps = int(beams.limit.max())
         every = STEPS_BETWEEN_CHECKS.get(states.device.type, STEPS_BETWEEN_CHECKS_ON_GPU)
         run: Callable[[], Step] = lambda: self._step(beams, memory)  # noqa: E731
-        # Utterances that are done leave the batch when they are at least one in `shrink_at`: leaving costs a
-        # copy of the others' state, and on a GPU another graph.
+        # Finished utterances leave the batch once at least one in `shrink_at` is finished. This copies the
+        # state of the others, and on a GPU it needs another graph.
         shrink_at = 4
         if self._use_cuda_graph(states.device):
             run, shrink_at = StepGraph(run, lambda: [pair for part in parts for pair in part.carried()]), 2
@@ -433,8 +433,7 @@ class JointBeamSearcher(nn.Module):
         return Step(tokens, parents, scores, log_probs, beams.parts, accepted)
 
     def _mask_scores(self, log_probs: Tensor, beams: BeamState, attention: Tensor | None) -> Tensor:
-        """Set to -inf the tokens after an attention shift that is too large, and an unlikely end of
-        sentence."""
+        """Set unlikely ends of sentence, and all tokens after too large an attention shift, to -inf."""
         if self.max_attn_shift is not None:
             assert attention is not None
             peaks = attention.argmax(-1)

@@ -38,7 +38,7 @@ class PrefixState:
 class CTCPrefixScorer:
     """CTC prefix scores of a batch of utterances, by :mod:`hmamba_asr.ops.ctc`.
 
-    ``window`` (B, 2), where given, is the first frame and the last plus one at which a label may begin.
+    ``window`` (B, 2), if given, says in which frames a label may begin: the first one, and one past the last.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class CTCPrefixScorer:
     def next_scores(self, state: PrefixState, window: Tensor | None = None) -> Tensor:
         """Return log psi(g c) - log psi(g) for each prefix g and every label c, (B, K, vocab).
 
-        eos has the score of g as the whole sequence. The blank scores ``IMPOSSIBLE``.
+        The score of eos is that of g as the whole sequence. The blank scores ``IMPOSSIBLE``.
         """
         prefixes = (state.in_label, state.in_blank, state.score, state.last)
         return next_scores(*prefixes, self.posteriors, window=window, eos=self.eos, backend=self.backend)

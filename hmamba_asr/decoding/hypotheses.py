@@ -26,7 +26,7 @@ class BeamState:
     first_end
         (B,). Number of tokens before the earliest end of sentence.
     limit
-        (B,). Most tokens, with the end of sentence.
+        (B,). Largest number of tokens, the end of sentence included.
     steps
         (B,). Number of steps so far, the same for all utterances.
     finished
@@ -93,7 +93,7 @@ class Step:
     tokens
         (B, K). The token that the step added.
     parents
-        (B, K). The hypothesis of the step before that it continues.
+        (B, K). The hypothesis of the previous step that the new one continues.
     scores
         (B, K). The score so far, normalised by length if the search does so.
     log_probs
@@ -115,8 +115,8 @@ class Step:
 class Trellis:
     """The steps of a search.
 
-    They stay on the device until the end. They are then copied to the host, once for each set of utterances
-    that the batch consisted of.
+    They stay on the device until the search ends. They are then copied to the host, in one copy for each set
+    of utterances that the batch consisted of.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class Trellis:
         Parameters
         ----------
         count
-            Most results of an utterance.
+            Largest number of results per utterance.
 
         Returns
         -------
@@ -172,7 +172,7 @@ class Trellis:
             ]
         results: dict[int, list[Hypothesis]] = {}
         for utterance, ends in found.items():
-            # Two that were cut off may differ only in the token that the end of sentence replaced.
+            # Two hypotheses that were cut off may differ only in the token that the end of sentence replaced.
             different: dict[tuple[int, ...], Hypothesis] = {}
             for end in sorted(ends, key=lambda end: -end[0]):
                 hypothesis = self._trace(steps, utterance, *end)

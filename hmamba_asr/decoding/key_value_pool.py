@@ -102,8 +102,7 @@ class KeyValuePool:
         return keys, values
 
     def reorder(self, parents: Tensor) -> None:
-        """Let hypothesis i of each utterance continue hypothesis ``parents[:, i]``; parents (B,
-        hypotheses)."""
+        """Make hypothesis i of each utterance continue ``parents[:, i]``; parents is (B, hypotheses)."""
         assert self.ancestors is not None
         self.ancestors = self.ancestors.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.capacity))
 

@@ -35,7 +35,8 @@ class Scorer:
     weight
         Weight of the scores in the sum.
     partial
-        Whether it scores only the best tokens by all full scorers; the other tokens are ruled out.
+        Whether the scorer scores only the tokens that all full scorers together rank best. The other tokens
+        are ruled out.
 
     Attributes
     ----------
@@ -44,17 +45,17 @@ class Scorer:
     max_score
         Upper bound of the score of one token. It is 0 for log-probabilities.
     max_steps
-        Most tokens that it can score.
+        Largest number of tokens that it can score.
     needs_attention
         Whether ``scores`` reads the decoder's cross-attention.
     can_rescore
-        Whether it can score whole sentences, so that it may rank the results of a search instead.
+        Whether it can score whole sentences. It may then rank the results of a search instead of taking part.
     capturable
-        Whether ``scores`` and ``advance`` leave the host out, so that a CUDA graph can replay them.
+        Whether ``scores`` and ``advance`` run on the device alone, so that a CUDA graph can replay them.
     model
-        A module with parameters of its own, apart from the recogniser's.
+        A module that is no part of the recogniser, such as a language model; None without one.
     blank
-        Index of the CTC's blank, which no hypothesis may hold.
+        Index of the CTC's blank, which no hypothesis may contain; None without a CTC.
     """
 
     name = ""
@@ -73,7 +74,7 @@ class Scorer:
         """Begin a search over encoder states (B, T, d_model) with lengths (B,)."""
 
     def prepare(self, hypotheses: int) -> None:
-        """Do the host's work before a step with ``hypotheses`` hypotheses in each utterance."""
+        """Do the host's work before a step with ``hypotheses`` hypotheses per utterance."""
 
     def carried(self) -> list[tuple[object, str]]:
         """Name the tensors that a step replaces and the next one reads, each as owner and attribute."""
@@ -99,7 +100,7 @@ class Scorer:
         raise NotImplementedError
 
     def advance(self, parents: Tensor, tokens: Tensor) -> Tensor | None:
-        """Follow the search to its new hypotheses.
+        """Update the scorer's state to the new hypotheses of the search.
 
         Parameters
         ----------
@@ -111,7 +112,7 @@ class Scorer:
         Returns
         -------
         Tensor or None
-            Scores of these tokens (B, K') that are more exact than those of ``scores``, if there are any.
+            Scores of these tokens (B, K') if they are more exact than those of ``scores``, else None.
         """
         return None
 
@@ -174,7 +175,7 @@ class CTCScorer(Scorer):
 
 
 class _SteppedScorer(Scorer):
-    """A Transformer that keeps what it computed for each prefix in ``state``."""
+    """A Transformer whose ``state`` holds what it computed for each prefix."""
 
     capturable = True
     state: StepperState
@@ -249,7 +250,7 @@ class InternalLMScorer(_SteppedScorer):
     head
         Maps the decoder's output to logits.
     weight
-        How much is subtracted; the scorer's own ``weight`` is its negative.
+        Factor of the scores that are subtracted. The scorer's own ``weight`` is its negative.
     temperature
         Divisor of the logits, the same as in the search with the decoder.
     """
@@ -284,7 +285,7 @@ class LengthScorer(Scorer):
 
 
 class NgramScorer(Scorer):
-    """KenLM on the host, with one call for each token; use it as a partial scorer."""
+    """An n-gram model of KenLM, on the host. It is called once per token, so use it as a partial scorer."""
 
     name = "kenlm"
     can_rescore = True

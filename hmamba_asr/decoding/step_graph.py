@@ -18,15 +18,15 @@ MIN_FREE_FRACTION = 0.25
 class StepGraph:
     """Run a step again and again, as replays of a CUDA graph.
 
-    The very first step runs eagerly, which also warms up what a capture may not do. The next step with
-    tensors of new shapes is captured, and all steps with these shapes are replays. If a capture finds no
+    The very first step runs eagerly. It does the first-time work that a capture may not do. The next step
+    with tensors of new shapes is captured, and all steps with these shapes are replays. If a capture finds no
     memory, all further steps run eagerly.
 
     Parameters
     ----------
     step
-        The work of a step. It may launch kernels, and may ask nothing of the host. What it reads beside the
-        carried tensors must stay at its address as long as the carried tensors keep their shapes.
+        The work of a step. It may launch kernels, but may not wait for the host. The tensors that it reads
+        besides the carried ones must stay at their addresses while the carried ones keep their shapes.
     carried
         Names the tensors that a step replaces and the next one reads, each as owner and attribute.
     capture
@@ -64,7 +64,7 @@ class StepGraph:
                 self.replay, self.output = self.capture(self._step_in_place, self.inputs[0].device)
             except torch.OutOfMemoryError:
                 self.eager = self.failed = True
-            if self.failed:  # out here, where the error no longer holds the memory of the capture
+            if self.failed:  # after the except block, because the error holds the memory of the capture
                 self._bind(self.inputs)
                 return self.step()
         else:
@@ -87,7 +87,7 @@ class StepGraph:
 
     def _tensors(self) -> list[Tensor]:
         found = [getattr(owner, name) for owner, name in self.carried()]
-        return [tensor for tensor in found if tensor is not None]  # None: made by the first step
+        return [tensor for tensor in found if tensor is not None]  # a tensor is None before the first step
 
     def _bind(self, tensors: list[Tensor]) -> None:
         for (owner, name), tensor in zip(self.carried(), tensors, strict=True):
@@ -130,16 +130,16 @@ def capture_cuda_graph(run: Callable[[], Step], device: torch.device) -> tuple[C
     with _one_at_a_time, torch.cuda.device(device):
         free, total = torch.cuda.mem_get_info()
         if free < MIN_FREE_FRACTION * total:
-            # A capture cannot use what lies idle in the cache, nor can an eager step use what the last graph
-            # keeps.
+            # A capture cannot use idle memory in the cache. An eager step cannot use the memory that the last
+            # graph keeps.
             _captures.graphs.pop(device, None)
             torch.cuda.empty_cache()
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         if device not in _captures.streams:
             _captures.streams[device] = torch.cuda.Stream(device)
         side, before = _captures.streams[device], _captures.graphs.get(device)
-        # Graphs may share memory, as the result of a replay is read before any other one begins. A pool of
-        # its own would lie idle when its graph is gone.
+        # Graphs may share memory, because the result of a replay is read before another replay begins. A
+        # separate pool would lie idle once its graph is gone.
         pool = () if before is None else (before.pool(),)
         side.wait_stream(current)
         # Not torch.cuda.graph, which empties the allocator's cache for each capture. "thread_local" lets

@@ -1,7 +1,7 @@
 """SpeechBrain's Transformer decoder and Transformer LM, one token at a time.
 
-The modules and their parameters stay SpeechBrain's; only the order of the computation is ours. What was
-computed for a prefix is kept. Self-attention keys and values are in a
+The modules and their parameters stay SpeechBrain's; only the order of the computation is ours. A stepper
+keeps what it computed for a prefix. Self-attention keys and values are in a
 :class:`~hmamba_asr.decoding.key_value_pool.KeyValuePool`. Cross-attention keys and values are computed once
 for each utterance, and all its hypotheses read them.
 """
@@ -53,7 +53,7 @@ class StepperState:
     memory_mask: Tensor | None = None
 
     def prepare(self, hypotheses: int) -> None:
-        """Do the host's work before a step with ``hypotheses`` hypotheses in each utterance."""
+        """Do the host's work before a step with ``hypotheses`` hypotheses per utterance."""
         self.pool.reserve(hypotheses)
 
     def carried(self) -> list[tuple[object, str]]:
@@ -61,8 +61,7 @@ class StepperState:
         return [(self, "position"), (self.pool, "ancestors"), (self.pool, "taken")]
 
     def reorder(self, parents: Tensor) -> None:
-        """Let hypothesis i of each utterance continue hypothesis ``parents[:, i]``; parents (B,
-        hypotheses)."""
+        """Make hypothesis i of each utterance continue ``parents[:, i]``; parents is (B, hypotheses)."""
         self.pool.reorder(parents)
 
     def keep(self, rows: Tensor) -> None:
@@ -88,7 +87,7 @@ class TransformerStepper:
     positions
         The positional encoding.
     hidden_token
-        A token that no other one attends to, as SpeechBrain's LM takes token 0 for padding.
+        A token that no other token attends to. SpeechBrain's LM takes token 0 for padding.
 
     Raises
     ------
@@ -205,8 +204,7 @@ class _Layer:
         self.norms = [layer.norm1, layer.norm2, *([layer.norm3] if self.is_decoder else [])]
 
     def project_self(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Project x (B, hypotheses, d_model) to queries (same shape) and keys with values (..., 2
-        d_model)."""
+        """Project x (B, K, d_model) to queries (B, K, d_model) and keys with values (B, K, 2 d_model)."""
         x = self.norms[0](x) if self.pre_norm else x
         projected = F.linear(x, self.attention.in_proj_weight, self.attention.in_proj_bias)
         query, keys_values = projected.tensor_split([x.shape[-1]], -1)

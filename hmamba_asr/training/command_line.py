@@ -28,7 +28,7 @@ class CommandLine:
     run_opts : RunOptions
         SpeechBrain's options: device, precision, limits.
     overrides : str
-        What the command line puts in the place of the YAML's values, as YAML text.
+        The values that replace the YAML's, as YAML text.
     source : str
         The YAML and its variants, as they were typed.
     """
@@ -56,8 +56,8 @@ def parse_command_line(argv: list[str]) -> CommandLine:
     FileNotFoundError
         If a YAML does not exist.
     ValueError
-        For an override that the YAML has no key for, a word that belongs to no option, or a variant that does
-        not fit the YAML.
+        If the YAML has no key for an override, a word belongs to no option, or a variant does not fit the
+        YAML.
     """
     argv, variants = _take_variants(argv)
     _refuse_stray_words(argv)
@@ -114,8 +114,7 @@ def _take_variants(argv: list[str]) -> tuple[list[str], list[str]]:
 def _refuse_stray_words(argv: list[str]) -> None:
     """Refuse a word that belongs to no option.
 
-    SpeechBrain would glue a word that follows a switch (``--noprogressbar true``) to the value of some other
-    option.
+    SpeechBrain would append a word after a switch (``--noprogressbar true``) to the value of another option.
     """
     actions = _RunOptions._create_parser()._actions
     switches, many = (

@@ -1,20 +1,13 @@
-"""An experiment: the objects and the output folder of a command line; and how a training script ends."""
+"""An experiment: the objects and the output folder of a training command."""
 
 from __future__ import annotations
 
-import logging
-import os
 import random
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import speechbrain as sb
 import torch
-import torch.distributed as dist
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
 from hmamba_asr.config.hparams import load_hparams, resolve, top_level_nodes
@@ -23,43 +16,6 @@ from hmamba_asr.system.memory import keep_freed_memory
 from hmamba_asr.system.run_layout import RunLayout
 from hmamba_asr.training.command_line import parse_command_line
 from hmamba_asr.training.preparation import Datasets, prepare_data
-from hmamba_asr.training.trainer import Preempted
-
-logger = logging.getLogger(__name__)
-EXIT_BAD_INPUT = 2
-EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
-
-
-def run_script(main: Callable[[list[str]], int]) -> NoReturn:
-    """End the process with what ``main`` returns for the command line.
-
-    After an error that a user can mend, stderr has one line and the exit code is 2.
-    """
-    failed = False
-    try:
-        code = main(sys.argv[1:])
-    except SystemExit:  # argparse's: nothing has begun
-        raise
-    except Preempted as preempted:  # all ranks leave together, as after a finished run
-        logger.info("%s", preempted)
-        code = EXIT_PREEMPTED
-    except (ValueError, OSError) as error:
-        logger.debug("Traceback:", exc_info=True)  # into log.txt of the output folder, once that is there
-        print(f"error: {error}", file=sys.stderr)
-        code, failed = EXIT_BAD_INPUT, True
-    except BaseException:  # a fault of the program, or Ctrl-C
-        traceback.print_exc()
-        code, failed = 1, True
-    if dist.is_initialized() and not failed:  # after an error the others may be waiting: torchrun ends them
-        # All ranks leave together: now and then one aborts while it tears itself down (seen with gloo), and
-        # torchrun then stops the others, which may still be writing results.
-        dist.barrier()
-    # At once: Python would wait for the loader's workers, which ignore SIGTERM. They end when they see that
-    # this process has.
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 class Experiment:

@@ -21,7 +21,7 @@ from hmamba_asr.training.trainer import Trainer
 
 @dataclass
 class Predictions:
-    """Logits after begin of sentence and after each token, and what they should predict.
+    """The logits after the begin of sentence and after each token, with their targets.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class LMBrain(Trainer):
         return Losses(losses if stage == Stage.TRAIN else losses.double())
 
     def batch_sums(self, predictions: Predictions, losses: Losses, stage: Stage) -> dict[str, float | Tensor]:
-        """Return the number of tokens, with the ends of sentences."""
+        """Return the number of tokens, ends of sentences included."""
         return {"tokens": predictions.lengths.sum()}
 
     def epoch_remarks(
@@ -82,7 +82,7 @@ class LMBrain(Trainer):
         Returns
         -------
         dict
-            perplexity for each token, ends of sentences among them, and tokens (their number).
+            perplexity (per token, ends of sentences included) and tokens (their number).
         """
         self.modules.eval()
         sums: Counter = Counter()

@@ -39,7 +39,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -60,6 +59,7 @@ from hmamba_asr.system.memory import peak_memory_mib
 from hmamba_asr.system.ranks import Ranks
 from hmamba_asr.system.sums import merge_sums
 from hmamba_asr.training.journal import TrainingJournal, TrainingTotals
+from hmamba_asr.training.launch import Preempted
 from hmamba_asr.training.losses import Losses
 
 if TYPE_CHECKING:
@@ -69,13 +69,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 NONFINITE_POLICIES = ("stop", "skip")
-
-
-class Preempted(Exception):
-    """SIGTERM arrived, and the state of training is saved in ``folder``."""
-
-    def __init__(self, folder: str | Path):
-        super().__init__(f"SIGTERM: training is saved in {folder}; run the same command to go on.")
 
 
 @dataclass

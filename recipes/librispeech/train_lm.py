@@ -23,7 +23,8 @@ from speechbrain.utils.distributed import if_main_process
 from hmamba_asr.data.text import TextDataset
 from hmamba_asr.data.tokenizer import load_tokenizer
 from hmamba_asr.system.files import write_atomically
-from hmamba_asr.training.experiment import Experiment, run_script
+from hmamba_asr.training.experiment import Experiment
+from hmamba_asr.training.launch import run_script
 from hmamba_asr.training.lm import LMBrain
 from hmamba_asr.training.preparation import check_vocabulary
 
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _section(text: str, key: str) -> str:
-    """Cut the block under a top-level key out of a resolved YAML; comments of the next key come with it."""
+    """Return the block of a top-level key of a resolved YAML, and the comments up to the next key."""
     found = re.search(rf"^{key}:.*?(?=^\w|\Z)", text, flags=re.DOTALL | re.MULTILINE)
     assert found is not None, f"the YAML has no {key}"
     return found[0]

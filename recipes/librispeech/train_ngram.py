@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hmamba_asr.data.text import TextDataset
 from hmamba_asr.data.tokenizer import load_tokenizer
-from hmamba_asr.training.experiment import run_script
+from hmamba_asr.training.launch import run_script
 
 
 def main(argv: list[str]) -> int:
@@ -33,10 +33,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output_folder", required=True, type=Path)
     parser.add_argument("--order", type=int, default=4, help="tokens in an n-gram (default: %(default)s)")
     parser.add_argument(
-        "--prune", type=int, nargs="+", default=[], help="lmplz's: counts up to which 1-, 2-, ... grams go"
+        "--prune",
+        type=int,
+        nargs="+",
+        default=[],
+        help="drop 1-, 2-, ... grams with counts up to these (lmplz)",
     )
-    parser.add_argument("--memory", default="50%", help="lmplz's, for sorting (default: %(default)s)")
-    parser.add_argument("--lmplz", default="lmplz", help="the program, if it is not on the PATH")
+    parser.add_argument("--memory", default="50%", help="memory of lmplz for sorting (default: %(default)s)")
+    parser.add_argument("--lmplz", default="lmplz", help="path of lmplz, if it is not on the PATH")
     args = parser.parse_args(argv)
     if args.order < 2:
         raise ValueError(f"--order is {args.order}; lmplz takes 2 or more.")
@@ -53,14 +57,14 @@ def main(argv: list[str]) -> int:
     export.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output_folder, prefix=".lmplz-") as scratch:
         arpa, binary = Path(scratch) / "ngram.arpa", Path(scratch) / "ngram.bin"
-        # A small corpus gives no discounts, and lmplz then takes its defaults.
+        # A small corpus gives no discounts; with --discount_fallback, lmplz takes its defaults.
         command = [lmplz, "--order", str(args.order), "--discount_fallback", "--memory", args.memory]
         command += ["--temp_prefix", scratch + "/", "--arpa", str(arpa)]
         command += ["--prune", *map(str, args.prune)] if args.prune else []
         sentences = (dataset[i]["tokens"].tolist() for i in range(len(dataset)))
         _run(command, (" ".join(tokens[t] for t in sentence) for sentence in sentences))
         model = arpa
-        # KenLM builds it beside lmplz. A program of this name on the PATH may be another one.
+        # KenLM's build puts build_binary beside lmplz. One on the PATH may be another program.
         build = shutil.which("build_binary", path=str(Path(lmplz).parent)) or shutil.which("build_binary")
         if build is not None:
             _run([build, str(arpa), str(binary)], ())

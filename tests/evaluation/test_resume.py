@@ -237,7 +237,7 @@ def test_what_was_decoded_under_other_circumstances_is_not_used(evaluated, decod
 KILLED_WHILE_WRITING = """
 import os, signal
 from hmamba_asr.evaluation import resume
-from hmamba_asr.training.experiment import run_script
+from hmamba_asr.training.launch import run_script
 from train import main
 
 append, count = resume.BatchCache.append, 0

@@ -1,0 +1,56 @@
+"""How a training script ends: its exit code, and what it says if it ends early."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+EXIT_BAD_INPUT = 2
+EXIT_PREEMPTED = 143  # 128 + SIGTERM: a scheduler tells "saved, run me again" from "done"
+
+
+class Preempted(Exception):
+    """SIGTERM arrived, and the state of training is saved in ``folder``."""
+
+    def __init__(self, folder: str | Path):
+        super().__init__(f"SIGTERM: training is saved in {folder}; run the same command to go on.")
+
+
+def run_script(main: Callable[[list[str]], int]) -> NoReturn:
+    """End the process with what ``main`` returns for the command line.
+
+    After an error that a user can mend, stderr has one line and the exit code is 2.
+    """
+    failed = False
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit:  # raised by argparse, before any work has begun
+        raise
+    except Preempted as preempted:  # all ranks leave together, as after a finished run
+        logger.info("%s", preempted)
+        code = EXIT_PREEMPTED
+    except (ValueError, OSError) as error:
+        logger.debug("Traceback:", exc_info=True)  # goes to log.txt once the output folder exists
+        print(f"error: {error}", file=sys.stderr)
+        code, failed = EXIT_BAD_INPUT, True
+    except BaseException:  # a fault of the program, or Ctrl-C
+        traceback.print_exc()
+        code, failed = 1, True
+    if dist.is_initialized() and not failed:  # after an error, torchrun ends the others
+        # All ranks leave together. A rank sometimes aborts while it shuts down (seen with gloo). torchrun then
+        # stops the others, which may still be writing results.
+        dist.barrier()
+    # os._exit does not wait for the loader's workers, which ignore SIGTERM. They end once they see that this
+    # process has ended.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
