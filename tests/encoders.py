@@ -90,7 +90,7 @@ def ctc_head():
 
 def encode(encoder, x, lengths, min_states=None):
     """Call an encoder as ASRModel does."""
-    return encoder(x, lengths, min_states, *([ctc_head()] if encoder.reads_ctc else []))
+    return encoder(x, lengths, min_states, **({"ctc_head": ctc_head()} if encoder.reads_ctc else {}))
 
 
 def padded(dtype=torch.float32, fill=None):

@@ -21,7 +21,7 @@ def ratio_loss(
     mean_prob : Tensor
         G (B,): mean boundary probability, which has a gradient.
     target_ratio : float
-        N, any number from 1 on. At 1 there is nothing to learn and the loss is 0.
+        Frames per chunk (N), 1 or more. At 1 there is nothing to learn and the loss is 0.
     current_ratio : float, optional
         N inside the bracket while the target is being raised. The factor in front keeps the final N, because
         near N = 1 it would have no bound.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
-from hmamba_asr.hnet.smoothing import smooth_chunks
+from hmamba_asr.hnet.dechunking import smooth_chunks
 from hmamba_asr.lengths import zero_padding
 from hmamba_asr.modules.chunk_ops import Chunks, add_boundaries, gather_chunks
 from hmamba_asr.modules.chunkers import AdaptiveChunker
@@ -16,19 +16,20 @@ THRESHOLD = 0.5  # a frame at least this likely to begin a chunk does
 
 
 class HNetChunker(AdaptiveChunker):
-    """H-Net's routing as published: a chunk begins at the first frame and where p_t >= 0.5.
+    """H-Net's routing (eq. 4): a chunk begins at the first frame and where p_t >= 0.5.
 
-    The probability p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 (eq. 4) says how much a frame differs from the
-    one before. Chunks are smoothed with their probabilities
-    (:func:`~hmamba_asr.hnet.smoothing.smooth_chunks`), and :func:`~hmamba_asr.hnet.ratio_loss.ratio_loss`
-    holds their number near one for ``target_ratio`` frames.
+    The probability p_t = (1 - cos(W_q x_{t-1}, W_k x_t)) / 2 says how much a frame differs from the one
+    before. Chunks are smoothed with their probabilities
+    (:func:`~hmamba_asr.hnet.dechunking.smooth_chunks`), and
+    :func:`~hmamba_asr.hnet.ratio_loss.ratio_loss` holds their number near ``target_ratio`` frames per chunk.
+    :mod:`hmamba_asr.hnet` lists what is added to the published form.
 
     Parameters
     ----------
     d_model : int
         Width of the frames.
     target_ratio : float
-        Frames for each chunk, on average.
+        Frames per chunk (N). At 1 every frame is a chunk and there is no router.
     lr_multiplier : float
         Factor of the learning rate of the router's weights.
 
@@ -39,7 +40,6 @@ class HNetChunker(AdaptiveChunker):
     """
 
     kind = "router"
-    has_router = True
 
     def __init__(self, *, d_model: int, target_ratio: float, lr_multiplier: float = 1.0):
         super().__init__(target_ratio)
@@ -54,17 +54,24 @@ class HNetChunker(AdaptiveChunker):
             nn.init.eye_(projection.weight)
             projection.weight.lr_multiplier = lr_multiplier  # type: ignore[attr-defined]  # read by the optimizer's builder
 
-    def dissimilarity(self, x: Tensor) -> Tensor:
-        """Return p_t of all frames but the first, (B, T, D) -> (B, T - 1). Two zero frames are alike."""
+    @property
+    def has_router(self) -> bool:
+        return self.target_ratio > 1
+
+    def boundary_prob(self, x: Tensor) -> Tensor:
+        """Return p_t of all frames but the first, (B, T, D) -> (B, T - 1).
+
+        If both projections are exactly zero, as for digital silence, the frames are alike and p_t is 0.
+        """
         query = F.linear(x[:, :-1], self.query.weight.to(x.dtype))
         key = F.linear(x[:, 1:], self.key.weight.to(x.dtype))
         cosine = F.cosine_similarity(query, key, dim=-1)
-        silent = (query == 0).all(-1) & (key == 0).all(-1)
-        return ((1 - torch.where(silent, 1.0, cosine)) / 2).clamp(0.0, 1.0)
+        both_zero = (query == 0).all(-1) & (key == 0).all(-1)
+        return ((1 - torch.where(both_zero, 1.0, cosine)) / 2).clamp(0.0, 1.0)
 
     def chunk(self, x: Tensor, lengths: Tensor, min_chunks: Tensor | None, ctc_head: Linear | None) -> Chunks:
         x = zero_padding(x, lengths)
-        prob = zero_padding(F.pad(self.dissimilarity(x), (1, 0), value=1.0), lengths)
+        prob = zero_padding(F.pad(self.boundary_prob(x), (1, 0), value=1.0), lengths)
         mask = prob >= THRESHOLD
         num_chosen = mask.sum(1)
         if min_chunks is not None:

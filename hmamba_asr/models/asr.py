@@ -1,4 +1,7 @@
-"""The whole recogniser: front-end, any encoder, CTC head and attention decoder."""
+"""The whole recogniser: front-end, any encoder, CTC head and attention decoder.
+
+Shapes: B utterances, F feature frames, T encoder frames, S encoder states, U tokens.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ class ASROutput:
     encoded : EncoderOutput
         The encoder's output.
     ctc_logits : Tensor
-        Logits of the CTC (B, T, vocab).
+        Logits of the CTC (B, S, vocab).
     attention_logits : Tensor or None
         Logits of the decoder (B, U, vocab), if targets were given.
     intermediate_logits : Tensor or None
-        Logits of the CTC head on the encoder's intermediate output, if they were asked for.
+        Logits of the CTC head on the encoder's intermediate output (B, T, vocab), if they were asked for.
     """
 
     encoded: EncoderOutput
@@ -40,10 +43,11 @@ class ASROutput:
     intermediate_logits: Tensor | None = None
 
 
-def ctc_frames_needed(targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """Return how many frames (B,) the CTC needs to emit each target.
+def min_ctc_steps(targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """Return the minimum number of steps (B,) in which the CTC can emit each target.
 
-    It needs one for each label of ``targets`` (B, U), and one for a blank between repeated labels.
+    A step is one state that the CTC reads, a frame or a chunk. It takes one step per label of ``targets``
+    (B, U), and one for a blank between repeated labels.
     """
     if targets.shape[1] < 2:
         return target_lengths
@@ -60,9 +64,9 @@ class ASRModel(nn.Module):
     Parameters
     ----------
     frontend : ConvSubsampling
-        Features (B, T, n_mels) -> encoder frames (B, T', d_model).
+        Features (B, F, n_mels) -> encoder frames (B, T, d_model).
     encoder : Encoder
-        Encoder frames -> states (B, T'', d_model).
+        Encoder frames (B, T, d_model) -> states (B, S, d_model).
     ctc_head, output_head : Linear
         SpeechBrain's linear layers d_model -> vocabulary: of the CTC, and of the decoder. The model owns them
         and hands the CTC head to an encoder that reads the CTC.
@@ -76,8 +80,8 @@ class ASRModel(nn.Module):
     Raises
     ------
     ValueError
-        If the encoder does not keep its contract; in ``forward``, if a target is longer than
-        ``max_target_length`` tokens or the encoder lacks the intermediate output that is asked for.
+        If the encoder does not keep its contract; in ``forward`` and ``decode``, if the tokens are more than
+        ``max_target_length``; in ``forward``, if the encoder lacks the intermediate output that is asked for.
     """
 
     def __init__(
@@ -122,22 +126,23 @@ class ASRModel(nn.Module):
         return [chunker.describe() for chunker in self.encoder.chunkers]
 
     def encode(self, features: Tensor, lengths: Tensor, min_states: Tensor | None = None) -> EncoderOutput:
-        """Encode features (B, T, n_mels) of ``lengths`` (B,) frames.
+        """Encode features (B, F, n_mels) of ``lengths`` (B,) feature frames.
 
-        An encoder that shortens its output keeps at least ``min_states`` (B,) states, where they are given.
+        An encoder that shortens its output keeps at least ``min_states`` (B,) states, if they are given.
         """
         frames, lengths = self.frontend(features, lengths)
         if self.encoder.reads_ctc:
-            encoded = self.encoder(frames, lengths, min_states, self.ctc_head)
+            encoded = self.encoder(frames, lengths, min_states, ctc_head=self.ctc_head)
         else:
             encoded = self.encoder(frames, lengths, min_states)
-        if self.encoder.shortens and encoded.time_axis.frames is encoded.lengths:
+        if self.encoder.shortens and encoded.time_axis.per_frame:
             raise ValueError(
                 f"{type(self.encoder).__name__} shortens its output and does not say when its states begin; "
                 "return EncoderOutput(..., time_axis=TimeAxis(starts, lengths, frames))."
             )
-        edges = {"first": self.frontend.centres(-0.5), "second": self.frontend.centres(0.5)}
-        return replace(encoded, time_axis=replace(encoded.time_axis, **edges))
+        # Frame t begins at t - 0.5: halfway between receptive-field centres.
+        first, second = self.frontend.centres(-0.5), self.frontend.centres(0.5)
+        return replace(encoded, time_axis=replace(encoded.time_axis, offset=first, hop=second - first))
 
     def forward(
         self,
@@ -165,7 +170,7 @@ class ASRModel(nn.Module):
         min_states = None
         if self.training and tokens_bos is not None and self.encoder.shortens:
             assert token_lengths is not None
-            min_states = ctc_frames_needed(tokens_bos[:, 1:], token_lengths - 1)
+            min_states = min_ctc_steps(tokens_bos[:, 1:], token_lengths - 1)
         encoded = self.encode(features, lengths, min_states)
         attention_logits = None
         if tokens_bos is not None:
@@ -175,19 +180,19 @@ class ASRModel(nn.Module):
         if intermediate:
             if encoded.intermediate is None:
                 raise ValueError(
-                    "intermediate_ctc_weight is above 0, but the encoder has no intermediate output; "
-                    "give a ConMambaEncoder an intermediate_layer."
+                    "the intermediate CTC needs the encoder's intermediate output, and "
+                    f"{type(self.encoder).__name__} gave none; give a ConMambaEncoder an intermediate_layer."
                 )
             intermediate_logits = self.ctc_head(encoded.intermediate.states)
         return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)
 
     def decode(self, tokens: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, T, d_model), lengths (B,).
+        """Decode after each prefix of ``tokens`` (B, U), given encoder states (B, S, d_model), lengths (B,).
 
         Returns
         -------
         tuple of Tensor
-            Hidden states (B, U, d_model), and the last layer's attention (B, U, T).
+            Hidden states (B, U, d_model), and the last layer's attention (B, U, S).
         """
         hidden, attentions = self._decoder_states(tokens.long(), states, lengths, None)
         return hidden, attentions[-1]
@@ -197,8 +202,8 @@ class ASRModel(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         if tokens.shape[1] > self.max_target_length:
             raise ValueError(
-                f"a target has {tokens.shape[1]} tokens and the decoder's limit is {self.max_target_length}; "
-                "leave such utterances out with max_duration or raise max_target_length."
+                f"the token sequence has {tokens.shape[1]} tokens; the decoder's positions end at "
+                f"{self.max_target_length}; leave such utterances out or raise max_target_length."
             )
         embedded = self.embedding(tokens)
         steps = torch.arange(tokens.shape[1], device=tokens.device)

@@ -27,7 +27,7 @@ class ConMambaEncoder(Encoder):
     d_state, d_conv, expand : int
         Mamba's state size, convolution width and expansion factor.
     scan_backend : str
-        Backend of the selective scan, see :func:`~hmamba_asr.ops.dispatch.resolve`.
+        Backend of the selective scan, see :func:`~hmamba_asr.ops.dispatch.resolve_backend`.
     intermediate_layer : int, optional
         Number of blocks after which the intermediate output is taken; by default there is none.
 

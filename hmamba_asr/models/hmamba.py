@@ -7,7 +7,7 @@ from dataclasses import replace
 from speechbrain.nnet.linear import Linear
 from torch import Tensor, nn
 
-from hmamba_asr.hnet.smoothing import dechunk
+from hmamba_asr.hnet.dechunking import upsample_chunks
 from hmamba_asr.lengths import zero_padding
 from hmamba_asr.models.outputs import Encoder, EncoderOutput, StageOutput, TimeAxis, check_encoder
 from hmamba_asr.modules.chunkers import Chunker
@@ -16,9 +16,9 @@ from hmamba_asr.modules.chunkers import Chunker
 class HierarchicalEncoder(Encoder):
     """H-Mamba: an outer encoder on frames, a chunker, and an inner encoder on the fewer chunks.
 
-    The form is that of H-Net (Hwang et al., https://arxiv.org/abs/2507.07955) around ConMamba blocks. If
-    every frame is a chunk (a target_ratio of 1), the output is that of the inner encoder on top of the outer
-    one.
+    The form is that of H-Net (Hwang et al., https://arxiv.org/abs/2507.07955) around ConMamba blocks, without
+    H-Net's network behind the chunks. With a target_ratio of 1 the output is that of the flat stack, the
+    inner encoder on top of the outer one (with output "frames", at initialisation only).
 
     Parameters
     ----------
@@ -32,9 +32,10 @@ class HierarchicalEncoder(Encoder):
         Width of the input and the output.
     output : str
         "chunks": the chunk states are the output, for a CTC and a decoder at the rate of chunks. "frames":
-        chunk states return to their frames and are added to the outer states, as in H-Net.
+        chunk states are upsampled to their frames, and a linear projection of the outer states is added, as
+        in H-Net. No further network follows on the frames.
     inner_d_model : int, optional
-        Width of the inner encoder where it is not d_model.
+        Width of the inner encoder, if different from ``d_model``.
 
     Raises
     ------
@@ -62,7 +63,7 @@ class HierarchicalEncoder(Encoder):
         self.widen = nn.Identity() if width == d_model else nn.Linear(d_model, width)
         self.narrow = nn.Identity() if width == d_model else nn.Linear(width, d_model)
         if output == "frames":
-            # Zero at first: if every frame is a chunk, training begins as in the flat encoder.
+            # Zero at initialisation: with a target_ratio of 1, training begins as in the flat stack.
             self.residual = nn.Linear(d_model, d_model)
             nn.init.zeros_(self.residual.weight)
             nn.init.zeros_(self.residual.bias)
@@ -80,32 +81,33 @@ class HierarchicalEncoder(Encoder):
     ) -> EncoderOutput:
         minimum = min_states if self.shortens else None  # with output "frames", every frame has a state
         outer = self.outer(x, lengths)
-        chunks = self.chunker(outer.states, lengths, minimum, ctc_head)
+        chunks = self.chunker(outer.states, lengths, minimum, ctc_head=ctc_head)
 
-        # The chunker smooths its own chunks: in front of an inner encoder that returns other ones, else
-        # behind.
+        # Smooth after the inner encoder (H-Net, eq. 5); before it if it chunks again, because its output then
+        # has other chunks.
         states = self.chunker.smooth(chunks.states, chunks) if self.inner.shortens else chunks.states
-        inner = self.inner(self.widen(states), chunks.lengths, minimum)
+        inner = self.inner(self.widen(states), chunks.num_chunks, minimum)
         states = zero_padding(self.narrow(inner.states), inner.lengths)
         states = states if self.inner.shortens else self.chunker.smooth(states, chunks)
 
         stage = StageOutput(
             lengths=lengths,
-            boundary_prob=chunks.prob,
-            boundary_mask=chunks.mask,
-            chunk_starts=chunks.starts,
-            chunk_lengths=chunks.lengths,
+            prob=chunks.prob,
+            mask=chunks.mask,
+            starts=chunks.starts,
+            num_chunks=chunks.num_chunks,
             num_chosen=chunks.num_chosen,
             kind=self.chunker.kind,
             target_ratio=self.chunker.target_ratio,
+            has_router=self.chunker.has_router,
         )
-        nested = (replace(s, chunk_starts=chunks.starts.gather(1, s.chunk_starts)) for s in inner.stages)
+        nested = (replace(s, starts=chunks.starts.gather(1, s.starts)) for s in inner.stages)
         stages = (*outer.stages, stage, *nested)
         if self.shortens:
             starts = chunks.starts.gather(1, inner.time_axis.starts)
             time_axis = TimeAxis(starts, inner.lengths, frames=lengths)
             return EncoderOutput(states, inner.lengths, stages, time_axis, intermediate=outer)
-        frames = dechunk(states, chunks, lengths) + self.residual(outer.states)
+        frames = upsample_chunks(states, chunks, lengths) + self.residual(outer.states)
         return EncoderOutput(zero_padding(frames, lengths), lengths, stages, intermediate=outer)
 
 

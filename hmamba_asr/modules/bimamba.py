@@ -1,9 +1,9 @@
-"""Bidirectional Mamba: one input projection, one selective scan for each time direction, one output
-projection.
+"""Inner bidirectional Mamba: both time directions share the input and the output projection.
+
+Each direction has its own convolution, B, C, dt, A, D and selective scan; the outputs are averaged.
 
 Sources: Gu and Dao, https://arxiv.org/abs/2312.00752, for the mixer and its initialisation; Zhu et al.,
-"Vision Mamba", https://arxiv.org/abs/2401.09417, Algorithm 1, for a separate convolution, B, C, dt, A and D
-in each direction and averaged outputs; Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732,
+"Vision Mamba", https://arxiv.org/abs/2401.09417, Algorithm 1, for the bidirectional form; Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732,
 for its place in ConMamba.
 """
 
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from hmamba_asr.ops.mixer import mamba_mixer
 from hmamba_asr.ops.selective_scan import BACKENDS
 
+DT_INIT_FLOOR = 1e-4  # mamba-ssm's dt_init_floor
+
 
 class BiMamba(nn.Module):
     """Mamba mixer over padded batches: ``forward(x, lengths)``, (B, T, d_model), (B,) -> (B, T, d_model).
 
     The output is zero past each utterance's end. The parameters of the directions are stacked on a leading
-    axis, those of the forward direction first.
+    axis, those of the forward direction first. The columns of ``x_proj`` give B, C and dt, in this order;
+    mamba-ssm has dt, B, C.
 
     Parameters
     ----------
@@ -33,7 +36,7 @@ class BiMamba(nn.Module):
     d_conv : int
         Frames that the short convolution in front of the scan sees.
     expand : int
-        Inner channels for each of the d_model channels.
+        Inner channels per channel of d_model.
     dt_rank : int, optional
         Rank of the projection that gives the step size dt; d_model / 16 by default.
     dt_min, dt_max : float
@@ -81,8 +84,10 @@ class BiMamba(nn.Module):
             torch.empty(g, d, self.dt_rank + 2 * d_state).uniform_(-1, 1) / math.sqrt(d)
         )
         self.dt_proj = nn.Parameter(torch.empty(g, self.dt_rank, d).uniform_(-1, 1) / math.sqrt(self.dt_rank))
-        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]: at first, states remember 10 to 1000 frames.
-        dt = torch.exp(torch.rand(g, d) * math.log(dt_max / dt_min) + math.log(dt_min)).clamp(min=1e-4)
+        # softplus(dt_bias) is log-uniform in [dt_min, dt_max]. At initialisation a channel's slowest state
+        # (A = -1) thus remembers 1 / dt_max to 1 / dt_min frames, 10 to 1000 by default.
+        dt = torch.exp(torch.rand(g, d) * math.log(dt_max / dt_min) + math.log(dt_min))
+        dt = dt.clamp(min=DT_INIT_FLOOR)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_log = nn.Parameter(torch.arange(1.0, d_state + 1).log().expand(g, d, d_state).contiguous())
         self.D = nn.Parameter(torch.ones(g, d))

@@ -1,7 +1,7 @@
 """Chunks of a padded batch: how they are built from boundaries, and how further boundaries are added.
 
 A chunk begins at a boundary frame and lasts until the next one. Its state is that of its first frame, or a
-mean of its frames. Shapes: B utterances, T frames, M chunks, D the width of the model.
+mean of its frames. Shapes: B utterances, T frames, M chunks, D the width of the frames.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ class Chunks:
     ----------
     states : Tensor
         Chunk states (B, M, D), zero past the end.
-    lengths : Tensor
+    num_chunks : Tensor
         Number of chunks (B,).
     starts : Tensor
         Frame at which each chunk begins (B, M).
     frame_to_chunk : Tensor
         Chunk to which each frame belongs (B, T).
     prob : Tensor
-        Probability of each frame to start a chunk (B, T), zero past the end.
+        Soft selection score of each frame in [0, 1], (B, T), zero past the end. It is a probability only for
+        H-Net's router.
     mask : Tensor
         Whether each frame starts a chunk (B, T).
     num_chosen : Tensor
@@ -39,7 +40,7 @@ class Chunks:
     """
 
     states: Tensor
-    lengths: Tensor
+    num_chunks: Tensor
     starts: Tensor
     frame_to_chunk: Tensor
     prob: Tensor
@@ -57,18 +58,17 @@ def gather_chunks(
     x : Tensor
         Frames (B, T, D).
     prob, mask : Tensor
-        Boundary probabilities and boundaries (B, T), both zero past the end.
+        Soft selection scores and boundaries (B, T), both zero past the end.
     num_chosen : Tensor, optional
-        Number of boundaries (B,) that the chunker chose, where it is not the number of boundaries.
+        Number of boundaries (B,) that the chunker itself chose, if different from their number in ``mask``.
     max_chunks : int, optional
         See :func:`trim_starts`.
     """
-    frame_to_chunk, starts, lengths = positions(mask)
-    starts = trim_starts(starts, lengths, max_chunks)
-    states = zero_padding(x.gather(1, starts.unsqueeze(-1).expand(-1, -1, x.shape[2])), lengths)
-    return Chunks(
-        states, lengths, starts, frame_to_chunk, prob, mask, lengths if num_chosen is None else num_chosen
-    )
+    frame_to_chunk, starts, num_chunks = positions(mask)
+    starts = trim_starts(starts, num_chunks, max_chunks)
+    states = zero_padding(x.gather(1, starts.unsqueeze(-1).expand(-1, -1, x.shape[2])), num_chunks)
+    num_chosen = num_chunks if num_chosen is None else num_chosen
+    return Chunks(states, num_chunks, starts, frame_to_chunk, prob, mask, num_chosen)
 
 
 def every_frame(x: Tensor, lengths: Tensor) -> Chunks:
@@ -77,30 +77,31 @@ def every_frame(x: Tensor, lengths: Tensor) -> Chunks:
     return gather_chunks(x, valid.float(), valid, max_chunks=x.shape[1])
 
 
-def trim_starts(starts: Tensor, lengths: Tensor, max_chunks: int | None) -> Tensor:
+def trim_starts(starts: Tensor, num_chunks: Tensor, max_chunks: int | None) -> Tensor:
     """Return the columns of ``starts`` (B, T) that hold chunks: (B, M).
 
-    M is ``max_chunks``, which no utterance may exceed. If it is None, M is the largest of ``lengths`` (B,),
-    and the host waits for the device to know it.
+    M is ``max_chunks``, which no utterance may exceed. If it is None, M is the largest of ``num_chunks``
+    (B,), and the host waits for the device to know it.
     """
     if max_chunks is None:
-        max_chunks = int(lengths.max()) if len(lengths) else 1
+        max_chunks = int(num_chunks.max()) if len(num_chunks) else 1
     return starts[:, : max(1, max_chunks)]
 
 
-def add_boundaries(rank: Tensor, mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
+def add_boundaries(score: Tensor, mask: Tensor, lengths: Tensor, min_chunks: Tensor) -> Tensor:
     """Add boundaries to utterances that have fewer than ``min_chunks``, until they have that many.
 
     An utterance with fewer frames than ``min_chunks`` gets a boundary at every frame.
 
     Parameters
     ----------
-    rank : Tensor
-        Order in which frames become boundaries (B, T), 0 or more: the highest first, then the earliest.
+    score : Tensor
+        Score of each frame (B, T), 0 or more. Frames are added by descending score, ties to the earlier
+        frame; NaN counts as 0.
     mask : Tensor
         Boundaries so far (B, T).
     lengths, min_chunks : Tensor
-        Numbers of frames and least numbers of chunks (B,).
+        Number of frames, and minimum number of chunks (B,).
 
     Returns
     -------
@@ -110,8 +111,8 @@ def add_boundaries(rank: Tensor, mask: Tensor, lengths: Tensor, min_chunks: Tens
     wanted = torch.minimum(min_chunks, lengths)
     if not (mask.sum(1) < wanted).any():
         return mask
-    ranked = rank.detach().nan_to_num(0.0).masked_fill(mask, math.inf)
-    ranked = ranked.masked_fill(~valid_mask(lengths, rank.shape[1]), -1.0)
-    order = ranked.sort(dim=1, descending=True, stable=True).indices
+    score = score.detach().nan_to_num(0.0).masked_fill(mask, math.inf)
+    score = score.masked_fill(~valid_mask(lengths, score.shape[1]), -1.0)
+    order = score.sort(dim=1, descending=True, stable=True).indices
     ranks = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return mask | torch.zeros_like(mask).scatter(1, order, ranks < wanted.unsqueeze(1))

@@ -16,7 +16,7 @@ from hmamba_asr.ops.norm import layer_norm
 
 
 def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
-    """Return a pre-norm feed-forward branch, (B, T, d_model) -> (B, T, d_model)."""
+    """Return a pre-norm feed-forward module, (B, T, d_model) -> (B, T, d_model)."""
     return nn.Sequential(
         nn.LayerNorm(d_model),
         nn.Linear(d_model, d_ffn),
@@ -27,10 +27,10 @@ def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
     )
 
 
-class ConvolutionBranch(nn.Module):
-    """Pre-norm gated depthwise convolution over time, (B, T, d_model) -> (B, T, d_model).
+class ConvolutionModule(nn.Module):
+    """Conformer's convolution module: pre-norm gated depthwise convolution, (B, T, d_model) -> (B, T, d_model).
 
-    Frames past an utterance's end are zeroed right before the depthwise convolution, because biases upstream
+    A LayerNorm replaces Conformer's BatchNorm, with which a frame would depend on batch mates. Frames past an utterance's end are zeroed right before the depthwise convolution, because biases upstream
     have made them non-zero. If ``causal``, the convolution's window ends at the current frame.
 
     Raises
@@ -55,11 +55,14 @@ class ConvolutionBranch(nn.Module):
         gated = zero_padding(F.glu(self.expand(self.norm(x))), lengths)
         mixed = self.depthwise(F.pad(gated.transpose(1, 2), self.padding)).transpose(1, 2)
         norm = self.depthwise_norm
+        # Not norm(mixed): ops.norm keeps 16 bit under autocast, which here saves a cast each way.
         return self.dropout(self.project(F.silu(layer_norm(mixed, norm.weight, norm.bias, norm.eps))))
 
 
 class ConMambaBlock(nn.Module):
-    """Half feed-forward, bi-Mamba, convolution and half feed-forward, each with a residual; then a norm.
+    """Two half-step (macaron) feed-forward modules around a bi-Mamba and a convolution module; then a norm.
+
+    Each of the four has a residual connection, in which a half-step module counts with factor 1/2.
 
     ``forward(x, lengths)``: (B, T, d_model), (B,) -> (B, T, d_model). Frames past an utterance's end hold no
     defined value. The parameters are those of :class:`~hmamba_asr.models.conmamba.ConMambaEncoder`.
@@ -90,7 +93,7 @@ class ConMambaBlock(nn.Module):
             scan_backend=scan_backend,
         )
         self.mamba_dropout = nn.Dropout(dropout)
-        self.conv = ConvolutionBranch(
+        self.conv = ConvolutionModule(
             d_model=d_model, kernel_size=kernel_size, dropout=dropout, causal=causal
         )
         self.ffn_out = feed_forward(d_model, d_ffn, dropout)

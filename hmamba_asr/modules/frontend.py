@@ -1,6 +1,7 @@
 """From samples to encoder frames: log-Mel features and convolutional subsampling.
 
-Each module knows how many frames it makes of its input (``output_lengths``).
+Each module knows how many frames it makes of its input (``output_lengths``). Shapes: B utterances, F feature
+frames, T encoder frames.
 """
 
 from __future__ import annotations
@@ -13,24 +14,23 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 from torch import Tensor, nn
 
-from hmamba_asr.lengths import conv_output_length, to_relative, zero_padding
+from hmamba_asr.lengths import Length, conv_output_length, to_relative, zero_padding
 from hmamba_asr.ops.norm import layer_norm
 
 NO_DYNAMIC_RANGE_LIMIT = 1000.0  # dB, more than Fbank's own floor of 1e-10 leaves
-Lengths = TypeVar("Lengths", int, Tensor)
 Positions = TypeVar("Positions", float, Tensor)
 
 
 class LogMelFeatures(nn.Module):
     """SpeechBrain's log-Mel filterbank, normalised per utterance and Mel band to mean 0 and variance 1.
 
-    ``forward(wavs, lengths)``: samples (B, S), lengths (B,) -> features (B, T, n_mels), lengths (B,) in
+    ``forward(wavs, lengths)``: samples (B, samples), lengths (B,) -> features (B, F, n_mels), lengths (B,) in
     frames. Windows are centred on multiples of the hop, so an utterance of n samples has 1 + n // hop frames.
 
     Parameters
     ----------
     sample_rate : int
-        Samples in a second.
+        Samples per second.
     n_mels : int
         Number of Mel bands.
     n_fft : int
@@ -82,8 +82,8 @@ class LogMelFeatures(nn.Module):
 class ConvSubsampling(nn.Module):
     """Stride-2 convolutions over time and frequency, projected to ``d_model``; padding is zeroed before each.
 
-    ``forward(x, lengths)``: features (B, T, n_mels), lengths (B,) -> encoder frames (B, T', d_model), lengths
-    (B,). T' is about T / 2^layers.
+    ``forward(x, lengths)``: features (B, F, n_mels), lengths (B,) -> encoder frames (B, T, d_model), lengths
+    (B,). T is about F / 2^layers.
 
     The layers are those of SpeechBrain's ``ConvolutionFrontEnd``: 3x3 convolutions, layer norm, leaky ReLU.
     SpeechBrain's own module does not serve, because it reads reflected padding at an utterance's end and pads
@@ -122,14 +122,14 @@ class ConvSubsampling(nn.Module):
         bands = n_mels
         for before, after in zip([1, *channels], channels, strict=False):
             self.convs.append(nn.Conv2d(before, after, kernel_size, stride=2))
-            bands = self._halved(bands)
+            bands = self._after_stride_2(bands)
             self.norms.append(nn.LayerNorm([after, bands]))
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Linear(channels[-1] * bands, d_model)
 
     @property
     def stride(self) -> int:
-        """Number of feature frames for each encoder frame."""
+        """Number of feature frames per encoder frame."""
         return 2 ** len(self.convs)
 
     def centres(self, frames: Positions) -> Positions:
@@ -138,33 +138,32 @@ class ConvSubsampling(nn.Module):
             frames = 2 * frames + (self.kernel_size - 1) / 2 - self.time_padding[0]
         return frames
 
-    def _halved(self, lengths: Lengths) -> Lengths:
+    def _after_stride_2(self, lengths: Length) -> Length:
         # Causal padding is kernel - 1 on the left, symmetric padding half of that on either side: the lengths
         # are the same.
         return conv_output_length(
             lengths, kernel_size=self.kernel_size, stride=2, padding=self.kernel_size // 2
         )
 
-    def output_lengths(self, lengths: Lengths) -> Lengths:
+    def output_lengths(self, lengths: Length) -> Length:
         """Return the number of encoder frames for each number of feature frames."""
         for _ in self.convs:
-            lengths = self._halved(lengths)
+            lengths = self._after_stride_2(lengths)
         return lengths
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.unsqueeze(-1)  # (B, T, bands, channels): what a norm reads together lies together in memory
+        x = x.unsqueeze(-1)  # (B, F, bands, channels): what a norm reads together lies together in memory
         for conv, norm in zip(self.convs, self.norms, strict=True):
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.LayerNorm)
             x = self._convolve(conv, zero_padding(x, lengths))
-            # In place, because the norm does not need its output again and no tensors of a recogniser are
-            # larger.
+            # In place: this is the largest activation, and LayerNorm's backward does not need its output.
             x = self.dropout(F.leaky_relu_(layer_norm(x, norm.weight.t(), norm.bias.t(), norm.eps)))
-            lengths = self._halved(lengths)
+            lengths = self._after_stride_2(lengths)
         x = self.dropout(self.project(x.transpose(2, 3).flatten(2)))
         return zero_padding(x, lengths), lengths
 
     def _convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        """Convolve (B, T, bands, channels in) -> (B, T', bands', channels out)."""
+        """Convolve over time and bands, (B, F, bands, in) -> (B, about F / 2, about bands / 2, out)."""
         half, size = self.kernel_size // 2, self.kernel_size
         if conv.in_channels == 1:  # as a matrix product: libraries' convolutions want the other memory layout
             image = F.pad(x.squeeze(-1), (half, half, *self.time_padding))

@@ -45,8 +45,8 @@ def run_script(main: Callable[[list[str]], int]) -> NoReturn:
         traceback.print_exc()
         code, failed = 1, True
     if dist.is_initialized() and not failed:  # after an error, torchrun ends the others
-        # All ranks leave together. A rank sometimes aborts while it shuts down (seen with gloo). torchrun then
-        # stops the others, which may still be writing results.
+        # All ranks leave together. A rank sometimes aborts while it shuts down (seen with gloo), and torchrun
+        # then stops the others, which may still be writing results.
         dist.barrier()
     # os._exit does not wait for the loader's workers, which ignore SIGTERM. They end once they see that this
     # process has ended.

@@ -5,7 +5,7 @@ import torch
 
 from hmamba_asr.hnet.ratio_loss import ratio_loss
 from hmamba_asr.hnet.router import HNetChunker
-from hmamba_asr.hnet.smoothing import dechunk, smooth_chunks
+from hmamba_asr.hnet.dechunking import smooth_chunks, upsample_chunks
 
 LENGTHS = torch.tensor([19, 1, 8, 0])
 D = 6
@@ -24,14 +24,14 @@ def test_known_boundaries():
     assert out.prob.tolist() == [[1.0, 0.0, 0.5, 0.0, 1.0]]
     assert out.mask.tolist() == [[True, False, True, False, True]]
     assert out.frame_to_chunk.tolist() == [[0, 0, 1, 1, 2]] and out.starts.tolist() == [[0, 2, 4]]
-    assert torch.equal(out.states, torch.stack([a, b, -b]).unsqueeze(0)) and out.lengths.tolist() == [3]
+    assert torch.equal(out.states, torch.stack([a, b, -b]).unsqueeze(0)) and out.num_chunks.tolist() == [3]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
 def test_constant_input_is_one_chunk(value):
     """Digital silence, or any constant: every cosine is one, also where the norm is zero."""
     out = HNetChunker(d_model=D, target_ratio=2)(torch.full((1, 9, D), value), torch.tensor([9]))
-    assert out.lengths.tolist() == [1] and out.prob[0, 1:].max() < 1e-4
+    assert out.num_chunks.tolist() == [1] and out.prob[0, 1:].max() < 1e-4
 
 
 def loss_at(chosen, mean_prob, **ratios):
@@ -85,7 +85,7 @@ def test_gradients_reach_the_router():
     torch.nn.init.normal_(chunker.query.weight)
     out = chunker(x, LENGTHS)
     for loss in (
-        dechunk(smooth_chunks(out.states.detach(), out), out, LENGTHS).pow(2).sum(),
+        upsample_chunks(smooth_chunks(out.states.detach(), out), out, LENGTHS).pow(2).sum(),
         smooth_chunks(out.states.detach(), out).pow(2).sum(),
         ratio_loss(out.num_chosen / LENGTHS.clamp(min=1), out.prob.mean(1), target_ratio=2.5).sum(),
     ):
@@ -99,7 +99,7 @@ def test_every_frame_a_boundary():
     x = torch.randn(1, 1, D).expand(2, 8, D) * torch.tensor([1.0, -1.0]).repeat(4).view(1, 8, 1)
     lengths = torch.tensor([8, 5])
     out = HNetChunker(d_model=D, target_ratio=2)(x, lengths)
-    assert out.lengths.tolist() == [8, 5] and out.frame_to_chunk[0].tolist() == list(range(8))
+    assert out.num_chunks.tolist() == [8, 5] and out.frame_to_chunk[0].tolist() == list(range(8))
     torch.testing.assert_close(
         smooth_chunks(out.states, out)[1, :5], x[1, :5], rtol=0, atol=1e-3
     )  # p within 1e-4 of 1
@@ -111,8 +111,8 @@ def test_input_without_any_difference_has_finite_gradients(x):
     x = x.clone().requires_grad_()
     chunker, lengths = HNetChunker(d_model=D, target_ratio=2), torch.tensor([7, 1])
     out = chunker(x, lengths)
-    assert out.lengths.tolist() == [1, 1]
-    loss = dechunk(smooth_chunks(out.states, out), out, lengths).sum() + out.prob.sum()
+    assert out.num_chunks.tolist() == [1, 1]
+    loss = upsample_chunks(smooth_chunks(out.states, out), out, lengths).sum() + out.prob.sum()
     for grad in torch.autograd.grad(loss, [x, chunker.query.weight, chunker.key.weight]):
         assert grad.isfinite().all()
 
@@ -120,11 +120,11 @@ def test_input_without_any_difference_has_finite_gradients(x):
 def test_a_floor_is_not_the_routers_choice():
     x, lengths = torch.ones(2, 9, D), torch.tensor([9, 4])
     out = HNetChunker(d_model=D, target_ratio=2)(x, lengths, torch.tensor([6, 9]))
-    assert out.lengths.tolist() == [6, 4] and out.num_chosen.tolist() == [1, 1]
+    assert out.num_chunks.tolist() == [6, 4] and out.num_chosen.tolist() == [1, 1]
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="target_ratio must be 1 frame in a chunk or more, not 0.5"):
+    with pytest.raises(ValueError, match="target_ratio must be 1 frame per chunk or more, not 0.5"):
         HNetChunker(d_model=2, target_ratio=0.5)
     with pytest.raises(ValueError, match="lr_multiplier must be above 0, not 0"):
         HNetChunker(d_model=2, target_ratio=2, lr_multiplier=0)

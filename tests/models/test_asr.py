@@ -135,11 +135,8 @@ def test_states_logits_and_losses_do_not_depend_on_the_batch(kind, causal, fill)
             torch.testing.assert_close(part[i], alone_loss.parts[name][0], rtol=1e-5, atol=atol)
         assert loss.infeasible[i] == alone_loss.infeasible[0]
         for stage, own in zip(output.encoded.stages, alone.encoded.stages, strict=True):
-            chunks = int(own.chunk_lengths)
-            assert (
-                torch.equal(stage.chunk_starts[i, :chunks], own.chunk_starts[0])
-                and int(stage.chunk_lengths[i]) == chunks
-            )
+            chunks = int(own.num_chunks)
+            assert torch.equal(stage.starts[i, :chunks], own.starts[0]) and int(stage.num_chunks[i]) == chunks
 
 
 @pytest.mark.parametrize("kind", ["conmamba", "conformer"])
@@ -211,7 +208,7 @@ def test_bf16_autocast_of_an_hmamba_is_finite_and_trains(kind):
     model = recogniser(kind).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output, loss = run(model, batch_wavs("nan"), SAMPLES, TARGETS)
-    assert output.encoded.stages[0].boundary_prob.dtype == torch.float32 and loss.total.isfinite().all()
+    assert output.encoded.stages[0].prob.dtype == torch.float32 and loss.total.isfinite().all()
     loss.total.sum().backward()
     chunker = model.encoder.chunker
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -251,7 +248,7 @@ def test_target_longer_than_the_limit():
     model = recogniser(max_target_length=4)
     features, lengths = torch.randn(1, 40, N_MELS), torch.tensor([40])
     model(features, lengths, torch.ones(1, 4, dtype=torch.long), torch.tensor([4]))
-    with pytest.raises(ValueError, match="a target has 5 tokens and the decoder's limit is 4"):
+    with pytest.raises(ValueError, match="the token sequence has 5 tokens; the decoder's positions end at 4"):
         model(features, lengths, torch.ones(1, 5, dtype=torch.long), torch.tensor([5]))
 
 
@@ -301,12 +298,12 @@ def test_a_copied_model_chunks_by_its_own_head():
     model, x, lengths = recogniser("hmamba chunks"), torch.randn(1, 160, N_MELS), torch.tensor([160])
     copied = copy.deepcopy(model)
     before = model.encode(x, lengths).stages[0]
-    assert torch.equal(copied.encode(x, lengths).stages[0].boundary_prob, before.boundary_prob)
+    assert torch.equal(copied.encode(x, lengths).stages[0].prob, before.prob)
     torch.nn.init.normal_(copied.ctc_head.w.weight)
-    assert not torch.equal(copied.encode(x, lengths).stages[0].boundary_prob, before.boundary_prob)
-    assert torch.equal(model.encode(x, lengths).stages[0].boundary_prob, before.boundary_prob)
+    assert not torch.equal(copied.encode(x, lengths).stages[0].prob, before.prob)
+    assert torch.equal(model.encode(x, lengths).stages[0].prob, before.prob)
     wide = copied.double().encode(x.double(), lengths).stages[0]
-    assert wide.boundary_prob.dtype == torch.float64
+    assert wide.prob.dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["conmamba", "conformer", "hmamba chunks", "hmamba frames"])
@@ -314,13 +311,13 @@ def test_states_have_their_times_in_seconds(kind):
     """Encoder frame t is centred on feature frame 4 t: it begins two feature frames before."""
     encoded = recogniser(kind).encode(torch.randn(2, 160, N_MELS), torch.tensor([160, 41]))
     axis = encoded.time_axis
-    first, step = axis.scale(0.01)
-    assert (first, step) == (pytest.approx(-0.02), pytest.approx(0.04)) and axis.frames.tolist() == [40, 11]
+    offset, hop = axis.scale(0.01)
+    assert (offset, hop) == (pytest.approx(-0.02), pytest.approx(0.04)) and axis.frames.tolist() == [40, 11]
     assert axis.seconds(torch.tensor([0.5, 7.5]), 0.01).tolist() == pytest.approx([0.0, 0.28])  # centres
     for row, frames in enumerate((40, 11)):
         starts = torch.arange(frames)
         if encoded.stages and encoded.lengths[row] < frames:
-            starts = encoded.stages[0].chunk_starts[row, : encoded.lengths[row]]
+            starts = encoded.stages[0].starts[row, : encoded.lengths[row]]
         expected = [-0.02 + 0.04 * start for start in [*starts.tolist(), frames]]
         assert axis.edges(row, 0.01).tolist() == pytest.approx(expected)
 
@@ -344,12 +341,19 @@ def test_an_encoder_that_keeps_no_contract_is_refused_at_start():
         def forward(self, x, lengths, min_states=None):
             return EncoderOutput(x, lengths)
 
+    class Reader(New):
+        reads_ctc = True
+
     with pytest.raises(
         ValueError, match=r"derive it from hmamba_asr.models.outputs.Encoder: `class Plain\(Encoder\):`"
     ):
         around(Plain())
     with pytest.raises(ValueError, match=r"write `def forward\(self, x, lengths, min_states=None\):`"):
         around(Old())
+    with pytest.raises(
+        ValueError, match=r"`def forward\(self, x, lengths, min_states=None, ctc_head=None\):`"
+    ):
+        around(Reader())
     features, lengths = torch.randn(2, 40, N_MELS), torch.tensor([40, 23])
     labels = torch.tensor([[BOS, 5], [BOS, 4]])
     shortening = New()

@@ -37,10 +37,10 @@ def test_batch_equals_utterances_alone(encoder, dtype, min_states):
         assert not batch.states[row, end:].any()
         assert torch.equal(batch.time_axis.edges(row, 0.01), alone.time_axis.edges(0, 0.01))
         for together, own in zip(batch.stages, alone.stages, strict=True):
-            states, chunks = own.boundary_mask.shape[1], int(own.chunk_lengths)
-            assert torch.equal(together.boundary_mask[row, :states], own.boundary_mask[0])
-            assert not together.boundary_mask[row, states:].any()
-            assert torch.equal(together.chunk_starts[row, :chunks], own.chunk_starts[0, :chunks])
+            states, chunks = own.mask.shape[1], int(own.num_chunks)
+            assert torch.equal(together.mask[row, :states], own.mask[0])
+            assert not together.mask[row, states:].any()
+            assert torch.equal(together.starts[row, :chunks], own.starts[0, :chunks])
             for name in ("kept_fraction", "chosen_fraction", "mean_prob"):
                 torch.testing.assert_close(getattr(together, name)[row], getattr(own, name)[0])
 
@@ -75,8 +75,8 @@ def test_every_state_has_its_time(encoder):
         assert edges[0] == 0 and edges[-1] == n
         if not encoder.shortens:
             assert edges.tolist() == list(range(n + 1))
-        elif out.stages[-1].chunk_lengths[row] == out.lengths[row]:
-            assert edges[:-1].tolist() == out.stages[-1].chunk_starts[row, : out.lengths[row]].tolist()
+        elif out.stages[-1].num_chunks[row] == out.lengths[row]:
+            assert edges[:-1].tolist() == out.stages[-1].starts[row, : out.lengths[row]].tolist()
 
 
 def test_an_encoder_says_what_its_stages_are(encoder):
@@ -112,7 +112,7 @@ def test_gradients_of_a_batch_are_the_sum_over_utterances(flat):
 
 def test_every_parameter_gets_a_gradient(encoder):
     out = encode(encoder, padded(), LENGTHS)
-    assert all(stage.chunk_lengths.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn
+    assert all(stage.num_chunks.max() > 1 for stage in out.stages)  # one chunk alone has no decay to learn
     (out.states.pow(3).sum() + sum(stage.mean_prob.sum() for stage in out.stages)).backward()
     without = [
         name

@@ -58,12 +58,12 @@ def test_chunks_are_shorter_work():
 def test_nested_stages_come_outside_in():
     model = hmamba(stride(2), "chunks", inner=hmamba(stride(3), "chunks")).eval()
     out = model(padded()[:1, : LENGTHS[0]], LENGTHS[:1])
-    assert [stage.chunk_lengths.tolist() for stage in out.stages] == [[16], [6]]
+    assert [stage.num_chunks.tolist() for stage in out.stages] == [[16], [6]]
     assert out.lengths.tolist() == [6]
     # 31 frames; every second one, and of those every third: the frames of the input, not of the chunks in
     # between.
-    assert out.stages[0].chunk_starts[0].tolist() == list(range(0, 31, 2))
-    assert out.stages[1].chunk_starts[0].tolist() == [0, 6, 12, 18, 24, 30]
+    assert out.stages[0].starts[0].tolist() == list(range(0, 31, 2))
+    assert out.stages[1].starts[0].tolist() == [0, 6, 12, 18, 24, 30]
     assert out.time_axis.edges(0, 1.0).tolist() == [0, 6, 12, 18, 24, 30, 31]
     assert [chunker.describe()["ratio"] for chunker in model.chunkers] == [2, 3]
 
@@ -75,8 +75,8 @@ def test_smoothing_does_not_depend_on_batch_mates():
     x, lengths, floor = padded(torch.float64)[:2], torch.tensor([5, 31]), torch.tensor([5, 1])
     together, alone = model(x, lengths, floor), model(x[:1, :5], lengths[:1], floor[:1])
     assert alone.lengths.tolist() == [5]
-    assert int(together.lengths[1]) < int(together.stages[0].chunk_lengths[1])
-    assert (alone.stages[0].boundary_prob[0, 1:] < 1).all()  # so that smoothing would show
+    assert int(together.lengths[1]) < int(together.stages[0].num_chunks[1])
+    assert (alone.stages[0].prob[0, 1:] < 1).all()  # so that smoothing would show
     torch.testing.assert_close(together.states[0, :5], alone.states[0], rtol=0, atol=1e-10)
 
 

@@ -12,9 +12,9 @@ from hmamba_asr.modules.chunkers import FixedStrideChunker
 HOP = 0.5  # seconds from feature frame to feature frame, and here from input frame to input frame
 
 
-def edges(starts, frames, first=0.0):
+def edges(starts, frames, offset=0.0):
     axis = TimeAxis(
-        torch.tensor([starts + [0, 0]]), torch.tensor([len(starts)]), torch.tensor([frames]), first, first + 1
+        torch.tensor([starts + [0, 0]]), torch.tensor([len(starts)]), torch.tensor([frames]), offset
     )
     return axis.edges(0, HOP).tolist()
 
@@ -23,7 +23,7 @@ def test_states_at_the_frame_rate_last_one_frame():
     axis = TimeAxis.of_frames(torch.tensor([3, 2]), 3)
     assert axis.edges(0, HOP).tolist() == [0.0, 0.5, 1.0, 1.5]
     assert axis.edges(1, HOP).tolist() == [0.0, 0.5, 1.0]
-    assert edges([0, 1, 2], 3, first=-0.5) == [-0.25, 0.25, 0.75, 1.25]
+    assert edges([0, 1, 2], 3, offset=-0.5) == [-0.25, 0.25, 0.75, 1.25]
 
 
 def test_chunks_last_until_the_next_begins_and_the_last_one_until_the_frames_end():

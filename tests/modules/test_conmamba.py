@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hmamba_asr.modules.conmamba import ConMambaBlock, ConvolutionBranch
+from hmamba_asr.modules.conmamba import ConMambaBlock, ConvolutionModule
 
 LENGTHS = torch.tensor([19, 1, 2, 7])
 D_MODEL = 16
@@ -40,7 +40,7 @@ def test_batch_equals_utterances_alone(causal, dtype, tolerance):
 @pytest.mark.parametrize("causal", [False, True])
 def test_convolution_branch_sees_zeros_past_the_end(causal):
     torch.manual_seed(0)
-    branch = ConvolutionBranch(d_model=D_MODEL, kernel_size=7, dropout=0.0, causal=causal).double()
+    branch = ConvolutionModule(d_model=D_MODEL, kernel_size=7, dropout=0.0, causal=causal).double()
     x = padded(torch.float64)
     batch = branch(x, LENGTHS)
     for row, inputs, n in zip(batch, x, LENGTHS.tolist(), strict=True):
@@ -62,7 +62,7 @@ def test_causal_reads_no_later_frame_and_bidirectional_does(frame):
 
 def test_causal_convolution_reaches_back_its_whole_kernel():
     torch.manual_seed(0)
-    branch = ConvolutionBranch(d_model=D_MODEL, kernel_size=7, dropout=0.0, causal=True)
+    branch = ConvolutionModule(d_model=D_MODEL, kernel_size=7, dropout=0.0, causal=True)
     x = padded()[:1, :19].requires_grad_()
     (grad,) = torch.autograd.grad(branch(x, torch.tensor([19]))[0, 10].pow(2).sum(), x)
     assert grad[0].abs().sum(-1).nonzero().flatten().tolist() == list(range(4, 11))

@@ -40,7 +40,7 @@ PLACEHOLDER = re.compile(r"/X\.")
 
 
 NAMED_FILE = re.compile(
-    r"(?<![\w/.<])((?:hparams|scripts|recipes|tests|hmamba_asr)/[\w./-]*\w|train\.py|[A-Z_]{4,}\.md)"
+    r"(?<![\w/.<])((?:hparams|scripts|recipes|tests|hmamba_asr)/[\w./-]*\w|train\.py|[A-Z_]{4,}\.md)(?![\w$<{*])"
 )
 
 

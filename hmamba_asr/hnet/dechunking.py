@@ -1,4 +1,7 @@
-"""H-Net's smoothing of chunk states and its way back from chunks to frames."""
+"""H-Net's dechunking: the smoothing of chunk states, and the upsampling from chunks to frames.
+
+Shapes: B utterances, T frames, M chunks, D the width of the states.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,19 @@ from hmamba_asr.ops.ema import ema
 def smooth_chunks(states: Tensor, chunks: Chunks, *, clamp: float = 1e-4) -> Tensor:
     """Return a moving average over chunk states (B, M, D): H-Net, eq. 5.
 
-    Each chunk is weighted by its boundary probability, so an unsure chunk borrows from the chunk before, and
-    the probability gets a gradient. The first chunk stays as it is.
+    Each chunk is weighted by the boundary probability p of its first frame, so an unsure chunk borrows from
+    the chunk before, and the probability gets a gradient.
 
     Probabilities are kept ``clamp`` away from 0 and 1, where the average would keep all of the past or none.
     """
     weights = chunks.prob.gather(1, chunks.starts)
-    sure = weights == 1.0  # the first frame, a fixed stride, and N = 1: their chunks stay exactly as they are
+    # p = 1 (the first frame; all frames if N = 1): the chunk stays exactly as it is.
+    sure = weights == 1.0
     weights = torch.where(sure, weights, weights.clamp(clamp, 1.0 - clamp))
-    return ema(states, weights, lengths=chunks.lengths)
+    return ema(states, weights, lengths=chunks.num_chunks)
 
 
-def dechunk(states: Tensor, chunks: Chunks, lengths: Tensor) -> Tensor:
+def upsample_chunks(states: Tensor, chunks: Chunks, lengths: Tensor) -> Tensor:
     """Return the chunk states (B, M, D) at every frame of their chunks (B, T, D), zero past the end.
 
     H-Net, eq. 6 to 9. A straight-through estimator multiplies each frame by the confidence in its decision:
