@@ -10,7 +10,8 @@ https://arxiv.org/abs/2507.07955, section 2.2.
 
 Additions to the published form:
 
-- a minimum number of chunks per utterance (``min_chunks``), so that the CTC on the chunks can emit all labels;
+- a minimum number of chunks per utterance (``min_chunks``), so that the CTC on the chunks can emit all
+  labels;
 - no router if N = 1: every frame is a chunk, and the ratio loss is 0;
 - two frames that are both zero are alike, where the published cosine is not defined;
 - the ratio loss of a target that is still being raised (``current_ratio``), and its schedules

@@ -180,8 +180,8 @@ class ASRModel(nn.Module):
         if intermediate:
             if encoded.intermediate is None:
                 raise ValueError(
-                    "the intermediate CTC needs the encoder's intermediate output, and "
-                    f"{type(self.encoder).__name__} gave none; give a ConMambaEncoder an intermediate_layer."
+                    "intermediate logits are asked for, but the encoder has no intermediate output; "
+                    "give a ConMambaEncoder an intermediate_layer."
                 )
             intermediate_logits = self.ctc_head(encoded.intermediate.states)
         return ASROutput(encoded, self.ctc_head(encoded.states), attention_logits, intermediate_logits)

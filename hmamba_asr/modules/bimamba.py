@@ -3,8 +3,8 @@
 Each direction has its own convolution, B, C, dt, A, D and selective scan; the outputs are averaged.
 
 Sources: Gu and Dao, https://arxiv.org/abs/2312.00752, for the mixer and its initialisation; Zhu et al.,
-"Vision Mamba", https://arxiv.org/abs/2401.09417, Algorithm 1, for the bidirectional form; Jiang et al., "Speech Slytherin", https://arxiv.org/abs/2407.09732,
-for its place in ConMamba.
+"Vision Mamba", https://arxiv.org/abs/2401.09417, Algorithm 1, for the bidirectional form; Jiang et al.,
+"Speech Slytherin", https://arxiv.org/abs/2407.09732, for its place in ConMamba.
 """
 
 from __future__ import annotations

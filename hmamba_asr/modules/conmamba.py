@@ -28,10 +28,11 @@ def feed_forward(d_model: int, d_ffn: int, dropout: float) -> nn.Sequential:
 
 
 class ConvolutionModule(nn.Module):
-    """Conformer's convolution module: pre-norm gated depthwise convolution, (B, T, d_model) -> (B, T, d_model).
+    """Conformer's convolution module, (B, T, d_model) -> (B, T, d_model): a gated depthwise convolution.
 
-    A LayerNorm replaces Conformer's BatchNorm, with which a frame would depend on batch mates. Frames past an utterance's end are zeroed right before the depthwise convolution, because biases upstream
-    have made them non-zero. If ``causal``, the convolution's window ends at the current frame.
+    A LayerNorm replaces Conformer's BatchNorm, with which a frame would depend on its batch mates. Frames
+    past an utterance's end are zeroed right before the depthwise convolution, because biases upstream have
+    made them non-zero. If ``causal``, the convolution's window ends at the current frame.
 
     Raises
     ------

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hmamba_asr.hnet.dechunking import smooth_chunks, upsample_chunks
 from hmamba_asr.hnet.ratio_loss import ratio_loss
 from hmamba_asr.hnet.router import HNetChunker
-from hmamba_asr.hnet.dechunking import smooth_chunks, upsample_chunks
 
 LENGTHS = torch.tensor([19, 1, 8, 0])
 D = 6

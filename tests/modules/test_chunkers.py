@@ -10,8 +10,8 @@ from speechbrain.nnet.linear import Linear
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmamba_asr.hnet.router import HNetChunker
 from hmamba_asr.hnet.dechunking import smooth_chunks, upsample_chunks
+from hmamba_asr.hnet.router import HNetChunker
 from hmamba_asr.modules.chunk_ops import add_boundaries, gather_chunks
 from hmamba_asr.modules.chunkers import CTCChunker, FixedStrideChunker
 from hmamba_asr.ops.dispatch import unavailable_reason
