@@ -1,4 +1,4 @@
-"""From a folder in LibriSpeech's layout to the CSV manifests that SpeechBrain reads.
+"""Manifests of any corpus in LibriSpeech's layout: the CSV files that SpeechBrain reads.
 
 Layout: ``<data_folder>[/LibriSpeech]/<split>/<speaker>/<chapter>/<utterance>.flac`` (or ``.wav``), with
 transcripts in ``*.trans.txt`` files of lines ``UTTERANCE-ID WORDS...``. Any split names will do: LibriSpeech,

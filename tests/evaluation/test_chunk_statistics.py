@@ -40,7 +40,7 @@ def encoder():
 def encoded(lengths=LENGTHS):
     """As a model with two stride-2 convolutions gives it: frame t is centred on feature frame 4 t."""
     output = encoder()(torch.randn(len(lengths), 11, 8), lengths)
-    return replace(output, time_axis=replace(output.time_axis, first=-2.0, second=2.0))
+    return replace(output, time_axis=replace(output.time_axis, offset=-2.0, hop=4.0))
 
 
 def sums_of(lengths=LENGTHS):
