@@ -2,10 +2,13 @@
 """Compile the Triton kernels for a GPU that need not be there, and print what the compiler made of them.
 
     python scripts/benchmarks/inspect_kernels.py [--capability 86] [--states 16] [--dtype bf16] [--kernels
-    scan backward]
+    scan backward] [--also 80 90] [--brief]
 
-Registers and spilled bytes a thread, shared memory, and the instructions of the innermost loop that holds the
-most exp2: what a kernel is limited by can often be read there. Ends with code 1 if a kernel does not compile.
+Prints registers and spilled bytes per thread, shared memory, and the instructions of the innermost loop with
+the most exp2, which often shows what limits a kernel. Ends with code 1 if a kernel does not compile.
+
+--also assembles each kernel for further capabilities, from the PTX of the first. That finds spills there at
+little cost: most of the time goes into Triton's passes before PTX.
 """
 
 from __future__ import annotations
@@ -72,7 +75,11 @@ TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def variants(n: int, exact: bool, ptx: bool) -> dict[str, tuple]:
-    """Return what training uses, by name: the kernel, its constants by name, and its warps."""
+    """Return all kernels as training and decoding use them, by name: kernel, constants by name, and warps.
+
+    Every function that is decorated with ``launch.kernel`` must be here; tests/ops/test_kernels_compile.py
+    checks that.
+    """
     scan = {"N": n, "BLOCK_D": 32, "HAS_D": True, "HAS_BIAS": True, "HAS_LENGTHS": True, "channels": 288}
     n_pad = max(16, 1 << (n - 1).bit_length())
     tile = {"N": n, "N_PAD": n_pad, "HAS_LENGTHS": True}
@@ -171,18 +178,36 @@ def build(
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def report(compiled) -> dict:
-    """Return registers, spilled bytes, shared memory, and the instruction counts of the innermost loop with
-    the most exp2."""
+def spilled(compiled, capability: int) -> int:
+    """Return the spilled bytes per thread of a compiled kernel's PTX, assembled for another capability."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(compiled.asm["ptx"])
+        arch = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+        done = subprocess.run(
+            [TOOLS / "ptxas", "-v", f"--gpu-name={arch}", source, "-o", source.with_suffix(".cubin")],
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise RuntimeError(f"ptxas for {arch}: {done.stderr.strip()}")
+    return max(int(count) for count in re.findall(r"(\d+) bytes stack frame", done.stderr))
+
+
+def report(compiled, *, brief: bool) -> dict:
+    """Return registers, spilled bytes and shared memory. Unless ``brief``, count also the instructions of the
+    innermost loop with the most exp2."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = subprocess.run(
             [TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
         )
-        listing = subprocess.run(
-            [TOOLS / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        listing = ""
+        if not brief:
+            listing = subprocess.run(
+                [TOOLS / "cuobjdump", "-sass", file.name], capture_output=True, text=True, check=True
+            ).stdout
     found = {
         key: int(re.search(rf"{key}:(\d+)", usage.stdout + usage.stderr).group(1))
         for key in ("REG", "STACK", "SHARED")
@@ -210,6 +235,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], default="bf16")
     parser.add_argument("--plain", action="store_true", help="the plain Triton form, without PTX assembly")
     parser.add_argument("--kernels", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument(
+        "--also", type=int, nargs="+", default=[], metavar="CAPABILITY", help="assemble for these as well"
+    )
+    parser.add_argument("--brief", action="store_true", help="leave out the loops")
     options = parser.parse_args(argv)
     failed = False
     chosen = variants(options.states, options.dtype == "fp32", not options.plain)
@@ -227,24 +256,25 @@ def main(argv: list[str]) -> int:
                 if name.endswith("16-bit weights")
                 else ()
             )
-            r = report(
-                build(
-                    function,
-                    constants,
-                    warps,
-                    capability=options.capability,
-                    dtype=options.dtype,
-                    narrow=narrow,
-                )
+            compiled = build(
+                function,
+                constants,
+                warps,
+                capability=options.capability,
+                dtype=options.dtype,
+                narrow=narrow,
             )
+            r = report(compiled, brief=options.brief)
+            also = [f", {spilled(compiled, other)} bytes spilled on {other / 10}" for other in options.also]
         except Exception as error:  # whatever the compiler raises, the other kernels are of interest too
             failed = True
             print(f"{name:24} does not compile: {error}")
             continue
         loop = ", ".join(f"{count} {what}" for what, count in r["loop"].most_common(6))
+        loop = "" if options.brief else f"; loop of {sum(r['loop'].values())}: {loop}"
         print(
-            f"{name:24} {r['REG']:3} registers, {r['STACK']:3} bytes spilled, {r['SHARED']:5} shared, "
-            f"{time.perf_counter() - started:4.1f} s; loop of {sum(r['loop'].values())}: {loop}"
+            f"{name:24} {r['REG']:3} registers, {r['STACK']:3} bytes spilled{''.join(also)}, "
+            f"{r['SHARED']:5} shared, {time.perf_counter() - started:4.1f} s{loop}"
         )
     return int(failed)
 

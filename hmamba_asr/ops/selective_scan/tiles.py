@@ -1,11 +1,12 @@
-"""What the selective scan's kernels are made of: softplus, tiles of frames in and out of registers, and sums
-over channels.
+"""Parts of the selective scan's kernels: softplus, moving tiles of frames, and sums over channels.
 
-A program is one warp with a channel to a thread, so a vector here is one value in each of its 32 threads.
+A program is one warp with one channel per thread, so a vector here is one value in each of its 32 threads.
 
 The sums over channels have two forms. With INLINE_PTX they are tensor core products and exchanges between
-threads, written in PTX assembly. Without, they are plain Triton, which also runs in Triton's interpreter.
-scripts/benchmarks/scan.py --inline_ptx both compares them.
+threads, written in PTX assembly. Without, they are plain Triton, which also runs in Triton's interpreter. On
+an H200 at 64 x 400, 16 x 1600 and 1 x 15000 frames, the mixer's forward and backward pass took 1.33, 1.24 and
+1.21 times as long in plain Triton, and the scan's alone 1.58, 1.39 and 1.34 times (bfloat16;
+scripts/benchmarks/scan.py --device cuda --inline_ptx both).
 """
 
 # Tuples grow in Triton's language, which Python's types do not allow.
