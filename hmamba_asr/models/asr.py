@@ -140,7 +140,7 @@ class ASRModel(nn.Module):
                 f"{type(self.encoder).__name__} shortens its output and does not say when its states begin; "
                 "return EncoderOutput(..., time_axis=TimeAxis(starts, lengths, frames))."
             )
-        # Frame t begins at t - 0.5: halfway between receptive-field centres.
+        # Frame t begins at position t - 0.5: halfway between receptive-field centres.
         first, second = self.frontend.centres(-0.5), self.frontend.centres(0.5)
         return replace(encoded, time_axis=replace(encoded.time_axis, offset=first, hop=second - first))
 

@@ -17,8 +17,8 @@ class HierarchicalEncoder(Encoder):
     """H-Mamba: an outer encoder on frames, a chunker, and an inner encoder on the fewer chunks.
 
     The form is that of H-Net (Hwang et al., https://arxiv.org/abs/2507.07955) around ConMamba blocks, without
-    H-Net's network behind the chunks. With a target_ratio of 1 the output is that of the flat stack, the
-    inner encoder on top of the outer one (with output "frames", at initialisation only).
+    H-Net's network behind the chunks. With a target_ratio of 1 and equal widths, the output is that of the
+    flat stack, the inner encoder on top of the outer one (with output "frames", at initialisation only).
 
     Parameters
     ----------

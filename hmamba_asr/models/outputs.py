@@ -82,7 +82,7 @@ def check_encoder(encoder: nn.Module) -> None:
 class TimeAxis:
     """When each encoder state begins and ends: in input frames, and through these in seconds.
 
-    Frame t begins at t - 0.5: halfway between the centres of its own receptive field and of the one before. A
+    An input frame begins halfway between the centre of its receptive field and that of the frame before. A
     state lasts until the next state begins, the last one until the last input frame ends.
 
     Attributes
@@ -129,8 +129,7 @@ class TimeAxis:
         return offset + hop * frames.double().cpu()
 
     def edges(self, row: int, hop_seconds: float) -> Tensor:
-        """Return when each state of utterance ``row`` begins and the last one ends, in seconds (states +
-        1,)."""
+        """Return when each state of utterance ``row`` begins, and when the last one ends, in seconds."""
         starts = self.starts[row, : int(self.lengths[row])]
         return self.seconds(torch.cat([starts, self.frames[row : row + 1].to(starts)]), hop_seconds)
 

@@ -63,7 +63,7 @@ class ConvolutionModule(nn.Module):
 class ConMambaBlock(nn.Module):
     """Two half-step (macaron) feed-forward modules around a bi-Mamba and a convolution module; then a norm.
 
-    Each of the four has a residual connection, in which a half-step module counts with factor 1/2.
+    Each of the four is added to its input, a half-step module with the factor 1/2.
 
     ``forward(x, lengths)``: (B, T, d_model), (B,) -> (B, T, d_model). Frames past an utterance's end hold no
     defined value. The parameters are those of :class:`~hmamba_asr.models.conmamba.ConMambaEncoder`.

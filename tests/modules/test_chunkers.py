@@ -465,6 +465,7 @@ def test_chunkers_say_what_they_are():
     assert [name for name in CASES if made(name).has_router] == ["hnet"]
     assert [name for name in CASES if made(name).target_ratio is None] == ["stride", "stride means"]
     assert not CTCChunker(target_ratio=1).reads_ctc
+    assert not HNetChunker(d_model=D, target_ratio=1).has_router
 
 
 def test_the_ctc_head_comes_with_the_call():

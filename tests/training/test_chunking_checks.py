@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hmamba_asr.evaluation.chunk_statistics import flatten_figures
+from hmamba_asr.training.asr import ASRBrain
 from hmamba_asr.training.chunking_checks import CollapseDetector
 from hmamba_asr.training.losses import RatioLoss
 
@@ -93,3 +94,21 @@ def test_a_second_collapse_is_said_again_and_an_interrupted_one_is_none(caplog):
             detector.update(sums, 4, step=step, targets=[2.0])
     steps = [record.args[2] for record in caplog.records]
     assert steps == [6, 11] and all(later - earlier >= 3 for earlier, later in pairwise(steps))
+
+
+def test_only_a_routers_target_rises():
+    """A chunker by the CTC is measured by its final target from the start, whatever the ratio loss does."""
+    seen = []
+    brain = SimpleNamespace(
+        hparams=SimpleNamespace(ratio_loss=RatioLoss(weight=1.0, ramp_steps=4)),
+        optimizer_step=2,
+        ranks=SimpleNamespace(rank=0),
+        collapse_detector=SimpleNamespace(update=lambda *sums, **settings: seen.append(settings["targets"])),
+    )
+    stages = [
+        SimpleNamespace(target_ratio=ratio, has_router=router)
+        for ratio, router in [(3.0, False), (2.0, True), (None, False)]
+    ]
+    predictions = SimpleNamespace(output=SimpleNamespace(encoded=SimpleNamespace(stages=stages)))
+    ASRBrain.on_optimizer_step(brain, predictions, {"utterances": 4})
+    assert seen == [[3.0, 1.5, None]]
