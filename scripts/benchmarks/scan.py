@@ -113,13 +113,13 @@ def mambapy_scan(u, delta, A, B, C):
 
 def loop_scan(u, delta, A, B, C):
     """Run the reference's time loop, over the whole batch at once."""
-    from hmamba_asr.ops.selective_scan.reference import step
+    from hmamba_asr.ops.selective_scan.reference import selective_scan_step
 
     dt, outputs = F.softplus(delta), []
     for g, reverse in enumerate((False, True)):
         state, rows = u.new_zeros(u.shape[1], *A[g].shape), [None] * u.shape[2]
         for t in reversed(range(u.shape[2])) if reverse else range(u.shape[2]):
-            rows[t], state = step(u[g, :, t], dt[g, :, t], A[g], B[g, :, t], C[g, :, t], state)
+            rows[t], state = selective_scan_step(u[g, :, t], dt[g, :, t], A[g], B[g, :, t], C[g, :, t], state)
         outputs.append(torch.stack(rows, 1))
     return torch.stack(outputs)
 
