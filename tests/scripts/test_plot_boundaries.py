@@ -28,7 +28,7 @@ def test_nested_stages_stand_at_their_times():
     ).eval()
     with torch.no_grad():
         encoded = nested(torch.randn(1, 11, 8), torch.tensor([11]))
-    encoded = replace(encoded, time_axis=replace(encoded.time_axis, first=-2.0, second=2.0))
+    encoded = replace(encoded, time_axis=replace(encoded.time_axis, offset=-2.0, hop=4.0))
     outer, inner = plot_boundaries.boundary_tracks(encoded, 0.01)
     assert outer.times == pytest.approx([0.04 * frame for frame in range(11)])
     # The nested stage is given the outer stage's chunks.
