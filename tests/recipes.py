@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging
@@ -22,6 +23,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile
+import speechbrain.utils.logger
 import torch
 
 from hmamba_asr.data.tokenizer import train_tokenizer
@@ -164,21 +166,27 @@ def start_script(script: Path, argv: list[str], folder: Path, *, processes: int 
             port = str(free.getsockname()[1])
         together = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
         ranks = [{**together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    packages = speechbrain.utils.logger.get_environment_description()
     started = []
     for rank in ranks:
         environment = {**os.environ, **ENVIRONMENT, **rank}
-        started.append(server.Process(target=_run_as_main, args=(script, argv, streams, environment)))
+        started.append(
+            server.Process(target=_run_as_main, args=(script, argv, streams, environment, packages))
+        )
         started[-1].start()
     return Processes(started)
 
 
-def _run_as_main(script: Path, argv: list[str], streams: list[Path], environment: dict[str, str]) -> None:
+def _run_as_main(
+    script: Path, argv: list[str], streams: list[Path], environment: dict[str, str], packages: str
+) -> None:
     for descriptor, stream in zip((1, 2), streams, strict=True):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_APPEND), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(REPO)
     torch.set_num_threads(1)
+    speechbrain.utils.logger.get_environment_description = lambda: packages
     # The loader's workers are forked from this process, not from the server.
     multiprocessing.set_start_method("fork", force=True)
     sys.argv = [str(script), *argv]
@@ -293,6 +301,14 @@ class LMRecipe(Recipe):
         }
         argv = [str(REPO / "hparams" / "lm" / "transformer_lm_demo.yaml"), "--noprogressbar"]
         return argv + [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packages_are_listed_once():
+    """SpeechBrain lists the installed packages at every start, which takes longer than a tiny run."""
+    described = functools.cache(speechbrain.utils.logger.get_environment_description)
+    with mock.patch.object(speechbrain.utils.logger, "get_environment_description", described):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch import Tensor
 
+from hmamba_asr.decoding.search import Search
 from hmamba_asr.evaluation.chunk_statistics import flatten_figures, stage_figures, stage_sums
 from hmamba_asr.evaluation.results import TrainingRecord
 from hmamba_asr.evaluation.run import TrainedSystem
@@ -52,8 +53,8 @@ class ASRBrain(Trainer):
     Raises
     ------
     ValueError
-        If a chunker reads a CTC that no loss trains or a ratio loss has no router to train, besides what
-        :class:`Trainer` raises.
+        If a chunker reads a CTC that no loss trains, a ratio loss has no router to train, or a search is no
+        :class:`~hmamba_asr.decoding.search.Search`; besides, what :class:`Trainer` raises.
     """
 
     measure = "audio_seconds"
@@ -64,6 +65,12 @@ class ASRBrain(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         check_chunkers(self.raw_model, self.hparams)
+        for name, search in {**self.hparams.test_searches, "valid_search": self.hparams.valid_search}.items():
+            if not isinstance(search, Search):  # evaluation would fail only after training
+                raise ValueError(
+                    f"the search {name} is of the class {type(search).__name__}; derive it from "
+                    "hmamba_asr.decoding.search.Search, which says what a search must do."
+                )
         self.tokenizer = self.hparams.tokenizer
         self.collapse_detector = CollapseDetector()
         self._measures_wer = False

@@ -56,3 +56,12 @@ def test_a_yaml_from_before_a_key_trains_and_is_evaluated(train_script, recipe, 
     assert not ASRBrain.defaults.keys() & top_level_nodes(older.read_text()).keys()
     assert train_script.main([str(older), *argv[1:]]) == 0
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_a_search_that_evaluation_could_not_use_is_refused_before_training(train_script, recipe, tmp_path):
+    experiment = train_script.Experiment(recipe.arguments(tmp_path / "run"))
+    experiment.hparams["test_searches"]["own"] = torch.nn.Identity()
+    with pytest.raises(
+        ValueError, match="the search own is of the class Identity; derive it from .*search.Search"
+    ):
+        ASRBrain.from_experiment(experiment)
