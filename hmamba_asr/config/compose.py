@@ -37,7 +37,7 @@ def compose(base: str | Path, variants: Sequence[str | Path] = ()) -> str:
     """Return the text of ``base`` with ``variants`` applied in their order.
 
     The key ``name`` becomes :func:`run_name`. A YAML that has a name already, as a run folder's own does,
-    keeps it, with the variants appended.
+    keeps it, with the variants appended; without any, its text stays as it is.
 
     Raises
     ------
@@ -48,6 +48,8 @@ def compose(base: str | Path, variants: Sequence[str | Path] = ()) -> str:
     """
     document = _load(Path(base))
     named = document.get("name")
+    if named is not None and not variants:
+        return rename_moved(Path(base).read_text(encoding="utf-8"))  # writing it anew may move its comments
     if named is None:
         document.insert(0, "name", run_name(base, variants))
     else:

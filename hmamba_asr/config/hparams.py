@@ -79,13 +79,8 @@ def _require_trusted(text: str, trusted: tuple[str, ...]) -> None:
 
 
 def resolve(text: str, overrides: Overrides = None) -> str:
-    """Return a YAML with its overrides and references resolved and with today's names; builds nothing.
-
-    Resolving the result again does not change it.
-    """
-    resolved = resolve_references(rename_moved(text), _renamed(overrides)).read()
-    # Once more, because a comment behind a long value only then stands where it stays.
-    return resolve_references(resolved).read()
+    """Return a YAML with its overrides and references resolved and with today's names; builds nothing."""
+    return resolve_references(rename_moved(text), _renamed(overrides)).read()
 
 
 def top_level_nodes(text: str) -> dict[str, yaml.Node]:
