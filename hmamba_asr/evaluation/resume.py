@@ -112,10 +112,14 @@ def clear_cache(folder: str | Path) -> None:
 class CacheKeys:
     """Keys that differ whenever a hypothesis, or the time that it took, may differ.
 
-    A key depends on the checkpoints' names, the weights of model and language model, the tokenizer, the
-    resolved YAML (with the settings of the searches), the precision, the split's manifest rows, the versions,
-    commit and hardware, the number of ranks, and the files in a search's ``lm_folder`` by size and time. The
-    audio itself counts by its path and duration.
+    A key depends on
+
+    - the checkpoints' names, and the weights of model and language model;
+    - the tokenizer, and the resolved YAML with the settings of the searches;
+    - the precision and the number of ranks;
+    - the versions, the commit and the hardware;
+    - the split's manifest rows: the audio itself counts by its path and duration;
+    - the files in a search's ``lm_folder``, by size and time.
 
     Parameters
     ----------

@@ -13,9 +13,9 @@ greedy CTC decoding and with the YAML's beam search. Both sides emit the same nu
 feed-forward layers are narrower on frames and wider on chunks; 512 and 2048 for 8+4 have as many parameters
 as 1024 everywhere.
 
-Nothing is timed unless the states are the flat encoder's if every frame is a chunk, a padded utterance has
-the states that it has alone, the kept fraction is what was asked for, and both sides' hypotheses are equally
-long.
+Nothing is timed unless four checks pass. If every frame is a chunk, the states are the flat encoder's. A
+padded utterance has the states that it has alone. The kept fraction is the one asked for. The hypotheses of
+both sides have the same length.
 """
 
 from __future__ import annotations
