@@ -9,13 +9,13 @@ with no exchange between threads and no layout left to the compiler. Between til
 Time is *scan time*: t = 0 is the first frame the recurrence meets, which for a reverse direction is the
 utterance's last valid one. Frames past the end have dt = 0 and no input, which leaves the state as it is.
 
-Cost for every (frame, channel, n) and direction: one exp2 in the forward pass, two in the backward pass
-(states before each tile, for which the last one need not be run, and the pass itself), and up to one more in
-the forward and two in the backward pass where time is cut into segments. On compute capability 9.0 the inner
-loops have 7 instructions for each of them forwards, 6 and 20 backwards; a processor issues eight in the time
-of one exp2. Measured there (NVIDIA H100, 64 x 400 x 288), both passes issue in 40 to 50% of their cycles, and
-the whole mixer reaches 8% of the measured exp2 throughput: latency of few warps, not a unit's throughput, is
-the limit.
+Cost for every (frame, channel, n) and direction: the forward pass computes one exp2. The backward pass
+computes two, one for the states before each tile and one for the pass itself. Where time is cut into
+segments, the forward pass needs up to one more and the backward pass up to two more. On compute capability
+9.0 the inner loops have 7 instructions for each of them forwards, 6 and 20 backwards; a processor issues
+eight in the time of one exp2. Measured there (NVIDIA H100, 64 x 400 x 288), both passes issue in 40 to 50% of
+their cycles, and the whole mixer reaches 8% of the measured exp2 throughput. So the latency of few warps is
+the limit, not a unit's throughput.
 """
 
 # Tuples grow in Triton's language, which Python's types do not allow.
