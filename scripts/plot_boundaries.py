@@ -28,11 +28,7 @@ def boundary_tracks(encoded: EncoderOutput, hop_seconds: float) -> list[Boundary
     for stage in encoded.stages:
         states = int(stage.lengths)
         times = encoded.time_axis.seconds(positions[:states] + 0.5, hop_seconds).numpy()  # a frame's centre
-        tracks.append(
-            BoundaryTrack(
-                times, stage.prob[0, :states].numpy(), stage.mask[0, :states].numpy()
-            )
-        )
+        tracks.append(BoundaryTrack(times, stage.prob[0, :states].numpy(), stage.mask[0, :states].numpy()))
         positions = stage.starts[0]  # a nested stage is given this one's chunks
     return tracks
 
