@@ -40,7 +40,9 @@ class Problem:
     detail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.detail}" if self.detail else self.where
+        text = f"{self.where}: {self.detail}" if self.detail else self.where
+        # Names that are not UTF-8 are escaped, because no log or terminal could show them.
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass

@@ -265,15 +265,17 @@ def test_a_missing_or_useless_split_is_always_refused(tiny_corpus, on_bad_data):
         prepare(tiny_corpus, ["train", "dev"], min_duration=0.5001, on_bad_data=on_bad_data)
 
 
-def test_a_file_name_that_is_not_utf8_is_a_problem_and_no_crash(tiny_corpus):
+def test_a_file_name_that_is_not_utf8_is_a_problem_and_no_crash(tiny_corpus, caplog):
     strange = os.fsencode(tiny_corpus.chapter("dev")) + b"/11-22-\xff.flac"
     try:
         Path(os.fsdecode(strange)).write_bytes(tiny_corpus.audio("dev", 0).read_bytes())
     except OSError:
         pytest.skip("this file system allows UTF-8 names only")
-    with pytest.raises(CorpusError, match="unusable file name"):
+    with pytest.raises(CorpusError, match="unusable file name") as caught:
         prepare(tiny_corpus, ["dev"])
     assert ids(prepare(tiny_corpus, ["dev"], on_bad_data="skip")["dev"]) == ["11-22-0000"]
+    for text in (str(caught.value), caplog.text):  # a log can hold them
+        assert "\\udcff" in text and text.encode("utf-8")
 
 
 @pytest.mark.parametrize(
