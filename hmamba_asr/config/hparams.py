@@ -78,6 +78,11 @@ def _require_trusted(text: str, trusted: tuple[str, ...]) -> None:
                 raise ValueError(f"the YAML names {tag}, which is not built from a results file.")
 
 
+def build_error_reason(error: Exception) -> str:
+    """Return why HyperPyYAML could not build an object, in one line: its errors hold several texts."""
+    return " ".join("; ".join(map(str, error.args)).split())
+
+
 def resolve(text: str, overrides: Overrides = None) -> str:
     """Return a YAML with its overrides and references resolved and with today's names; builds nothing."""
     return resolve_references(rename_moved(text), _renamed(overrides)).read()

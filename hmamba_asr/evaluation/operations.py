@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmamba_asr.config.hparams import load_parts
+from hmamba_asr.config.hparams import build_error_reason, load_parts
 from hmamba_asr.models.asr import ASRModel
 from hmamba_asr.modules.chunkers import FixedStrideChunker
 from hmamba_asr.modules.frontend import LogMelFeatures
@@ -110,7 +110,7 @@ def recount(hparams: str, *, kept: Sequence[float] = ()) -> dict[str, int]:
     try:
         parts = load_parts(hparams, ("model", "features"), trusted=TRUSTED)
     except (AttributeError, ImportError, TypeError) as error:  # HyperPyYAML cannot find or call something
-        raise ValueError(f"the model cannot be built from its YAML: {error}") from error
+        raise ValueError(f"the model cannot be built from its YAML: {build_error_reason(error)}") from error
     return count_operations(parts["model"], parts["features"], kept=kept)
 
 

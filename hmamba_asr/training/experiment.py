@@ -10,7 +10,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
-from hmamba_asr.config.hparams import load_hparams, resolve, top_level_nodes
+from hmamba_asr.config.hparams import build_error_reason, load_hparams, resolve, top_level_nodes
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.memory import keep_freed_memory
 from hmamba_asr.system.run_layout import RunLayout
@@ -58,7 +58,7 @@ class Experiment:
         try:
             self.hparams = load_hparams(command.text, command.overrides)
         except (TypeError, ImportError) as error:  # an argument or a class that does not exist
-            raise ValueError(f"{command.source} cannot be built: {' '.join(str(error).split())}.") from error
+            raise ValueError(f"{command.source} cannot be built: {build_error_reason(error)}.") from error
         self.name = str(self.hparams["name"])
         # Absent in a language model's YAML; None after --data_folder "$UNSET"
         data_folder = self.hparams.get("data_folder", ".") or ""

@@ -46,7 +46,6 @@ from hmamba_asr.system.hardware import hardware, machine_name
 from hmamba_asr.system.memory import added_memory_mib
 
 CPU_SHAPE = (8, 400, 288, 16)
-CHECK_SHAPE = (3, 70, 48, 16)
 GPU_SHAPES = [
     (64, 400, 144),
     (16, 1600, 144),
