@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,5 +209,8 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 
 
 def write_json(path: str | None, figures: dict) -> None:
+    """Write the figures to ``path``, if there is one, with the command that measured them."""
     if path:
-        Path(path).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        text = json.dumps({"command": command, **figures}, indent=2)
+        Path(path).write_text(text + "\n", encoding="utf-8")
