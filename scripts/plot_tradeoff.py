@@ -1,0 +1,438 @@
+#!/usr/bin/env python3
+"""Draw the WER of kept runs against what it costs: recognition time, training time or encoder states.
+
+    python scripts/plot_tradeoff.py rtf --split test-clean-mini --search beam --machines epyc h200 \\
+        --models conmamba_mini_e36=ConMamba "hmamba_mini_e36=H-Mamba, N = 2" --output wer_rtf
+
+The first argument is the x axis:
+
+    rtf        real-time factor, from NAME.MACHINE.efficiency.json, copies of what `hmamba-asr efficiency`
+               writes: median and range of its passes, a panel for each machine
+    training   minutes of training: mean and standard deviation over seeds
+    frames     frames per chunk, which is 1 / kept; 1 for a model without chunks
+
+The WER is the mean over the seeds of NAME.results.json or NAME.SEED.results.json. Whiskers are standard
+deviations. Each search has a panel. A model is NAME=LABEL. NAME=LABEL/POINT writes POINT beside the point
+and joins it by a line to the other points with that LABEL.
+
+Writes OUTPUT_light.svg and OUTPUT_dark.svg, which hold their command and their numbers as text. Needs
+matplotlib: pip install -e ".[plots]".
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+from draw_models import COLOURS, FONTS
+
+from hmamba_asr.evaluation.results import Entry, Results, load_results
+from hmamba_asr.evaluation.speed import RUN_KIND, WAYS, read_figures
+from hmamba_asr.report.labels import Label, write_labels
+from hmamba_asr.report.results_table import same_experiment
+from hmamba_asr.system.hardware import machine_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_RESULTS = ROOT / "recipes" / "librispeech" / "results"
+# What the x axis is, and its unit in a sentence.
+COSTS = {
+    "rtf": ("real-time factor (left is faster)", "RTF"),
+    "training": ("minutes of training (left is faster)", "minutes of training"),
+    "frames": ("frames per chunk (right is fewer states)", "frames per chunk"),
+}
+# Of the models, in their order: the colour of frames and that of chunks come first.
+MODEL_COLOURS = {
+    "light": (
+        COLOURS["light"]["frame-line"],
+        COLOURS["light"]["chunk-line"],
+        "#1a7f37",
+        "#8250df",
+        "#bf3989",
+    ),
+    "dark": (COLOURS["dark"]["frame-line"], COLOURS["dark"]["chunk-line"], "#56d364", "#bc8cff", "#ff7bbd"),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A kept name, the label of its line, and what stands beside its point, if anything."""
+
+    name: str
+    label: str
+    point: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, {self.point}" if self.point else self.label
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number, the ends of its whiskers, and how many seeds it is from."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a model stands."""
+
+    model: Model
+    x: Spread
+    wer: Spread
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A title and the points below it."""
+
+    title: str
+    points: tuple[Point, ...]
+
+
+# ---- the numbers ------------------------------------------------------------------------------------------
+
+
+def parse_model(text: str) -> Model:
+    """Read NAME=LABEL or NAME=LABEL/POINT.
+
+    Raises
+    ------
+    ValueError
+        If a part is missing.
+    """
+    name, _, title = text.partition("=")
+    label, _, point = title.partition("/")
+    if not name or not label:
+        raise ValueError(f"--models needs NAME=LABEL, not '{text}'.")
+    return Model(name.strip(), label.strip(), point.strip())
+
+
+def read_kept(folder: Path, name: str) -> list[Results]:
+    """Read the kept results of a name, one for each seed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there are none.
+    ValueError
+        If they differ in more than the seed, or a file is not valid.
+    """
+    pattern = re.compile(rf"{re.escape(name)}(\.\d+)?\.results\.json")
+    files = [path for path in folder.glob("*.results.json") if pattern.fullmatch(path.name)]
+    if not files:
+        raise FileNotFoundError(f"there is no {folder / name}.results.json, nor one with a seed in its name.")
+    results = load_results(files)
+    if not all(same_experiment(results[0], other) for other in results[1:]):
+        raise ValueError(f"the results files of {name} in {folder} differ in more than the seed.")
+    return results
+
+
+def find_panels(
+    models: Sequence[Model],
+    *,
+    cost: str,
+    split: str,
+    searches: Sequence[str],
+    machines: Sequence[str] = (),
+    way: str = WAYS[0],
+    folder: Path = DEFAULT_RESULTS,
+) -> list[Panel]:
+    """Read what the figure shows.
+
+    Parameters
+    ----------
+    models
+        What to draw.
+    cost
+        A key of `COSTS`.
+    split, searches
+        Whose WER. There is a panel for each search.
+    machines
+        For "rtf": the machines in the names of the efficiency files. There is a panel for each of them.
+    way
+        For "rtf": "batch_1" or "batched".
+    folder
+        Where the kept files are.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a file lacks a number, or the runs do not compare.
+    """
+    kept = {model.name: read_kept(folder, model.name) for model in models}
+    panels = []
+    for search in searches:
+        entries = {name: _entries(name, results, split, search) for name, results in kept.items()}
+        _require_alike(kept, entries, epochs=cost != "training")
+        wers = {name: _over_seeds([entry.wer.rate for entry in found]) for name, found in entries.items()}
+        for machine in machines if cost == "rtf" else (None,):
+            title = f"{search} search"
+            if cost == "rtf":
+                device, costs = _read_speeds(folder, list(kept), machine, search, way)
+                title = device if len(searches) == 1 else f"{device}: {title}"
+            elif cost == "training":
+                costs = {name: _over_seeds(_minutes(name, results)) for name, results in kept.items()}
+            else:
+                costs = {name: _over_seeds(_frames(name, found)) for name, found in entries.items()}
+            points = tuple(Point(model, costs[model.name], wers[model.name]) for model in models)
+            panels.append(Panel(title, points))
+    return panels
+
+
+def _over_seeds(values: Sequence[float]) -> Spread:
+    mean = statistics.mean(values)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Spread(mean, mean - deviation, mean + deviation, len(values))
+
+
+def _entries(name: str, results: Sequence[Results], split: str, search: str) -> list[Entry]:
+    found = [result.evaluation.get(split, {}).get(search) for result in results]
+    entries = [entry for entry in found if entry is not None]
+    if len(entries) < len(found):
+        raise ValueError(f"{name} has no WER of {split} with the search {search}.")
+    return entries
+
+
+def _require_alike(
+    kept: Mapping[str, Sequence[Results]], entries: Mapping[str, Sequence[Entry]], *, epochs: bool
+) -> None:
+    """Refuse models that were not trained or not scored on the same data."""
+    seen: dict[tuple, str] = {}
+    for name, results in kept.items():
+        for result, entry in zip(results, entries[name], strict=True):
+            training = result.training
+            if training is None:
+                raise ValueError(f"{name} was not trained.")
+            length = training.epochs if epochs else None
+            seen[tuple(training.train_splits), length, entry.wer.sentences, entry.wer.tokens] = name
+    if len(seen) > 1:
+        first, second, *_ = seen.values()
+        what = "training data, epochs or test utterances" if epochs else "training data or test utterances"
+        raise ValueError(f"{first} and {second} do not compare: their {what} differ.")
+
+
+def _minutes(name: str, results: Sequence[Results]) -> list[float]:
+    seconds = [result.training and result.training.seconds for result in results]
+    if None in seconds:
+        raise ValueError(f"{name} does not say how long it trained.")
+    return [value / 60 for value in seconds if value is not None]
+
+
+def _frames(name: str, entries: Sequence[Entry]) -> list[float]:
+    kept = [[stage.kept for stage in entry.stages] for entry in entries]
+    if any(not value for stages in kept for value in stages):
+        raise ValueError(f"{name} does not say what its chunks keep.")
+    return [1 / math.prod(value for value in stages if value) for stages in kept]
+
+
+def _read_speeds(
+    folder: Path, names: Sequence[str], machine: str | None, search: str, way: str
+) -> tuple[str, dict[str, Spread]]:
+    """Return the device and the RTF of each name."""
+    speeds: dict[str, Spread] = {}
+    first: dict[str, Any] = {}
+    for name in names:
+        path = folder / f"{name}.{machine}.efficiency.json"
+        found = read_figures(path, RUN_KIND)
+        conditions = {key: found[key] for key in ("split", "torch", "precision", "protocol")}
+        conditions["hardware"] = machine_name(found["hardware"])
+        first = first or conditions
+        if others := [key for key, value in conditions.items() if value != first[key]]:
+            raise ValueError(f"{path} was not measured as that of {names[0]}: another {', '.join(others)}.")
+        if search not in found["subjects"]:
+            raise ValueError(f"{path} has no figures of the search {search}.")
+        rtf = found["subjects"][search][way]["rtf"]
+        speeds[name] = Spread(rtf["median"], rtf["min"], rtf["max"])
+    return first["hardware"], speeds
+
+
+# ---- the picture ------------------------------------------------------------------------------------------
+
+
+def describe(panels: Sequence[Panel], unit: str) -> str:
+    """Return the numbers of the figure as sentences."""
+    return " ".join(
+        f"{panel.title}, {point.model.title}: WER {_format_wer(point.wer)}, {unit} {_format_cost(point.x)}."
+        for panel in panels
+        for point in panel.points
+    )
+
+
+def _format_wer(wer: Spread) -> str:
+    if wer.seeds == 1:
+        return f"{wer.value:.2f}% (1 seed)"
+    return f"{wer.value:.2f} \u00b1 {wer.high - wer.value:.2f}% ({wer.seeds} seeds)"
+
+
+def _format_cost(cost: Spread) -> str:
+    value, low, high = (f"{number:.3g}" for number in (cost.value, cost.low, cost.high))
+    return value if low == high else f"{value} ({low} to {high})"
+
+
+def draw(panels: Sequence[Panel], *, ylabel: str, xlabel: str, theme: str) -> Figure:
+    """Draw the panels side by side with one scale of WER, in the colours of a theme, "light" or "dark".
+
+    Raises
+    ------
+    ValueError
+        If there are more models than colours.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    colours, names = COLOURS[theme], list(dict.fromkeys(point.model.label for point in panels[0].points))
+    if len(names) > len(MODEL_COLOURS[theme]):
+        raise ValueError(f"a figure has at most {len(MODEL_COLOURS[theme])} models, not {len(names)}.")
+    colour_of = dict(zip(names, MODEL_COLOURS[theme], strict=False))
+    look = {
+        "font.size": 10.5,
+        "figure.facecolor": colours["page"],
+        "axes.facecolor": colours["page"],
+        "axes.edgecolor": colours["line"],
+        "axes.labelcolor": colours["text"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "text.color": colours["text"],
+        "xtick.color": colours["soft"],
+        "ytick.color": colours["soft"],
+        "grid.color": colours["line"],
+    }
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, panel in zip(all_axes, panels, strict=True):
+            _draw_points(axes, panel, colour_of)
+            axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold")
+            axes.set_xlabel(xlabel)
+            axes.margins(0.14)
+            axes.locator_params(axis="x", nbins=5)
+            axes.grid(alpha=0.5)
+            axes.tick_params(length=0)
+        all_axes[0].set_ylabel(ylabel)
+        figure.draw_without_rendering()  # labels need the final places
+        figure.set_layout_engine("none")
+        for axes, panel in zip(all_axes, panels, strict=True):
+            write_labels(axes, _labels(panel, colour_of))
+    return figure
+
+
+def _draw_points(axes: Axes, panel: Panel, colour_of: Mapping[str, str]) -> None:
+    for label, colour in reversed(colour_of.items()):  # the first model lies on top
+        points = [point for point in panel.points if point.model.label == label]
+        axes.errorbar(
+            [point.x.value for point in points],
+            [point.wer.value for point in points],
+            xerr=_whiskers([point.x for point in points]),
+            yerr=_whiskers([point.wer for point in points]),
+            fmt="o-",
+            color=colour,
+            linewidth=1.6,
+            elinewidth=1.2,
+            capsize=2.5,
+            markersize=6,
+        )
+
+
+def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
+    return [[one.value - one.low for one in spreads], [one.high - one.value for one in spreads]]
+
+
+def _labels(panel: Panel, colour_of: Mapping[str, str]) -> list[Label]:
+    """Return the labels of the points; the last one of a line has the line's name too."""
+    last = {point.model.label: point for point in panel.points}
+    return [
+        Label(
+            point.model.title if point is last[point.model.label] else point.model.point,
+            line=point.model.label,
+            x=(point.x.low, point.x.value, point.x.high),
+            y=(point.wer.low, point.wer.value, point.wer.high),
+            colour=colour_of[point.model.label],
+            bold=point is last[point.model.label],
+        )
+        for point in panel.points
+    ]
+
+
+def as_svg(figure: Figure, *, title: str, description: str, command: str) -> str:
+    """Return the figure as SVG that says what it shows; the same figure is the same text."""
+    import matplotlib
+
+    stream = io.StringIO()
+    none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hmamba_asr"}):
+        figure.savefig(stream, format="svg", metadata={**none, "Title": title})
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", FONTS, stream.getvalue())
+    facts = f"<desc>{escape(description)}</desc>\n <metadata>{escape(command)}</metadata>"
+    text = re.sub(r" <metadata>.*?</metadata>\n", "", text, flags=re.DOTALL)  # the title again
+    return text.replace("</title>", f"</title>\n {facts}", 1)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cost", choices=COSTS, help="the x axis")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=LABEL")
+    parser.add_argument("--split", required=True, help="the test split of the WER")
+    parser.add_argument("--search", nargs="+", required=True, help="the searches, a panel for each")
+    parser.add_argument(
+        "--machines", nargs="+", default=[], help="for rtf: MACHINE in the names of the files"
+    )
+    parser.add_argument("--way", choices=WAYS, default=WAYS[0], help="for rtf: alone or in batches")
+    parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="folder of the kept files")
+    parser.add_argument("--output", type=Path, required=True, help="path without _light.svg and _dark.svg")
+    given = sys.argv[1:] if argv is None else argv
+    options = parser.parse_args(given)
+    try:
+        if (options.cost == "rtf") != bool(options.machines):
+            raise ValueError("rtf needs --machines, and only rtf has them.")
+        panels = find_panels(
+            [parse_model(text) for text in options.models],
+            cost=options.cost,
+            split=options.split,
+            searches=options.search,
+            machines=options.machines,
+            way=options.way,
+            folder=options.results,
+        )
+        xlabel, unit = COSTS[options.cost]
+        searches = "" if len(options.search) > 1 else f", {options.search[0]} search"
+        ylabel = f"WER (%) of {options.split}{searches}\n(lower is better)"
+        for theme in COLOURS:
+            svg = as_svg(
+                draw(panels, ylabel=ylabel, xlabel=xlabel, theme=theme),
+                title=f"WER against {unit}",
+                description=describe(panels, unit),
+                command=shlex.join(["python", "scripts/plot_tradeoff.py", *given]),
+            )
+            path = Path(f"{options.output}_{theme}.svg")
+            path.write_text(svg, encoding="utf-8")
+            print(path)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
