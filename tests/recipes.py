@@ -101,6 +101,10 @@ class Run:
         return read_log(self.folder, kind)
 
     @property
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text(encoding="utf-8")
+
+    @property
     def results(self) -> dict:
         return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
 

@@ -15,15 +15,12 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-
-from tqdm import tqdm
 
 from hmamba_asr.data.corpus_files import (
     Listing,
@@ -38,6 +35,7 @@ from hmamba_asr.data.corpus_files import (
 from hmamba_asr.data.manifest import ManifestRow, write_manifest
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.hardware import usable_cores
+from hmamba_asr.system.screen import Progress, say
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +44,7 @@ Seconds = float
 _FORMAT_VERSION = 1  # raise it when the same corpus gives another manifest: the old ones are then rebuilt
 _LISTED_PER_KIND = 20
 _FILES_PER_TASK = 16
+_LINE_EVERY = 60.0  # seconds, where there is no terminal for a bar
 
 
 class CorpusError(ValueError):
@@ -129,9 +128,10 @@ def prepare_manifests(
     manifest_folder.mkdir(parents=True, exist_ok=True)
 
     folders = {split: find_split(data_folder, split) for split in splits}
-    missing = _describe_missing(data_folder, [split for split, folder in folders.items() if folder is None])
-    if missing:
-        logger.error("%s The other splits are checked before this is refused.", missing)
+    absent = [split for split, folder in folders.items() if folder is None]
+    missing = _describe_missing(data_folder, absent)
+    if missing and len(absent) < len(folders):
+        say(f"{', '.join(absent)}: no such folder; the other splits are checked before the command ends")
 
     options = _Options(sample_rate, min_duration, max_duration)
     summaries: dict[str, _Summary] = {}
@@ -215,7 +215,7 @@ def _rebuild(
     seconds = 0.0
     too_short = too_long = 0
     check = partial(check_recording, data_folder, options.sample_rate)
-    checked = _run(pool, check, listing.audio, title=f"{csv_path.stem}: decoding")
+    checked = _run(pool, check, listing.audio, title=f"checking {csv_path.stem}")
     for path, (samples, found) in zip(listing.audio, checked, strict=True):
         speaker, *rest = PurePosixPath(path).relative_to(folder.relative_to(data_folder).as_posix()).parts
         if not rest:
@@ -301,16 +301,14 @@ def _load_summary(csv_path: Path) -> _Summary | None:
 def _run(
     pool: ThreadPoolExecutor, function: Callable[[str], Any], paths: list[str], title: str
 ) -> Iterable[Any]:
-    """Yield the results of ``function`` for all paths, in their order, and show a progress bar."""
+    """Yield the results of ``function`` for all paths, in their order, and show how far it is."""
 
     def run_some(start: int) -> list[Any]:  # a task of several files costs less than several tasks
         return [function(path) for path in paths[start : start + _FILES_PER_TASK]]
 
-    # A terminal gets a moving bar, a log file (Slurm) a line every half minute.
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    with tqdm(total=len(paths), desc=title, unit="file", mininterval=interval, maxinterval=60) as bar:
+    with Progress(title, len(paths), "files", every=_LINE_EVERY) as progress:
         for results in pool.map(run_some, range(0, len(paths), _FILES_PER_TASK)):
-            bar.update(len(results))
+            progress.advance(len(results))
             yield from results
 
 

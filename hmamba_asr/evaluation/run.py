@@ -21,7 +21,6 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from torch import nn
-from tqdm import tqdm
 
 from hmamba_asr.decoding.search import Search
 from hmamba_asr.evaluation.chunk_statistics import segmentations, stage_figures, stage_sums
@@ -45,10 +44,12 @@ from hmamba_asr.evaluation.wer import score_split, write_alignments, write_trn
 from hmamba_asr.lengths import to_absolute
 from hmamba_asr.models.asr import ASRModel, ASROutput
 from hmamba_asr.modules.frontend import LogMelFeatures
+from hmamba_asr.system.durations import format_duration
 from hmamba_asr.system.environment import collect_environment
 from hmamba_asr.system.hardware import hardware
 from hmamba_asr.system.ranks import Ranks
 from hmamba_asr.system.run_layout import RunLayout
+from hmamba_asr.system.screen import Progress, say, say_fact
 from hmamba_asr.system.sums import merge_sums
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class TrainedSystem:
     training
         What training took; None if nothing was trained.
     progress
-        Whether to show a progress bar.
+        Whether a terminal may have a progress bar.
     """
 
     name: str
@@ -144,6 +145,7 @@ def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) 
         ranks=system.ranks,
     )
     layout = RunLayout(system.output_folder)
+    screen = _Screen(system, datasets)
     evaluation: dict[str, dict[str, Entry]] = {}
     for split, dataset in datasets.items():
         evaluation[split] = {}
@@ -157,7 +159,7 @@ def evaluate(system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) 
                 if decoded.segmentations:  # the same for every search
                     write_segmentations(layout.chunks(split), decoded.segmentations)
                 evaluation[split][search_name] = entry
-                _log_score(split, search_name, entry)
+                screen.say_score(split, search_name, entry)
     results = None
     if if_main_process():
         results = Results(
@@ -230,7 +232,7 @@ def _decode_split(
     loader = system.loader(dataset, system.ranks, skip=len(cache.batches))
     if cache.batches:
         done = len(cache.batches)
-        logger.info("%s: %d of %d batches were decoded before.", title, done, done + len(loader))
+        say(f"{title}: {done} of {done + len(loader)} batches were decoded before.")
     if len(loader):
         system.features.eval()
         system.model.eval()
@@ -239,7 +241,8 @@ def _decode_split(
         warm_up = PaddedBatch([dataset[dataset.data_ids.index(shortest)]])
         _decode_batch(system, warm_up, search, PhaseTimer(system.device))
     batches = iter(loader)
-    for _ in tqdm(range(len(loader)), desc=title, disable=not (if_main_process() and system.progress)):
+    progress = Progress(title, len(loader), "batches", bar=system.progress and if_main_process())
+    for _ in range(len(loader)):
         timer, started = PhaseTimer(system.device), time.perf_counter()
         with timer.phase("read"):
             batch = next(batches)
@@ -258,6 +261,8 @@ def _decode_split(
                 segmentations=where,
             )
         )
+        progress.advance()
+    progress.close()
     shares: list[list[CachedBatch]] = [cache.batches]
     if system.ranks.world_size > 1:
         shares = [[] for _ in range(system.ranks.world_size)]
@@ -323,23 +328,55 @@ def _score(folder: Path, dataset: DynamicItemDataset, decoded: _DecodedSplit) ->
     )
 
 
-def _log_score(split: str, search: str, entry: Entry) -> None:
-    wer = entry.wer
-    assert wer.interval_95 is not None and entry.efficiency is not None
-    logger.info(
-        "%s, %s: WER %.2f%% (%.2f to %.2f; %d ins, %d del, %d sub), CER %.2f%%, sentences wrong %.1f%%, RTF "
-        "%.4f",
-        split,
-        search,
-        wer.rate,
-        *wer.interval_95,
-        wer.insertions,
-        wer.deletions,
-        wer.substitutions,
-        entry.cer.rate,
-        wer.sentence_error_rate,
-        entry.efficiency.rtf,
-    )
+class _Screen:
+    """Says what is evaluated, the score of each split and search, and how long the rest will take."""
+
+    def __init__(self, system: TrainedSystem, datasets: Mapping[str, DynamicItemDataset]) -> None:
+        self._audio = {
+            split: sum(dataset.data[i]["duration"] for i in dataset.data_ids)
+            for split, dataset in datasets.items()
+        }
+        self._left = [(split, search) for split in datasets for search in system.searches]
+        self._widths = [max(map(len, names), default=0) for names in (datasets, system.searches)]
+        self._started = self._last = time.perf_counter()
+        self._pace: dict[str, float] = {}  # seconds for a second of audio, of each search
+        weights = f"; average of {len(system.checkpoints)} checkpoints" if len(system.checkpoints) > 1 else ""
+        say_fact(
+            "evaluation",
+            f"{', '.join(datasets)} ({sum(self._audio.values()) / 3600:.2f} h), each with "
+            f"{' and '.join(system.searches)} search{weights}",
+        )
+
+    def say_score(self, split: str, search: str, entry: Entry) -> None:
+        """Say the score in short on the screen, and in full in the log."""
+        wer, efficiency = entry.wer, entry.efficiency
+        assert wer.interval_95 is not None and efficiency is not None
+        now = time.perf_counter()
+        self._pace[search] = (now - self._last) / self._audio[split]
+        self._last = now
+        self._left.remove((split, search))
+        wide, high = self._widths
+        scores = f"WER {wer.rate:6.2f}%   CER {entry.cer.rate:6.2f}%   RTF {efficiency.rtf:.4f}"
+        say(f"  {split:<{wide}}   {search:<{high}}   {scores}   {self._time()}".rstrip())
+        logger.info(
+            "%s, %s: WER 95%% interval %.2f to %.2f; %d ins, %d del, %d sub; sentences wrong %.1f%%",
+            split,
+            search,
+            *wer.interval_95,
+            wer.insertions,
+            wer.deletions,
+            wer.substitutions,
+            wer.sentence_error_rate,
+        )
+
+    def _time(self) -> str:
+        """Say how long the rest takes at the pace so far; nothing while a search has not begun."""
+        if not self._left:
+            return f"done in {format_duration(self._last - self._started)}"
+        if any(search not in self._pace for _, search in self._left):
+            return ""
+        seconds = sum(self._pace[search] * self._audio[split] for split, search in self._left)
+        return f"{format_duration(seconds)} left"
 
 
 def _count_parameters(model: nn.Module) -> Parameters:

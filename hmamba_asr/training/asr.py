@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from hmamba_asr.models.asr import ASROutput
 from hmamba_asr.training.chunking_checks import CollapseDetector, check_chunkers
 from hmamba_asr.training.losses import HybridLosses, hybrid_loss
 from hmamba_asr.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -60,6 +63,9 @@ class ASRBrain(Trainer):
     measure = "audio_seconds"
     valid_loss_per = "utterances"
     best_key = "WER"
+    speed_unit = "audio-s/s"
+    items = "utterances"
+    leaves = "results.json"
     defaults = {"intermediate_ctc_weight": 0.0, "ratio_loss": None}
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -76,6 +82,7 @@ class ASRBrain(Trainer):
         self._measures_wer = False
         self._hypotheses: dict[str, str] = {}
         self._references: dict[str, str] = {}
+        self._warned_of_infeasible = False
 
     # ---- model and loss ------------------------------------------------------------------------------------
 
@@ -164,12 +171,17 @@ class ASRBrain(Trainer):
     def epoch_remarks(
         self, sums: Mapping[str, float], valid: Mapping[str, float], metrics: Mapping[str, float]
     ) -> list[str]:
-        """Return the validation WER, kept fractions, and a note on infeasible utterances."""
-        remarks = [f"valid WER {metrics['WER']:.2f}%"] if "WER" in metrics else []
-        remarks += [f"kept {figures['kept']:.2f}" for figures in stage_figures(valid, valid["utterances"])]
-        if sums["infeasible"]:
-            remarks.append(f"{sums['infeasible']:.0f} utterances too short for the CTC")
-        return remarks
+        """Return the validation WER and kept fractions. The first infeasible utterances cause a warning."""
+        if sums["infeasible"] and not self._warned_of_infeasible:
+            self._warned_of_infeasible = True
+            logger.warning(
+                "%d utterances of this epoch have fewer encoder states than the CTC needs for their labels. "
+                "They count without the CTC loss. train_log.jsonl has their number for each epoch.",
+                sums["infeasible"],
+            )
+        wer = f"{metrics['WER']:6.2f}%" if "WER" in metrics else f"{'-':>7}"
+        kept = [f"kept {figures['kept']:.2f}" for figures in stage_figures(valid, valid["utterances"])]
+        return [f"valid WER {wer}", *kept]
 
     # ---- validation ----------------------------------------------------------------------------------------
 

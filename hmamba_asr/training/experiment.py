@@ -14,7 +14,9 @@ from hmamba_asr.config.hparams import build_error_reason, load_hparams, resolve,
 from hmamba_asr.system.files import write_atomically
 from hmamba_asr.system.memory import keep_freed_memory
 from hmamba_asr.system.run_layout import RunLayout
+from hmamba_asr.system.screen import say_fact
 from hmamba_asr.training.command_line import parse_command_line
+from hmamba_asr.training.first_screen import data_fact
 from hmamba_asr.training.preparation import Datasets, prepare_data
 
 
@@ -64,14 +66,22 @@ class Experiment:
         data_folder = self.hparams.get("data_folder", ".") or ""
         if not data_folder or not Path(str(data_folder)).is_dir():
             raise FileNotFoundError(f"data_folder '{data_folder}' is not a folder; give --data_folder DIR.")
-        sb.create_experiment_directory(experiment_directory=self.hparams["output_folder"])
+        sb.create_experiment_directory(
+            experiment_directory=self.hparams["output_folder"],
+            log_config=str(Path(__file__).with_name("logging.yaml")),
+        )
         if if_main_process():
             with write_atomically(RunLayout(self.hparams["output_folder"]).hyperparams) as file:
                 file.write(self.hparams_text)
 
     def prepare(self) -> Datasets:
-        """Return the training, validation and test datasets; see :func:`prepare_data`."""
-        return prepare_data(self.hparams)
+        """Return the training, validation and test datasets, and say how large they are.
+
+        See :func:`prepare_data`.
+        """
+        train, validation, tests = prepare_data(self.hparams)
+        say_fact("data", data_fact(train, validation, tests))
+        return train, validation, tests
 
 
 def _seed_initial_weights(text: str) -> None:

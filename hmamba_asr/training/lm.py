@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +49,14 @@ class LMBrain(Trainer):
 
     measure = valid_loss_per = "tokens"
     best_key = "valid_loss"
+    speed_unit = "tokens/s"
+    items = "sentences"
+    leaves = "export/"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # SpeechBrain's model mixes two kinds of masks, which no user can change.
+        warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
 
     def compute_forward(self, batch: PaddedBatch, stage: Stage) -> Predictions:
         """Compute the logits of every next token."""
@@ -74,7 +84,7 @@ class LMBrain(Trainer):
         self, sums: Mapping[str, float], valid: Mapping[str, float], metrics: Mapping[str, float]
     ) -> list[str]:
         """Return the validation perplexity."""
-        return [f"valid perplexity {_perplexity(valid):.2f}"]
+        return [f"valid perplexity {_perplexity(valid):8.2f}"]
 
     def perplexity(self, dataset: Dataset) -> dict[str, float]:
         """Measure the perplexity of a text over all ranks.

@@ -12,9 +12,10 @@ It adds to ``sb.Brain``:
 
 Overridden hooks of ``sb.Brain`` (1.1), so that an upgrade knows where to look:
 
-- ``fit``: handles SIGTERM, and stops before the first epoch once ``optimizer_step_limit`` is reached.
+- ``fit``: handles SIGTERM, stops before the first epoch once ``optimizer_step_limit`` is reached, and shows
+  progress bars of its own.
 - ``make_dataloader``: builds the YAML's loaders, with this rank's share of the batches.
-- ``on_fit_start``: also rewinds the journal.
+- ``on_fit_start``: also rewinds the journal, and says how much there is to train.
 - ``init_optimizers``: parameter groups without weight decay and with an ``lr_multiplier``.
 - ``fit_batch``, ``optimizers_step``: weight every item equally, while SpeechBrain divides the loss by the
   accumulation factor. They also keep the accumulation window open after a skipped batch, and clip the
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import random
 import signal
 import time
@@ -53,14 +55,18 @@ from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hmamba_asr.evaluation.run import batch_description
 from hmamba_asr.models.weights import best_average
-from hmamba_asr.system.durations import format_duration
+from hmamba_asr.system.hardware import hardware
 from hmamba_asr.system.memory import peak_memory_mib
 from hmamba_asr.system.ranks import Ranks
+from hmamba_asr.system.screen import say, say_fact
 from hmamba_asr.system.sums import merge_sums
+from hmamba_asr.training.first_screen import device_fact, model_fact, resume_fact, training_fact
 from hmamba_asr.training.journal import TrainingJournal, TrainingTotals
 from hmamba_asr.training.launch import Preempted
 from hmamba_asr.training.losses import Losses
+from hmamba_asr.training.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -104,6 +110,12 @@ class Trainer(sb.Brain):
         Name of the sum that the validation loss is divided by.
     best_key : str
         Figure in the checkpoints' meta data. The checkpoints with the lowest are kept and averaged.
+    speed_unit : str
+        What the lines of the epochs call ``measure`` per second.
+    items : str
+        What a batch holds, in the plural.
+    leaves : str
+        What the script writes into the output folder at its end.
     defaults : mapping of str to object
         Values of the keys that a YAML may leave out. Every key that a later version reads has its default
         here. So the YAMLs of older run folders still train.
@@ -121,6 +133,9 @@ class Trainer(sb.Brain):
     measure: str
     valid_loss_per: str
     best_key: str
+    speed_unit: str
+    items: str
+    leaves: str
     defaults: Mapping[str, Any] = {}
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -139,21 +154,32 @@ class Trainer(sb.Brain):
         self.checkpointer.add_recoverable("totals", self.totals)
         self._window = AccumulationWindow()
         self._valid_sums: Counter = Counter()
-        self._clock = self._fit_started = 0.0  # of time.perf_counter, in seconds
+        self._clock = 0.0  # of time.perf_counter, in seconds
+        self._shows_bar = False
+        self._progress = TrainingProgress(0.0, self.hparams.epoch_counter.limit, bar=False)
         self._sigterm = False  # this rank has the signal
         self._preempted = False  # all ranks know that one of them has it
 
     @classmethod
     def from_experiment(cls, experiment: Experiment) -> Self:
-        """Build the brain of a parsed command line."""
+        """Build the brain of a parsed command line, and say what it trains, on what, and where it goes."""
         hparams = experiment.hparams
-        return cls(
+        brain = cls(
             modules=hparams["modules"],
             opt_class=hparams["opt_class"],
             hparams=hparams,
             run_opts=experiment.run_opts,
             checkpointer=hparams["checkpointer"],
         )
+        machines = brain.gather(hardware(brain.device))
+        backend = dist.get_backend() if dist.is_initialized() else None
+        say_fact("model", model_fact(experiment.name, brain.raw_model))
+        say_fact("device", device_fact(machines, backend=backend, precision=brain.precision))
+        folder = hparams["output_folder"]
+        save = os.path.relpath(brain.checkpointer.checkpoints_dir, folder)
+        during = "" if brain.test_only else f" train_log.jsonl, {save}/,"
+        say_fact("output", f"{folder}: log.txt,{during} {brain.leaves} (at the end)")
+        return brain
 
     @property
     def raw_model(self) -> Any:
@@ -218,7 +244,10 @@ class Trainer(sb.Brain):
     def epoch_remarks(
         self, sums: Mapping[str, float], valid: Mapping[str, float], metrics: Mapping[str, float]
     ) -> list[str]:
-        """Return the last words of an epoch's log line; parameters as in :meth:`epoch_figures`."""
+        """Return what else the epoch's line says, each part as wide in every epoch.
+
+        Parameters as in :meth:`epoch_figures`.
+        """
         return []
 
     # ---- data and optimizer --------------------------------------------------------------------------------
@@ -228,7 +257,9 @@ class Trainer(sb.Brain):
     ) -> SaveableDataLoader:
         """Build the YAML's loader for ``stage`` over this rank's share of ``dataset``."""
         if stage != Stage.TRAIN:  # only tests time the reading of audio, so validation may use workers
-            return self.hparams.eval_loader(dataset, self.ranks, num_workers=self.hparams.num_workers)
+            loader = self.hparams.eval_loader(dataset, self.ranks, num_workers=self.hparams.num_workers)
+            self._validation_batches = len(loader)
+            return loader
         loader = self.hparams.train_loader(dataset, self.ranks)
         self.train_sampler = loader.batch_sampler
         self.checkpointer.add_recoverable(f"{ckpt_prefix}{stage.name}", loader)
@@ -302,6 +333,7 @@ class Trainer(sb.Brain):
         if good and closes:
             self.optimizers_step()
             self.on_optimizer_step(predictions, window.sums)
+        self._progress.advance(self._place, self.totals.epoch_mean("loss"))
         return torch.tensor(sums["loss"] / sums["utterances"])
 
     def optimizers_step(self) -> None:
@@ -404,16 +436,27 @@ class Trainer(sb.Brain):
 
     # ---- epochs --------------------------------------------------------------------------------------------
 
-    def fit(self, epoch_counter: Iterable[int], *args: Any, **kwargs: Any) -> None:
+    def fit(
+        self,
+        epoch_counter: Iterable[int],
+        train_set: Dataset,
+        valid_set: Dataset | None = None,
+        progressbar: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Train as SpeechBrain does. After SIGTERM, save at the next step and raise :class:`Preempted`."""
 
         def note_sigterm(signum: int, frame: Any) -> None:
             self._sigterm = True
 
+        wanted = not self.noprogressbar if progressbar is None else progressbar
+        self._shows_bar = wanted and if_main_process()
         previous = signal.signal(signal.SIGTERM, note_sigterm)
         try:
-            super().fit(self._epochs(epoch_counter), *args, **kwargs)
+            # SpeechBrain's own bars would fill a log file, and stay on a terminal.
+            super().fit(self._epochs(epoch_counter), train_set, valid_set, progressbar=False, **kwargs)
         finally:
+            self._progress.end()
             signal.signal(signal.SIGTERM, previous)
 
     def _epochs(self, epoch_counter: Iterable[int]) -> Iterator[int]:
@@ -425,11 +468,35 @@ class Trainer(sb.Brain):
     def on_fit_start(self) -> None:
         """Wrap the model, build the optimizer, resume from the newest checkpoint, and rewind the journal."""
         super().on_fit_start()
+        finished = self.hparams.epoch_counter.current
         if if_main_process():
-            self.journal.rewind(self.optimizer_step, epochs_done=self.hparams.epoch_counter.current)
+            self.journal.rewind(self.optimizer_step, epochs_done=finished)
             if self.optimizer_step:
                 logger.info("Resuming after optimizer step %d.", self.optimizer_step)
-        self._fit_started, self._epochs_done = time.perf_counter(), 0
+            self._say_what_is_left()
+        place = finished + self.step / self._batches_per_epoch
+        self._progress = TrainingProgress(place, self.hparams.epoch_counter.limit, bar=self._shows_bar)
+
+    @property
+    def _place(self) -> float:
+        """How many epochs are trained; 2.5 in the middle of the third."""
+        return self.hparams.epoch_counter.current - 1 + self.step / self._batches_per_epoch
+
+    def _say_what_is_left(self) -> None:
+        counter, batches = self.hparams.epoch_counter, self._batches_per_epoch
+        text = training_fact(
+            epochs=counter.limit,
+            batches=batches,
+            batch=batch_description(self.hparams.train_loader),
+            items=self.items,
+            processes=self.ranks.world_size,
+            accumulated=self.grad_accumulation_factor,
+            step_limit=self.optimizer_step_limit,
+        )
+        if self.optimizer_step:
+            done = counter.limit if self._optimizer_step_limit_exceeded else counter.current
+            text += "; " + resume_fact(epoch=done, epochs=counter.limit, batch=self.step, batches=batches)
+        say_fact("training", text)
 
     def on_stage_start(self, stage: Stage, epoch: int | None = None) -> None:
         """Start the clock of training, or the sums of validation.
@@ -437,16 +504,19 @@ class Trainer(sb.Brain):
         The clock counts reading and saving, but not validation.
         """
         if stage == Stage.TRAIN:
+            self._progress.begin(f"epoch {epoch}", self._batches_per_epoch, done=self.step)
             self._clock = time.perf_counter()
         elif stage == Stage.VALID:
             assert epoch is not None
             self._valid_sums = Counter()
+            self._progress.begin(f"validation of epoch {epoch}", self._validation_batches)
             self.on_validation_start(epoch)
 
     def evaluate_batch(self, batch: PaddedBatch, stage: Stage) -> Tensor:
         """Add a validation batch to this rank's sums; return its mean loss."""
         predictions, losses = self.add_validation_batch(batch, self._valid_sums)
         self.on_validation_batch(batch, predictions)
+        self._progress.advance(self.hparams.epoch_counter.current)
         if self._sigterm and self.ranks.world_size == 1:
             raise Preempted(self.hparams.output_folder)  # the end of the epoch's training is saved
         return losses.total.mean().cpu()
@@ -469,6 +539,7 @@ class Trainer(sb.Brain):
 
     def on_stage_end(self, stage: Stage, stage_loss: float, epoch: int | None = None) -> None:
         """Save at the end of an epoch's training, and again after its validation."""
+        self._progress.end()
         if stage == Stage.TRAIN:
             # Good batches before a skipped last one never had an optimizer step.
             self.totals.add(skipped=self._window.sums["utterances"])
@@ -485,7 +556,6 @@ class Trainer(sb.Brain):
         self._preempted = any(self.gather(self._sigterm))
         valid_loss = valid["loss"] / valid[self.valid_loss_per]
         totals, counter = self.totals, self.hparams.epoch_counter
-        self._epochs_done += 1
         if if_main_process():
             self._log_epoch(epoch, valid, valid_loss, metrics)
         totals.epoch.clear()
@@ -502,7 +572,6 @@ class Trainer(sb.Brain):
     def _log_epoch(self, epoch: int, valid: Counter, valid_loss: float, metrics: Mapping[str, float]) -> None:
         totals, limit = self.totals, self.hparams.epoch_counter.limit
         speed = totals.epoch[self.measure] / max(totals.epoch["seconds"], 1e-9)
-        seconds_left = (time.perf_counter() - self._fit_started) / self._epochs_done * (limit - epoch)
         self.journal.write(
             "epoch",
             epoch=epoch,
@@ -515,15 +584,15 @@ class Trainer(sb.Brain):
             **self.epoch_figures(totals.epoch, valid, metrics),
         )
         line = [
-            f"epoch {epoch}/{limit}",
-            f"loss {totals.epoch_mean('loss'):.3f}",
-            f"valid loss {valid_loss:.3f}",
-            f"lr {self.optimizer.param_groups[0]['lr']:.2e}",
-            f"{speed:.0f} {self.measure.replace('_', ' ')}/s",
-            f"{format_duration(seconds_left)} left",
+            f"epoch {epoch:{len(str(limit))}}/{limit}",
+            f"loss {totals.epoch_mean('loss'):7.3f}",
+            f"valid loss {valid_loss:7.3f}",
             *self.epoch_remarks(totals.epoch, valid, metrics),
+            f"lr {self.optimizer.param_groups[0]['lr']:.1e}",
+            f"{speed:5.0f} {self.speed_unit}",
+            self._progress.time_left(epoch),
         ]
-        logger.info("%s", " | ".join(line))
+        say("   ".join(line).rstrip())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse.

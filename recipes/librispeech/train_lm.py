@@ -23,6 +23,7 @@ from speechbrain.utils.distributed import if_main_process
 from hmamba_asr.data.text import TextDataset
 from hmamba_asr.data.tokenizer import load_tokenizer
 from hmamba_asr.system.files import write_atomically
+from hmamba_asr.system.screen import say_fact
 from hmamba_asr.training.experiment import Experiment
 from hmamba_asr.training.launch import run_script
 from hmamba_asr.training.lm import LMBrain
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
         TextDataset(files, tokenizer=tokenizer, max_tokens=hparams["max_tokens"])
         for files in (hparams["train_text"], hparams["valid_text"])
     )
+    say_fact("data", f"train {len(train_set):,} sentences, validation {len(valid_set):,}")
     brain = LMBrain.from_experiment(experiment)
     brain.fit(hparams["epoch_counter"], train_set, valid_set)
     checkpoints = brain.load_best()
@@ -51,10 +53,8 @@ def main(argv: list[str]) -> int:
         shutil.copyfile(hparams["tokenizer_file"], export / "tokenizer.ckpt")
         with write_atomically(output / "perplexity.json") as file:
             file.write(json.dumps(measured, indent=2) + "\n")
-        print(
-            f"validation perplexity {measured['perplexity']:.2f} over {measured['tokens']} tokens; "
-            f"model in {export}"
-        )
+        found = f"validation perplexity {measured['perplexity']:.2f} over {measured['tokens']:,} tokens"
+        say_fact("result", f"{found}; the model is in {export}")
     return 0
 
 

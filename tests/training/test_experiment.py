@@ -105,7 +105,7 @@ def test_on_the_screen(recipe, tmp_path, overrides):
     folder = tmp_path / "run"
     run = recipe.train(recipe.arguments(folder, **overrides), folder)
     assert run.code == 2
-    lines = [line for line in run.errors.splitlines() if line and "file/s" not in line]
+    lines = run.errors.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     assert "Traceback" not in run.output + run.errors
 

@@ -206,7 +206,7 @@ def test_kill_9_in_the_middle_of_the_schedules(recipe, request, tmp_path, settin
     assert killed.code == -signal.SIGKILL and killed.records()[-1]["optimizer_step"] < 16
     resumed = recipe.train(argv, folder)
     assert resumed.code == 0, resumed.errors
-    assert "Resuming after optimizer step" in resumed.output
+    assert "Resuming after optimizer step" in resumed.log
     same_figures(resumed, uninterrupted, rel=1e-6, ratio_loss="ratio_loss" in settings)
 
 

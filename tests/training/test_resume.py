@@ -51,7 +51,7 @@ def test_kill_9_then_the_same_command(recipe, full_run, tmp_path):
 
     resumed = recipe.train(argv, folder)
     assert resumed.code == 0, resumed.errors
-    assert "Resuming after optimizer step" in resumed.output
+    assert "Resuming after optimizer step" in resumed.log
     assert not half.exists()
     same_training(resumed, full_run)
 
@@ -69,7 +69,8 @@ def test_sigterm_saves_and_exits_then_the_same_command(recipe, full_run, tmp_pat
 
     resumed = recipe.train(argv, folder)
     assert resumed.code == 0, resumed.errors
-    assert f"Resuming after optimizer step {last}." in resumed.output  # no step is lost
+    assert f"Resuming after optimizer step {last}." in resumed.log  # no step is lost
+    assert last == 12 or f"; resumes at epoch {last // 12 + 1}, batch {last % 12 + 1}" in resumed.output
     same_training(resumed, full_run)
 
 
