@@ -91,7 +91,7 @@ class Progress:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._spoke >= self.every:
+        if now - self._spoke >= self.every and self.done < self.total:
             self._spoke = now
             left = (now - self._started) / (self.done - self._first) * (self.total - self.done)
             line = f"{self.title}: {self.done:,} of {self.total:,} {self.unit}, {format_duration(left)} left"

@@ -65,14 +65,15 @@ def test_the_screen_gets_what_is_said_and_warnings_of_anyone():
 
 
 def test_without_a_terminal_there_is_a_line_every_few_minutes(seconds, said, monkeypatch):
+    """None at the end, where the loop's own outcome follows."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with Progress("epoch 3", 1200, "batches", done=200, every=300) as progress:
-        for _ in range(700):
+    with Progress("epoch 3", 1200, "batches", done=300, every=300) as progress:
+        for _ in range(900):
             seconds[0] += 1
             progress.advance(note="loss 1.5")
     assert said() == [
-        "epoch 3: 500 of 1,200 batches, 11 min 40 s left, loss 1.5",
-        "epoch 3: 800 of 1,200 batches, 6 min 40 s left, loss 1.5",
+        "epoch 3: 600 of 1,200 batches, 10 min 00 s left, loss 1.5",
+        "epoch 3: 900 of 1,200 batches, 5 min 00 s left, loss 1.5",
     ]
     assert sys.stderr.getvalue() == ""
 
