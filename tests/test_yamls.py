@@ -225,6 +225,22 @@ def test_a_complete_hmamba_is_conmamba_with_the_variant(sibling):
     assert built[0] == built[1]
 
 
+def test_the_complete_control_is_conmamba_with_the_variant(tmp_path):
+    complete, composed = _load(CONFORMER, tmp_path), _load(CONMAMBA, tmp_path, "conformer")
+    shapes = [
+        [(name, weight.shape) for name, weight in hparams["model"].named_parameters()]
+        for hparams in (complete, composed)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("base", ["conmamba_mini", "conmamba_an4", "conmamba_demo"])
+def test_the_control_of_a_small_recipe_is_about_its_size(base, tmp_path):
+    path = HPARAMS / f"{base}.yaml"
+    sizes = [_parameters(_load(path, tmp_path, *names)) for names in ([], ["conformer"])]
+    assert abs(sizes[1] / sizes[0] - 1) <= 0.08
+
+
 @each_yaml
 def test_every_variant_composes_with_every_base(path, tmp_path):
     code = _code()
@@ -233,12 +249,17 @@ def test_every_variant_composes_with_every_base(path, tmp_path):
             with pytest.raises(ValueError, match="changes num_layers of encoder, .*use another base"):
                 compose(path, [variant])
             continue
+        if variant.stem == "conformer" and not path.stem.startswith("conmamba"):
+            with pytest.raises(ValueError, match="drops d_state, .*; use another base"):
+                compose(path, [variant])
+            continue
         text = compose(path, [variant])
         assert _unused_keys(text, code) == [] and _doubled_keys(yaml.compose(text)) == [], variant
         assert "!base" not in text and "needs" not in top_level_nodes(text)
         hparams = _load(path, tmp_path, variant.stem, **TINY)
         assert hparams["name"] == run_name(path, [variant]) == f"{path.stem}+{variant.stem}"
-        assert len(hparams["model"].chunking) == (2 if variant.stem == "nested" else 1)
+        stages = {"nested": 2, "conformer": 0}.get(variant.stem, 1)
+        assert len(hparams["model"].chunking) == stages
 
 
 @pytest.mark.parametrize("path", FLAT, ids=lambda path: path.stem)
@@ -381,6 +402,7 @@ def _command_line(yaml: str, corpus: Path, output: Path, pretrained: Path) -> li
 TRAINED = [
     *(path.stem for path in YAMLS),
     "conformer_small_ls100+hmamba",
+    "conmamba_demo+conformer",
     "conmamba_an4+hnet",
     "hmamba_demo+n3",
     "conmamba_small_ls100+fixedstride",

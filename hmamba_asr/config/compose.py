@@ -8,6 +8,7 @@ A base is a complete YAML. A variant holds only what differs, in 3 to 30 lines:
   whatever class the base has there. The base is what stood before the variant.
 - ``needs: {chunker: hmamba.yaml}`` names another variant in the same folder. It is applied first where the
   base has no key ``chunker``.
+- ``drops: [d_state]`` takes away keys that nothing needs any more.
 
 The result is one complete YAML without any of these directives.
 """
@@ -92,9 +93,33 @@ def _apply(document: CommentedMap, path: Path, base_name: str) -> None:
         if key not in document:
             _apply(document, path.parent / needed, base_name)
     base = copy.copy(document)  # what !base: refers to: its nodes, before this variant takes any away
+    dropped = variant.pop("drops", [])
     for node in _tagged_nodes(variant):
         _copy_from_base(node, base, path, base_name)
     _merge(document, variant, path, base_name)
+    for key in dropped:
+        _drop(document, key, path, base_name)
+
+
+def _drop(document: CommentedMap, key: str, path: Path, base_name: str) -> None:
+    """Take ``key`` out of ``document``, where nothing refers to it."""
+    if key not in document:
+        raise ValueError(f"{path} drops {key}, and {base_name} has no such key; use another base.")
+    del document[key]
+    users = [name for name, value in document.items() if f"<{key}>" in _values(value)]
+    if users:
+        raise ValueError(
+            f"{path} drops {key}, which {base_name} needs for {', '.join(users)}; use another base."
+        )
+
+
+def _values(node: object) -> str:
+    """Return every plain value below ``node``, as text."""
+    if isinstance(node, CommentedMap):
+        return " ".join(map(_values, node.values()))
+    if isinstance(node, list):
+        return " ".join(map(_values, node))
+    return str(getattr(node, "value", node))
 
 
 def _tagged_nodes(node: object) -> Iterator[CommentedMap]:

@@ -93,6 +93,20 @@ def test_what_a_variant_needs_is_applied_first_and_once(write, tmp_path):
     assert "needs" not in alone
 
 
+def test_a_variant_drops_what_nothing_needs(write, tmp_path):
+    other = write("other", "drops: [rate]\nspeed: 1\n")
+    text = compose(tmp_path / "base.yaml", [other])
+    assert "rate" in compose(tmp_path / "base.yaml") and "rate" not in text
+    assert "drops" not in text and "speed: 1\n" in text
+    with pytest.raises(
+        ValueError, match=r"other\.yaml drops rate, and base has no such key; use another base"
+    ):
+        compose(tmp_path / "base.yaml", [other, other])
+    user = write("user", "speed: !ref <rate> * 2\n")
+    with pytest.raises(ValueError, match="drops rate, which base needs for speed; use another base"):
+        compose(tmp_path / "base.yaml", [user, write("without", "drops: [rate]\n")])
+
+
 def test_a_saved_yaml_keeps_its_name(write, tmp_path):
     one, two = write("one", "rate: 1\n"), write("two", "seed: 2\n")
     saved = write("hyperparams", compose(tmp_path / "base.yaml", [one]))
