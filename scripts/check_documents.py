@@ -41,7 +41,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -69,7 +69,8 @@ FIGURE = re.compile(
 NAMES = re.compile(
     r"\b\d{4}-\d\d-\d\d\b"  # a date
     r"|\bv?\d+(?:\.\d+){2,}"  # a version in three parts
-    r"|\b(?:[Vv]ersion|Python|PyTorch|torch|SpeechBrain|Triton|CUDA|arXiv|gcc)\s\d+(?:\.\d+)*"
+    r"|\b(?:[Vv]ersions?|Python|PyTorch|torch|SpeechBrain|Triton|CUDA|gcc|Ubuntu|Apache|arXiv)\s(?:(?:≥|>=)\s?)?"
+    r"\d+(?:\.\d+)*(?:(?:–|-|, | to | and | or )\d+\.\d+)*"
     r"|(?:\b(?:[Ss]ection|[Tt]able|[Ff]igure|[Ee]quation|[Cc]hapter|[Aa]ppendix)s?|§)\s*\d+(?:\.\d+)*"
     r"|\b[A-Z]+\d+\w*\s\d+\s?GB\b"  # a GPU with its memory
 )
@@ -261,11 +262,10 @@ def _check(source: Source, has_link: bool) -> str:
             raise SourceError("cited, and the block has no link")
         return "cited"
     key = _key(match)
-    numbers = (value.number, *value.others)
-    pairs = list(zip(key, numbers, strict=False))  # a spread need not be shown
-    if 1 < len(key) != len(numbers) or any(map(_differs, *zip(*pairs, strict=True))):
-        raise SourceError(f"the source gives {_in_words(numbers, key[0])}")
-    return _in_words(numbers, key[0], more=2)
+    pairs = list(zip(key, value.numbers, strict=False))  # a spread need not be shown
+    if 1 < len(key) != len(value.numbers) or any(_differs(shown, number) for shown, number in pairs):
+        raise SourceError(f"the source gives {value.in_words(_decimals(key[0]))}")
+    return value.in_words(_decimals(key[0]) + 2)
 
 
 def _differs(shown: str, number: float) -> bool:
@@ -274,14 +274,6 @@ def _differs(shown: str, number: float) -> bool:
 
 def _decimals(shown: str) -> int:
     return len(shown.partition(".")[2])
-
-
-def _in_words(numbers: Sequence[float], like: str, more: int = 0) -> str:
-    """Write a value with as many decimals as ``like``, or ``more``."""
-    texts = [f"{number:.{_decimals(like) + more}f}" for number in numbers]
-    if len(texts) == 3:
-        return f"{texts[0]} ({texts[1]} to {texts[2]})"
-    return " ± ".join(texts)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -63,6 +63,14 @@ class Value:
     number: float
     others: tuple[float, ...] = ()
 
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.number, *self.others)
+
+    def in_words(self, decimals: int) -> str:
+        first, *others = (f"{number:.{decimals}f}" for number in self.numbers)
+        return f"{first} ({' to '.join(others)})" if len(others) > 1 else " ± ".join([first, *others])
+
     def scaled(self, factor: float) -> Value:
         return Value(self.number * factor, tuple(other * factor for other in self.others))
 
@@ -128,7 +136,9 @@ def rtf(name: str, search: str, *, seed: int | None = None) -> Value:
 
 def _training(name: str, attribute: str, seed: int | None) -> Value:
     trained = [result.training for result in _results(name, seed)]
-    return _over_seeds([item and getattr(item, attribute) for item in trained], f"training.{attribute}")
+    return _over_seeds(
+        [getattr(item, attribute) if item else None for item in trained], f"training.{attribute}"
+    )
 
 
 def train_minutes(name: str, *, seed: int | None = None) -> Value:
