@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import statistics
@@ -211,6 +210,6 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
 def write_json(path: str | None, figures: dict) -> None:
     """Write the figures to ``path``, if there is one, with the command that measured them."""
     if path:
-        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        command = shlex.join(["python", *sys.argv])
         text = json.dumps({"command": command, **figures}, indent=2)
         Path(path).write_text(text + "\n", encoding="utf-8")
