@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """Draw the WER of kept runs against what it costs: recognition time, training time or encoder states.
 
-    python scripts/plot_tradeoff.py rtf --split test-clean-mini --search beam --machines epyc h200 \\
-        --models conmamba_mini_e36=ConMamba "hmamba_mini_e36=H-Mamba, N = 2" --output wer_rtf
+    python scripts/plot_tradeoff.py rtf --split test-clean-mini --search greedy beam --machines xeon h200 \\
+        --models conmamba_mini=ConMamba "hmamba_mini@conmamba_mini+hmamba=H-Mamba" --output wer_rtf
 
 The first argument is the x axis:
 
     rtf        real-time factor, from NAME.MACHINE.efficiency.json, copies of what `hmamba-asr efficiency`
-               writes: median and range of its passes, a panel for each machine
-    training   minutes of training: mean and standard deviation over seeds
-    frames     frames per chunk, which is 1 / kept; 1 for a model without chunks
+               writes: median and range of its passes; a panel for each machine, with all searches
+    training   minutes of training: mean and standard deviation over seeds; a panel for each search
+    frames     frames per chunk, which is 1 / kept; 1 for a model without chunks; a panel for each search
 
 The WER is the mean over the seeds of NAME.results.json or NAME.SEED.results.json. Whiskers are standard
-deviations. Each search has a panel. A model is NAME=LABEL. NAME=LABEL/POINT writes POINT beside the point
-and joins it by a line to the other points with that LABEL.
+deviations. A model is NAME=LABEL. NAME=LABEL/POINT writes POINT beside the point and joins it by a line to
+the other points with that LABEL. NAME@RUN=LABEL takes the real-time factor from the files of RUN, another run
+of the same model.
 
 Writes OUTPUT_light.svg and OUTPUT_dark.svg, which hold their command and their numbers as text. Needs
 matplotlib: pip install -e ".[plots]".
@@ -29,7 +30,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -69,9 +70,10 @@ MODEL_COLOURS = {
 
 @dataclass(frozen=True)
 class Model:
-    """A kept name, the label of its line, and what stands beside its point, if anything."""
+    """A kept name, the run that was timed, the label of its line, and what stands beside its point."""
 
     name: str
+    timed: str
     label: str
     point: str = ""
 
@@ -101,28 +103,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """A title and the points below it."""
+    """A title and the points below it. Points with the same label may be joined by a line."""
 
     title: str
     points: tuple[Point, ...]
+    joined: bool = True
 
 
 # ---- the numbers ------------------------------------------------------------------------------------------
 
 
 def parse_model(text: str) -> Model:
-    """Read NAME=LABEL or NAME=LABEL/POINT.
+    """Read NAME[@RUN]=LABEL[/POINT].
 
     Raises
     ------
     ValueError
         If a part is missing.
     """
-    name, _, title = text.partition("=")
+    names, _, title = text.partition("=")
+    name, _, timed = names.partition("@")
     label, _, point = title.partition("/")
     if not name or not label:
         raise ValueError(f"--models needs NAME=LABEL, not '{text}'.")
-    return Model(name.strip(), label.strip(), point.strip())
+    return Model(name.strip(), (timed or name).strip(), label.strip(), point.strip())
 
 
 def read_kept(folder: Path, name: str) -> list[Results]:
@@ -164,9 +168,9 @@ def find_panels(
     cost
         A key of `COSTS`.
     split, searches
-        Whose WER. There is a panel for each search.
+        Whose WER. There is a panel for each search, but with "rtf" for each machine.
     machines
-        For "rtf": the machines in the names of the efficiency files. There is a panel for each of them.
+        For "rtf": the machines in the names of the efficiency files.
     way
         For "rtf": "batch_1" or "batched".
     folder
@@ -180,23 +184,55 @@ def find_panels(
         If a file lacks a number, or the runs do not compare.
     """
     kept = {model.name: read_kept(folder, model.name) for model in models}
+    entries, wers = {}, {}
+    for search in searches:
+        found = {name: _entries(name, results, split, search) for name, results in kept.items()}
+        _require_alike(kept, found, epochs=cost != "training")
+        entries[search] = found
+        wers[search] = {name: _over_seeds([entry.wer.rate for entry in of]) for name, of in found.items()}
+    if cost == "rtf":
+        return [_speed_panel(models, wers, machine, way, folder) for machine in machines]
     panels = []
     for search in searches:
-        entries = {name: _entries(name, results, split, search) for name, results in kept.items()}
-        _require_alike(kept, entries, epochs=cost != "training")
-        wers = {name: _over_seeds([entry.wer.rate for entry in found]) for name, found in entries.items()}
-        for machine in machines if cost == "rtf" else (None,):
-            title = f"{search} search"
-            if cost == "rtf":
-                device, costs = _read_speeds(folder, list(kept), machine, search, way)
-                title = device if len(searches) == 1 else f"{device}: {title}"
-            elif cost == "training":
-                costs = {name: _over_seeds(_minutes(name, results)) for name, results in kept.items()}
-            else:
-                costs = {name: _over_seeds(_frames(name, found)) for name, found in entries.items()}
-            points = tuple(Point(model, costs[model.name], wers[model.name]) for model in models)
-            panels.append(Panel(title, points))
+        costs = {
+            name: _over_seeds(_minutes(name, kept[name]) if cost == "training" else _frames(name, of))
+            for name, of in entries[search].items()
+        }
+        points = (Point(model, costs[model.name], wers[search][model.name]) for model in models)
+        panels.append(Panel(f"{search} search", tuple(points)))
     return panels
+
+
+def _speed_panel(
+    models: Sequence[Model], wers: Mapping[str, Mapping[str, Spread]], machine: str, way: str, folder: Path
+) -> Panel:
+    """Return a machine's panel. With several searches, a model has a point for each."""
+    files = {
+        model.timed: read_figures(folder / f"{model.timed}.{machine}.efficiency.json", RUN_KIND)
+        for model in models
+    }
+    first = _conditions(files[models[0].timed])
+    points = []
+    for model in models:
+        found = files[model.timed]
+        if others := [key for key, value in _conditions(found).items() if value != first[key]]:
+            raise ValueError(
+                f"{model.timed} was not measured as {models[0].timed} on {machine}: another "
+                f"{', '.join(others)}."
+            )
+        for search, found_wers in wers.items():
+            if search not in found["subjects"]:
+                raise ValueError(f"{model.timed} has no speed of the search {search} on {machine}.")
+            rtf = found["subjects"][search][way]["rtf"]
+            one = replace(model, label=model.title, point=search) if len(wers) > 1 else model
+            points.append(Point(one, Spread(rtf["median"], rtf["min"], rtf["max"]), found_wers[model.name]))
+    return Panel(first["hardware"].replace("(R)", ""), tuple(points), joined=len(wers) == 1)
+
+
+def _conditions(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what real-time factors must share to compare."""
+    same = {key: found[key] for key in ("split", "torch", "precision", "protocol")}
+    return {**same, "hardware": machine_name(found["hardware"])}
 
 
 def _over_seeds(values: Sequence[float]) -> Spread:
@@ -243,27 +279,6 @@ def _frames(name: str, entries: Sequence[Entry]) -> list[float]:
     if any(not value for stages in kept for value in stages):
         raise ValueError(f"{name} does not say what its chunks keep.")
     return [1 / math.prod(value for value in stages if value) for stages in kept]
-
-
-def _read_speeds(
-    folder: Path, names: Sequence[str], machine: str | None, search: str, way: str
-) -> tuple[str, dict[str, Spread]]:
-    """Return the device and the RTF of each name."""
-    speeds: dict[str, Spread] = {}
-    first: dict[str, Any] = {}
-    for name in names:
-        path = folder / f"{name}.{machine}.efficiency.json"
-        found = read_figures(path, RUN_KIND)
-        conditions = {key: found[key] for key in ("split", "torch", "precision", "protocol")}
-        conditions["hardware"] = machine_name(found["hardware"])
-        first = first or conditions
-        if others := [key for key, value in conditions.items() if value != first[key]]:
-            raise ValueError(f"{path} was not measured as that of {names[0]}: another {', '.join(others)}.")
-        if search not in found["subjects"]:
-            raise ValueError(f"{path} has no figures of the search {search}.")
-        rtf = found["subjects"][search][way]["rtf"]
-        speeds[name] = Spread(rtf["median"], rtf["min"], rtf["max"])
-    return first["hardware"], speeds
 
 
 # ---- the picture ------------------------------------------------------------------------------------------
@@ -344,7 +359,7 @@ def _draw_points(axes: Axes, panel: Panel, colour_of: Mapping[str, str]) -> None
             [point.wer.value for point in points],
             xerr=_whiskers([point.x for point in points]),
             yerr=_whiskers([point.wer for point in points]),
-            fmt="o-",
+            fmt="o-" if panel.joined else "o",
             color=colour,
             linewidth=1.6,
             elinewidth=1.2,
@@ -358,19 +373,23 @@ def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
 
 
 def _labels(panel: Panel, colour_of: Mapping[str, str]) -> list[Label]:
-    """Return the labels of the points; the last one of a line has the line's name too."""
+    """Return the labels of the points. On a line, only the last one has the line's name."""
     last = {point.model.label: point for point in panel.points}
-    return [
-        Label(
-            point.model.title if point is last[point.model.label] else point.model.point,
-            line=point.model.label,
-            x=(point.x.low, point.x.value, point.x.high),
-            y=(point.wer.low, point.wer.value, point.wer.high),
-            colour=colour_of[point.model.label],
-            bold=point is last[point.model.label],
+    labels = []
+    for point in panel.points:
+        model = point.model
+        named = not panel.joined or point is last[model.label]
+        labels.append(
+            Label(
+                model.title if named else model.point,
+                line=model.label if panel.joined else model.title,
+                x=(point.x.low, point.x.value, point.x.high),
+                y=(point.wer.low, point.wer.value, point.wer.high),
+                colour=colour_of[model.label],
+                bold=named,
+            )
         )
-        for point in panel.points
-    ]
+    return labels
 
 
 def as_svg(figure: Figure, *, title: str, description: str, command: str) -> str:
@@ -392,9 +411,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cost", choices=COSTS, help="the x axis")
-    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=LABEL")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=LABEL", help="see above")
     parser.add_argument("--split", required=True, help="the test split of the WER")
-    parser.add_argument("--search", nargs="+", required=True, help="the searches, a panel for each")
+    parser.add_argument("--search", nargs="+", required=True, help="the searches")
     parser.add_argument(
         "--machines", nargs="+", default=[], help="for rtf: MACHINE in the names of the files"
     )
@@ -417,6 +436,8 @@ def main(argv: list[str] | None = None) -> int:
         )
         xlabel, unit = COSTS[options.cost]
         searches = "" if len(options.search) > 1 else f", {options.search[0]} search"
+        if options.cost == "rtf":
+            xlabel += "\none utterance at a time" if options.way == "batch_1" else "\nin batches"
         ylabel = f"WER (%) of {options.split}{searches}\n(lower is better)"
         for theme in COLOURS:
             svg = as_svg(

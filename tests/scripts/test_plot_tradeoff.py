@@ -62,6 +62,10 @@ def kept(tmp_path, make_results, make_entry):
     return tmp_path
 
 
+def _edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def _draw(folder: Path, cost: str, *more: str, models: tuple[str, ...] = ()) -> int:
     models = models or ("flat=ConMamba", "chunked=H-Mamba/N = 2", "shorter=H-Mamba/N = 4")
     rest = [
@@ -111,6 +115,32 @@ def test_wer_against_real_time_factor(kept, capsys):
     assert _description(light)[0].endswith("RTF 0.005 (0.0025 to 0.01)")
 
 
+def test_two_searches_are_points_of_one_panel(kept):
+    """And the speed may be that of another run: here each has the other's."""
+    for path in kept.glob("*.results.json"):
+        evaluation = json.loads(path.read_text())["evaluation"]
+        wer = evaluation["test"]["beam"]["wer"]
+        greedy = {**evaluation["test"]["beam"], "wer": {**wer, "rate": wer["rate"] + 5}}
+        _edit(path, evaluation={"test": {"beam": evaluation["test"]["beam"], "greedy": greedy}})
+    for path in kept.glob("*.laptop.efficiency.json"):
+        beam = json.loads(path.read_text())["subjects"]["beam"]
+        greedy = {"batch_1": {"rtf": {end: value / 10 for end, value in beam["batch_1"]["rtf"].items()}}}
+        _edit(path, subjects={"beam": beam, "greedy": greedy})
+    models = ("flat@chunked=ConMamba", "chunked@flat=H-Mamba/N = 2")
+    assert _draw(kept, "rtf", "--search", "greedy", "beam", "--machines", "laptop", models=models) == 0
+    figure = kept / "figure_light.svg"
+    assert _description(figure) == [
+        "EPYC, 2 threads, ConMamba, greedy: WER 56.00 ± 1.41% (2 seeds), RTF 0.001 (0.0005 to 0.002)",
+        "EPYC, 2 threads, ConMamba, beam: WER 51.00 ± 1.41% (2 seeds), RTF 0.01 (0.005 to 0.02)",
+        "EPYC, 2 threads, H-Mamba, N = 2, greedy: WER 58.00 ± 0.00% (2 seeds), RTF 0.002 (0.001 to 0.004)",
+        "EPYC, 2 threads, H-Mamba, N = 2, beam: WER 53.00 ± 0.00% (2 seeds), RTF 0.02 (0.01 to 0.04)",
+    ]
+    names = {
+        f"{model}, {search}" for model in ("ConMamba", "H-Mamba, N = 2") for search in ("greedy", "beam")
+    }
+    assert names <= set(_words(figure))
+
+
 def test_wer_against_training_and_frames(kept):
     assert _draw(kept, "training", models=("flat=ConMamba", "longer_training=36 epochs")) == 0
     assert _description(kept / "figure_light.svg") == [
@@ -133,10 +163,6 @@ def test_the_same_numbers_are_the_same_file(kept):
         found.append([(kept / f"figure_{theme}.svg").read_bytes() for theme in ("light", "dark")])
     assert found[0] == found[1]
     assert not re.search(rb"<dc:date>|https?://(?!www\.w3\.org)", found[0][0])
-
-
-def _edit(path: Path, **changes) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize(
@@ -176,11 +202,11 @@ def test_files_that_do_not_compare_are_refused(kept, capsys):
     for key, value in changes.items():
         _edit(speed, **{key: value})
         assert _draw(kept, "rtf", "--machines", "laptop") == 2
-        assert f"was not measured as that of flat: another {key}." in capsys.readouterr().err
+        assert f"chunked was not measured as flat on laptop: another {key}." in capsys.readouterr().err
         speed.write_text(before)
     _edit(speed, subjects={})
     assert _draw(kept, "rtf", "--machines", "laptop") == 2
-    assert "has no figures of the search beam" in capsys.readouterr().err
+    assert "chunked has no speed of the search beam on laptop." in capsys.readouterr().err
     _edit(kept / "flat.2.results.json", overrides={"lr": "1"})
     assert _draw(kept, "frames") == 2
     assert "of flat in" in capsys.readouterr().err
