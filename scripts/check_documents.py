@@ -3,15 +3,16 @@
 
     python scripts/check_documents.py [DOCUMENT ...] [--list]
 
-A paragraph, list, list item or table is followed by a comment with a line for each of its figures, in the
-order of the text. A longer line goes on in the next one, indented:
+scripts/figures/README.txt has a line for each figure of README.md, under the headings and in the order of
+the text. A longer line goes on in the next one, indented:
 
-    <!-- sources
+    # Does it work?
     51.57 ± 0.37 = wer("hmamba_mini_e36", "test-clean-mini", "beam")
     1.22 (1.18 to 1.53) = bench("chunking_epyc", "cases", "15 s, 8+4, N=2, chunks", "beam")
     1.3% = 100 * (wer("hmamba_mini_e36", "test-clean-mini", "beam")
         / wer("conmamba_mini_e36", "test-clean-mini", "beam") - 1)
-    -->
+
+The same lines may stand in the document, in a comment <!-- sources ... --> below the paragraph or table.
 
 The value on the right must round to the figure on the left, whose unit may be left out. Results are means
 over the kept seeds, ± their standard deviation. seed=1234 picks one seed. The right side may hold numbers,
@@ -53,6 +54,7 @@ from markdown_it.tree import SyntaxTreeNode
 
 from hmamba_asr.report.summary import BEGIN_MARKER, END_MARKER
 
+FIGURES = ROOT / "scripts" / "figures"
 DOCUMENTS = (ROOT / "README.md", ROOT / "TRAINING_SUMMARY.md")
 
 NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
@@ -85,6 +87,7 @@ class Text:
     words: str
     is_cell: bool = False
     has_link: bool = False
+    is_heading: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Fault:
     line: int
     figure: str
     what: str
+    listed: bool = False  # the line is that of the list of sources
 
 
 # The texts of a paragraph, list or table, and the sources below it.
@@ -133,14 +137,34 @@ class _Html(HTMLParser):
         self.comments.append((self.getpos()[0], data))
 
 
-def read_blocks(document: str) -> list[Block]:
-    """Divide a Markdown document into blocks, each with the sources below it."""
+def read_blocks(document: str, listed: str = "") -> list[Block]:
+    """Divide a Markdown document into blocks, each with its sources.
+
+    These stand in the comment below a block, or in ``listed`` under the heading of its section.
+    """
     generated = re.compile(f"{re.escape(BEGIN_MARKER)}.*?{re.escape(END_MARKER)}", re.DOTALL)
     document = generated.sub(lambda found: "\n" * found[0].count("\n"), document)
     root = SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(document))
     blocks: list[Block] = []
-    blocks.extend(([piece], []) for piece in _gather(root, blocks))
-    return blocks
+    sections = _list_sources(listed)
+    rest: list[Block] = [([], [])]
+    for piece in _gather(root, blocks):
+        if piece.is_heading:
+            rest.append(([], sections.pop(piece.words, [])))
+        rest[-1][0].append(piece)
+    return [*blocks, *rest, *(([], sources) for sources in sections.values())]
+
+
+def _list_sources(listed: str) -> dict[str, list[Source]]:
+    """Read a list of sources: those of each heading."""
+    sections: dict[str, list[Source]] = {}
+    parts = re.split(r"^# (.+)$", listed, flags=re.MULTILINE)
+    line = parts[0].count("\n") + 1
+    for heading, lines in zip(parts[1::2], parts[2::2], strict=True):
+        sources = read_sources(lines, line)
+        sections[heading] = [dataclasses.replace(source, listed=True) for source in sources]
+        line += lines.count("\n")
+    return sections
 
 
 def _gather(node: SyntaxTreeNode, blocks: list[Block]) -> list[Text]:
@@ -186,7 +210,8 @@ def _visible(inline: SyntaxTreeNode) -> Text:
     assert inline.map is not None and inline.parent is not None
     if inline.parent.type == "heading":
         words = re.sub(r"^\d+(\.\d+)*\.?\s", "", words)  # its own number
-    return Text(inline.map[0] + 1, words, inline.parent.type in ("td", "th"), has_link)
+    kind = inline.parent.type
+    return Text(inline.map[0] + 1, words, kind in ("td", "th"), has_link, kind == "heading")
 
 
 def find_figures(piece: Text) -> list[Figure]:
@@ -214,11 +239,11 @@ def _key(match: re.Match[str]) -> tuple[str, ...]:
 # ---- checking it ----
 
 
-def check_document(document: str) -> tuple[list[tuple[Source, str]], list[Fault]]:
+def check_document(document: str, listed: str = "") -> tuple[list[tuple[Source, str]], list[Fault]]:
     """Check a Markdown document; return its sources with their values in words, and all that is wrong."""
     values: list[tuple[Source, str]] = []
     faults: list[Fault] = []
-    for texts, sources in read_blocks(document):
+    for texts, sources in read_blocks(document, listed):
         for piece in texts:
             for found in HASH.finditer(piece.words):
                 line = piece.line + piece.words[: found.start()].count("\n")
@@ -228,7 +253,7 @@ def check_document(document: str) -> tuple[list[tuple[Source, str]], list[Fault]
             try:
                 values.append((source, _check(source, any(piece.has_link for piece in texts))))
             except SourceError as error:
-                faults.append(Fault(source.line, source.left, str(error)))
+                faults.append(Fault(source.line, source.left, str(error), source.listed))
     return sorted(values, key=lambda item: item[0].line), sorted(faults, key=lambda fault: fault.line)
 
 
@@ -248,7 +273,8 @@ def _unpaired(texts: list[Text], sources: list[Source]) -> Iterator[Fault]:
             yield Fault(figure.line, figure.shown, f"no source{elsewhere}")
         for source, key in zip(sources[first:last], keys[first:last], strict=True):
             if key not in optional:
-                yield Fault(source.line, source.left, "the source names no figure of the block at its place")
+                what = "the source names no figure of its block or section at its place"
+                yield Fault(source.line, source.left, what, source.listed)
 
 
 def _check(source: Source, has_link: bool) -> str:
@@ -288,11 +314,15 @@ def main(arguments: list[str] | None = None) -> int:
         name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
         if not path.is_file():
             parser.error(f"there is no {path}.")
-        values, faults = check_document(path.read_text(encoding="utf-8"))
+        listed = FIGURES / f"{path.stem}.txt"
+        has_list = path.resolve().parent == ROOT and listed.is_file()
+        sources = listed.read_text(encoding="utf-8") if has_list else ""
+        values, faults = check_document(path.read_text(encoding="utf-8"), sources)
+        places = {False: name, True: listed.relative_to(ROOT)}
         for source, value in values if options.list else []:
-            print(f"{name}:{source.line}: {source.left} = {value} = {source.right}")
+            print(f"{places[source.listed]}:{source.line}: {source.left} = {value} = {source.right}")
         for fault in faults:
-            print(f"{name}:{fault.line}: {fault.figure}: {fault.what}", file=sys.stderr)
+            print(f"{places[fault.listed]}:{fault.line}: {fault.figure}: {fault.what}", file=sys.stderr)
         print(f"{name}: {len(values)} figures are what their sources say; {len(faults)} are not")
         wrong += len(faults)
     return 1 if wrong else 0

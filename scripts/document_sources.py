@@ -36,6 +36,7 @@ class Source:
     line: int
     left: str
     right: str
+    listed: bool = False  # in a file of its own, not in the document
 
 
 class SourceError(ValueError):

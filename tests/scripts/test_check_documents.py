@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import check_documents
 import document_sources
@@ -214,7 +217,7 @@ def test_a_figure_that_stands_twice_has_two_sources():
 def test_a_stale_source_is_seen_and_a_plain_count_may_have_one():
     document = f"It took 36 epochs.\n<!-- sources\n36 = {{}}\n1.25 = {BENCH}\n-->\n"
     epochs = 'result("hmamba_mini_e36", "training", "epochs")'
-    stale = "4: 1.25: the source names no figure of the block at its place"
+    stale = "4: 1.25: the source names no figure of its block or section at its place"
     assert faults_of(document.format(epochs)) == [stale]
     assert faults_of(document.format(f"2 * {epochs}")) == ["3: 36: the source gives 72 ± 0", stale]
 
@@ -226,7 +229,9 @@ def test_a_comment_is_about_the_block_above_it():
     assert faults_of(f"- 1.25\n  {line}\n- 1.25\n  {line}\n") == []
     assert faults_of(f"- 1.25\n- 1.25\n  {line}\n") == ["1: 1.25: no source"]
     assert faults_of(f'<picture>\n<img alt="1.25" src="x">\n</picture>\n{line}\n\n1.25\n{line}\n') == []
-    assert faults_of(f"{line}\n") == ["1: 1.25: the source names no figure of the block at its place"]
+    assert faults_of(f"{line}\n") == [
+        "1: 1.25: the source names no figure of its block or section at its place"
+    ]
 
 
 def test_a_long_source_goes_on_indented():
@@ -267,3 +272,33 @@ def test_the_command_says_all_that_is_wrong_at_once_and_lists_figures(tmp_path, 
     with pytest.raises(SystemExit):
         check_documents.main([str(tmp_path / "gone.md")])
     assert "there is no" in capsys.readouterr().err
+
+
+def test_a_list_of_sources_goes_by_headings_and_order(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(check_documents, "ROOT", tmp_path)
+    monkeypatch.setattr(check_documents, "FIGURES", tmp_path / "scripts" / "figures")
+    (tmp_path / "scripts" / "figures").mkdir(parents=True)
+    document, listed = tmp_path / "PAGE.md", tmp_path / "scripts" / "figures" / "PAGE.txt"
+    document.write_text("# One\n\nIt is 51.57.\n\n## Two\n\n1.25, then 51.57\n", encoding="utf-8")
+    one, two = f"# One\n51.57 = {WER}\n", f"# Two\n1.25 = {BENCH}\n51.57 = {WER}\n"
+    listed.write_text(f"{one}\n{two}", encoding="utf-8")
+    assert check_documents.main([str(document)]) == 0, capsys.readouterr().err
+    swapped = f"# Two\n51.57 = {WER}\n1.25 = {BENCH}\n"
+    for wrong, what in (
+        (one, "PAGE.md:7: 1.25: no source"),
+        (f"{one}{swapped}", "no source at its place"),
+        (
+            f"{one}{two}# Three\n1.25 = {BENCH}\n",
+            "scripts/figures/PAGE.txt:7: 1.25: the source names no figure",
+        ),
+        (f"{one}{two.replace('1.25', '1.35')}", "no source"),
+    ):
+        listed.write_text(wrong, encoding="utf-8")
+        assert check_documents.main([str(document)]) == 1
+        assert what in capsys.readouterr().err
+
+
+def test_every_figure_of_the_documents_has_its_source():
+    script = Path(check_documents.__file__)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
