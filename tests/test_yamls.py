@@ -126,7 +126,6 @@ def test_every_key_of_a_language_model_is_used_and_given_once(path):
     text = path.read_text(encoding="utf-8")
     assert _unused_keys(text, _code()) == []
     assert _doubled_keys(yaml.compose(text)) == []
-    assert path.relative_to(ROOT).as_posix() in (ROOT / "README.md").read_text(encoding="utf-8")
     assert _default_output_folder(path) == "results/<name>/<seed>"
 
 

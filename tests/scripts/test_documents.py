@@ -30,16 +30,14 @@ SHELL = sorted(
 
 
 DOCUMENTS = [
-    path
-    for path in (
-        ROOT / "README.md",
-        ROOT / "TRAINING_SUMMARY.md",
-        RECIPES / "README.md",
-        ROOT / "scripts" / "benchmarks" / "README.md",
-        ROOT / "tests" / "README.md",
-    )
-    if path.exists()
+    ROOT / "README.md",
+    ROOT / "TRAINING_SUMMARY.md",
+    ROOT / "hparams" / "README.md",
+    RECIPES / "README.md",
+    ROOT / "scripts" / "benchmarks" / "README.md",
+    ROOT / "tests" / "README.md",
 ]
+PAGES = [*DOCUMENTS, RECIPES / "results" / "NOTES.md", ROOT / "CHANGELOG.md"]
 
 
 PLACEHOLDER = re.compile(r"/X\.")
@@ -113,14 +111,52 @@ def test_a_file_that_is_not_there_is_seen(text):
 
 
 def test_every_yaml_and_recipe_is_in_the_documents():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in ROOT.glob("hparams/*.yaml") if _name(path) not in readme] == []
+    readmes = [(folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, ROOT / "hparams")]
+    assert [path.name for path in ROOT.glob("hparams/*.yaml") if _name(path) not in readmes[0]] == []
+    others = [*ROOT.glob("hparams/lm/*.yaml"), *ROOT.glob("hparams/variants/*.yaml")]
+    names = [path.relative_to(ROOT / "hparams").as_posix() for path in others]
+    assert [name for name in names if name not in readmes[1]] == []
     recipes = (RECIPES / "README.md").read_text(encoding="utf-8")
     assert [
         path.name
         for path in RECIPES.glob("*")
         if path.suffix in (".sh", ".slurm") and path.name not in recipes
     ] == []
+
+
+def _anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def _broken_links(document: Path) -> list[str]:
+    """Relative links and pictures that lead to no file, or to no heading of it."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|srcset|href)=\"([^\"]+)\"", text)
+    broken = []
+    for link in found:
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        missing = not target.exists() or (anchor and anchor not in _anchors(target))
+        if missing and "://" not in link:
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_name)
+def test_links_and_pictures_of_the_documents_exist(path):
+    assert _broken_links(path) == []
+
+
+def test_a_broken_link_is_seen(tmp_path):
+    page = tmp_path / "PAGE.md"
+    page.write_text(
+        "# A page: two\n[a](PAGE.md#a-page-two) [b](gone.md) [c](#gone) ![d](gone.png)\n"
+        '<img src="gone.svg"> [e](https://example.org/x)\n',
+        encoding="utf-8",
+    )
+    assert _broken_links(page) == ["gone.md", "#gone", "gone.png", "gone.svg"]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
@@ -235,9 +271,9 @@ def test_a_bad_block_is_refused(language, content, complaint):
         check_block(found, text)
 
 
-def test_the_readmes_encoder_example_runs():
-    """The README shows how to add an encoder: the example has the contract's shapes and lengths."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_example_of_an_encoder_runs():
+    """hparams/README.md shows how to add an encoder: it has the contract's shapes and lengths."""
+    readme = (ROOT / "hparams" / "README.md").read_text(encoding="utf-8")
     (code,) = [
         b
         for b in re.findall(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
@@ -245,7 +281,7 @@ def test_the_readmes_encoder_example_runs():
     ]
 
     scope: dict = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    exec(compile(code, "hparams/README.md", "exec"), scope)
     (name,) = [node.name for node in ast.parse(code).body if isinstance(node, ast.ClassDef)]
     encoder = scope[name](num_layers=2, d_model=8, dropout=0.0).eval()
     x, lengths = torch.randn(2, 7, 8), torch.tensor([7, 4])
