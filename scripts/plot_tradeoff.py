@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the WER of kept runs against what it costs: recognition time, training time or encoder states.
+"""Draw the WER of kept runs against what it costs: recognition time or encoder states.
 
     python scripts/plot_tradeoff.py rtf --split test-clean-mini --search greedy beam --machines xeon h200 \\
         --models conmamba_mini=ConMamba "hmamba_mini@conmamba_mini+hmamba=H-Mamba" --output wer_rtf
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import re
 import shlex
@@ -52,9 +53,10 @@ DEFAULT_RESULTS = ROOT / "recipes" / "librispeech" / "results"
 # What the x axis is, and its unit in a sentence.
 COSTS = {
     "rtf": ("real-time factor (left is faster)", "RTF"),
-    "training": ("minutes of training (left is faster)", "minutes of training"),
+    "speed": ("speed of encoder and search relative to {} (right is faster)", "relative speed"),
     "frames": ("frames per chunk (right is fewer states)", "frames per chunk"),
 }
+GOAL_SPEED = 1.4  # the project's: ConMamba's WER at so many times its speed
 # Of the models, in their order: the colour of frames and that of chunks come first.
 MODEL_COLOURS = {
     "light": (
@@ -70,7 +72,7 @@ MODEL_COLOURS = {
 
 @dataclass(frozen=True)
 class Model:
-    """A kept name, the run that was timed, the label of its line, and what stands beside its point."""
+    """A kept name, the run or case that was timed, the label of its line, what stands beside its point."""
 
     name: str
     timed: str
@@ -108,6 +110,7 @@ class Panel:
     title: str
     points: tuple[Point, ...]
     joined: bool = True
+    has_goal: bool = False
 
 
 # ---- the numbers ------------------------------------------------------------------------------------------
@@ -157,6 +160,7 @@ def find_panels(
     searches: Sequence[str],
     machines: Sequence[str] = (),
     way: str = WAYS[0],
+    benchmark: Path | None = None,
     folder: Path = DEFAULT_RESULTS,
 ) -> list[Panel]:
     """Read what the figure shows.
@@ -173,6 +177,8 @@ def find_panels(
         For "rtf": the machines in the names of the efficiency files.
     way
         For "rtf": "batch_1" or "batched".
+    benchmark
+        For "speed": what scripts/benchmarks/chunking.py wrote.
     folder
         Where the kept files are.
 
@@ -187,23 +193,36 @@ def find_panels(
     entries, wers = {}, {}
     for search in searches:
         found = {name: _entries(name, results, split, search) for name, results in kept.items()}
-        _require_alike(kept, found, epochs=cost != "training")
+        _require_alike(kept, found)
         entries[search] = found
         wers[search] = {name: _over_seeds([entry.wer.rate for entry in of]) for name, of in found.items()}
     if cost == "rtf":
-        return [_speed_panel(models, wers, machine, way, folder) for machine in machines]
+        return [_rtf_panel(models, wers, machine, way, folder) for machine in machines]
+    speeds = json.loads(benchmark.read_text(encoding="utf-8"))["cases"] if benchmark else {}
     panels = []
     for search in searches:
-        costs = {
-            name: _over_seeds(_minutes(name, kept[name]) if cost == "training" else _frames(name, of))
-            for name, of in entries[search].items()
-        }
+        if cost == "speed":
+            costs = {model.name: _relative_speed(model, speeds, search) for model in models}
+        else:
+            costs = {name: _over_seeds(_frames(name, of)) for name, of in entries[search].items()}
         points = (Point(model, costs[model.name], wers[search][model.name]) for model in models)
-        panels.append(Panel(f"{search} search", tuple(points)))
+        panels.append(Panel(f"{search} search", tuple(points), has_goal=cost == "speed"))
     return panels
 
 
-def _speed_panel(
+def _relative_speed(model: Model, cases: Mapping[str, Any], search: str) -> Spread:
+    """Return the flat encoder's time over the model's, from the cases of chunking.py."""
+    if model.timed == model.name:
+        return Spread(1.0, 1.0, 1.0)
+    split, _, ratio = model.timed.partition(":")
+    found = [ratios for case, ratios in cases.items() if case.endswith(f", {split}, N={ratio}, chunks")]
+    if len(found) != 1 or search not in found[0]:
+        raise ValueError(f"the benchmark has {len(found)} cases of {model.timed} with the search {search}.")
+    speed = found[0][search]
+    return Spread(speed["median"], speed["low"], speed["high"])
+
+
+def _rtf_panel(
     models: Sequence[Model], wers: Mapping[str, Mapping[str, Spread]], machine: str, way: str, folder: Path
 ) -> Panel:
     """Return a machine's panel. With several searches, a model has a point for each."""
@@ -249,9 +268,7 @@ def _entries(name: str, results: Sequence[Results], split: str, search: str) -> 
     return entries
 
 
-def _require_alike(
-    kept: Mapping[str, Sequence[Results]], entries: Mapping[str, Sequence[Entry]], *, epochs: bool
-) -> None:
+def _require_alike(kept: Mapping[str, Sequence[Results]], entries: Mapping[str, Sequence[Entry]]) -> None:
     """Refuse models that were not trained or not scored on the same data."""
     seen: dict[tuple, str] = {}
     for name, results in kept.items():
@@ -259,19 +276,12 @@ def _require_alike(
             training = result.training
             if training is None:
                 raise ValueError(f"{name} was not trained.")
-            length = training.epochs if epochs else None
-            seen[tuple(training.train_splits), length, entry.wer.sentences, entry.wer.tokens] = name
+            seen[tuple(training.train_splits), training.epochs, entry.wer.sentences, entry.wer.tokens] = name
     if len(seen) > 1:
         first, second, *_ = seen.values()
-        what = "training data, epochs or test utterances" if epochs else "training data or test utterances"
-        raise ValueError(f"{first} and {second} do not compare: their {what} differ.")
-
-
-def _minutes(name: str, results: Sequence[Results]) -> list[float]:
-    seconds = [result.training and result.training.seconds for result in results]
-    if None in seconds:
-        raise ValueError(f"{name} does not say how long it trained.")
-    return [value / 60 for value in seconds if value is not None]
+        raise ValueError(
+            f"{first} and {second} do not compare: their training data, epochs or test utterances differ."
+        )
 
 
 def _frames(name: str, entries: Sequence[Entry]) -> list[float]:
@@ -337,6 +347,8 @@ def draw(panels: Sequence[Panel], *, ylabel: str, xlabel: str, theme: str) -> Fi
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(all_axes, panels, strict=True):
             _draw_points(axes, panel, colour_of)
+            if panel.has_goal:
+                _draw_goal(axes, panel.points[0], colours)
             axes.set_title(panel.title, loc="left", fontsize=11.5, fontweight="bold")
             axes.set_xlabel(xlabel)
             axes.margins(0.14)
@@ -366,6 +378,29 @@ def _draw_points(axes: Axes, panel: Panel, colour_of: Mapping[str, str]) -> None
             capsize=2.5,
             markersize=6,
         )
+
+
+def _draw_goal(axes: Axes, first: Point, colours: Mapping[str, str]) -> None:
+    """Shade where the goal is: at most the first model's WER, at GOAL_SPEED or more."""
+    from matplotlib.patches import Rectangle
+
+    right = max(axes.get_xlim()[1], GOAL_SPEED + 0.3)
+    bottom = min(axes.get_ylim()[0], first.wer.value - 1.5)
+    axes.set_xlim(right=right)
+    axes.set_ylim(bottom=bottom)
+    look = {"color": colours["soft"], "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 0}
+    axes.hlines(first.wer.value, first.x.value + 0.1, right, **look)  # right of the first model's label
+    place = (GOAL_SPEED, bottom), right - GOAL_SPEED, first.wer.value - bottom
+    axes.add_patch(Rectangle(*place, color=colours["soft"], alpha=0.18, linewidth=0, zorder=0))
+    axes.text(
+        (GOAL_SPEED + right) / 2,
+        first.wer.value - 0.1,
+        f"goal: {first.model.label}'s WER at {GOAL_SPEED} times its speed",
+        ha="center",
+        va="top",
+        color=colours["soft"],
+        fontsize=9.5,
+    )
 
 
 def _whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
@@ -418,6 +453,7 @@ def main(argv: list[str] | None = None) -> int:
         "--machines", nargs="+", default=[], help="for rtf: MACHINE in the names of the files"
     )
     parser.add_argument("--way", choices=WAYS, default=WAYS[0], help="for rtf: alone or in batches")
+    parser.add_argument("--benchmark", type=Path, help="for speed: a file of benchmarks/chunking.py")
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="folder of the kept files")
     parser.add_argument("--output", type=Path, required=True, help="path without _light.svg and _dark.svg")
     given = sys.argv[1:] if argv is None else argv
@@ -425,6 +461,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if (options.cost == "rtf") != bool(options.machines):
             raise ValueError("rtf needs --machines, and only rtf has them.")
+        if (options.cost == "speed") != bool(options.benchmark):
+            raise ValueError("speed needs --benchmark, and only speed has it.")
         panels = find_panels(
             [parse_model(text) for text in options.models],
             cost=options.cost,
@@ -432,9 +470,11 @@ def main(argv: list[str] | None = None) -> int:
             searches=options.search,
             machines=options.machines,
             way=options.way,
+            benchmark=options.benchmark,
             folder=options.results,
         )
         xlabel, unit = COSTS[options.cost]
+        xlabel = xlabel.format(panels[0].points[0].model.label)
         searches = "" if len(options.search) > 1 else f", {options.search[0]} search"
         if options.cost == "rtf":
             xlabel += "\none utterance at a time" if options.way == "batch_1" else "\nin batches"

@@ -141,18 +141,37 @@ def test_two_searches_are_points_of_one_panel(kept):
     assert names <= set(_words(figure))
 
 
-def test_wer_against_training_and_frames(kept):
-    assert _draw(kept, "training", models=("flat=ConMamba", "longer_training=36 epochs")) == 0
-    assert _description(kept / "figure_light.svg") == [
-        "beam search, ConMamba: WER 51.00 ± 1.41% (2 seeds), minutes of training 51 (49.6 to 52.4)",
-        "beam search, 36 epochs: WER 40.00% (1 seed), minutes of training 40",
-    ]
+def test_wer_against_frames(kept):
     assert _draw(kept, "frames") == 0
     assert [line.rpartition(", ")[2] for line in _description(kept / "figure_light.svg")] == [
         "frames per chunk 1",
         "frames per chunk 2.25 (1.9 to 2.6)",
         "frames per chunk 4",
     ]
+
+
+def test_wer_against_relative_speed(kept, capsys):
+    """A model without a case is the flat one; its WER at GOAL_SPEED is the goal."""
+    cases = {
+        f"15 s, 8+4, N={n}, chunks": {"beam": {"low": 1.1, "median": n / 2, "high": 1.9}} for n in (3, 30)
+    }
+    benchmark = kept / "chunking.json"
+    benchmark.write_text(json.dumps({"cases": cases}), encoding="utf-8")
+    models = ("flat=ConMamba", "chunked@8+4:3=H-Mamba, N = 3/8+4")
+    assert _draw(kept, "speed", "--benchmark", str(benchmark), models=models) == 0
+    assert _description(kept / "figure_light.svg") == [
+        "beam search, ConMamba: WER 51.00 ± 1.41% (2 seeds), relative speed 1",
+        "beam search, H-Mamba, N = 3, 8+4: WER 53.00 ± 0.00% (2 seeds), relative speed 1.5 (1.1 to 1.9)",
+    ]
+    words = _words(kept / "figure_light.svg")
+    assert f"goal: ConMamba's WER at {plot_tradeoff.GOAL_SPEED} times its speed" in words
+    assert "speed of encoder and search relative to ConMamba (right is faster)" in words
+    capsys.readouterr()
+    missing = ("flat=ConMamba", "chunked@7+5:3=H-Mamba")
+    assert _draw(kept, "speed", "--benchmark", str(benchmark), models=missing) == 2
+    assert capsys.readouterr().err == ("error: the benchmark has 0 cases of 7+5:3 with the search beam.\n")
+    assert _draw(kept, "speed") == 2
+    assert "speed needs --benchmark" in capsys.readouterr().err
 
 
 def test_the_same_numbers_are_the_same_file(kept):
