@@ -7,18 +7,20 @@ Jinja2 and matplotlib.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hmamba_asr.evaluation.compare import ALPHA
-from hmamba_asr.evaluation.finished_run import FinishedRun, load_run
+from hmamba_asr.evaluation.finished_run import load_run
 from hmamba_asr.evaluation.operations import COUNTED_SECONDS, COUNTED_TOKENS
 from hmamba_asr.evaluation.speed import BENCHMARK_KIND, read_figures
 from hmamba_asr.report import charts, claims
-from hmamba_asr.report.media import figure_uri
-from hmamba_asr.report.results_table import model_name
+from hmamba_asr.report.headline import summarise
+from hmamba_asr.report.media import inline_svg, page_style
 from hmamba_asr.report.sections import Sections
+from hmamba_asr.report.seeds import group_runs
 from hmamba_asr.system.files import write_atomically
 
 TEMPLATE = "report.html.j2"
@@ -41,7 +43,8 @@ def write_report(
     output
         The HTML file.
     folders
-        Output folders of runs. The other runs are tested against the first one.
+        Output folders of runs. Runs that differ only in the seed are one model. The first model is the one
+        that others are compared with.
     title
         The page's title.
     alignments
@@ -56,60 +59,58 @@ def write_report(
     ValueError
         If a file of a run is not valid, or a run is named twice.
     """
-    runs = label_runs([load_run(folder) for folder in folders])
+    models = group_runs([load_run(folder) for folder in folders])
     benchmark = read_figures(efficiency, BENCHMARK_KIND) if efficiency else None
-    columns = list(dict.fromkeys((split, search) for run in runs for split, search, _ in run.scored()))
-    sections = Sections(runs, alignments)
-    chunking = sections.chunking()
-    html = _render(
-        title=title,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        alpha=ALPHA,
-        columns=columns,
-        summary=[sections.summary_row(run, columns) for run in runs],
-        training=sections.training_figure(),
-        splits=[sections.word_errors(split) for split in dict.fromkeys(split for split, _ in columns)],
-        chunking=chunking,
-        claims=sections.claims({section["label"]: section["agreement"] for section in chunking}),
-        claim_rules=inspect.cleandoc(claims.__doc__ or "").split("\n\n")[1:],
-        durations=sections.durations_figure(),
-        speed=[sections.speed_row(run) for run in runs],
-        operations_of=(COUNTED_SECONDS, COUNTED_TOKENS),
-        speed_figure=sections.speed_figure(),
-        measured=sections.speed_figures,
-        benchmark=benchmark,
-        benchmark_figure=figure_uri(charts.draw_efficiency(benchmark["encoders"])) if benchmark else None,
-        provenance=[sections.provenance(run) for run in runs],
-        notes=list(dict.fromkeys(sections.notes)),
-    )
+    with page_style():
+        sections = Sections(models, alignments)
+        chunking = sections.chunking()
+        found = sections.claims({section["label"]: section["agreement"] for section in chunking})
+        html = _render(
+            title=title,
+            made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            alpha=ALPHA,
+            models=models,
+            headline=summarise(models, found, sections.test),
+            columns=sections.columns,
+            wers=[sections.wer_row(model) for model in models],
+            tests=sections.test_rows(),
+            seeds=sections.seed_rows(),
+            claims=found,
+            claim_rules=_rules(),
+            training=sections.training_figures(),
+            splits=[sections.word_errors(split) for split in sections.splits],
+            chunking=[section for section in chunking if section["pictures"] or section["agreement"]],
+            durations=sections.durations_figure(),
+            speed=[sections.speed_row(model) for model in models],
+            operations_of=(COUNTED_SECONDS, COUNTED_TOKENS),
+            speed_figure=sections.speed_figure(),
+            measured=sections.speed_figures,
+            benchmark=benchmark,
+            benchmark_figures=_benchmark_figures(benchmark["encoders"]) if benchmark else None,
+            provenance=[sections.provenance(run) for model in models for run in model.runs],
+            notes=list(dict.fromkeys(sections.notes)),
+        )
     with write_atomically(output) as stream:
         stream.write(html)
 
 
-def label_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Give each run a label of its own: the YAML's name, and as far as needed overrides, seed and folder.
-
-    Raises
-    ------
-    ValueError
-        If a run is named twice.
-    """
-    folders = [run.folder.resolve() for run in runs]
-    if len(set(folders)) < len(folders):
-        raise ValueError("a run is named twice; give each output folder once.")
-    labels = [run.results.name for run in runs]
-    longer: list[Callable[[FinishedRun, str], str]] = [
-        lambda run, _: model_name(run.results),
-        lambda run, label: f"{label}, seed {run.results.seed}",
-        lambda run, label: f"{label}, {run.folder.name}",
+def _rules() -> list[str | list[str]]:
+    """Return the rules of the claims as paragraphs and lists."""
+    _, *blocks = inspect.cleandoc(claims.__doc__ or "").split("\n\n")
+    return [
+        [" ".join(item.split()) for item in block[2:].split("\n- ")]
+        if block.startswith("- ")
+        else " ".join(block.split())
+        for block in blocks
     ]
-    for lengthen in longer:
-        repeated = {label for label in labels if labels.count(label) > 1}
-        labels = [
-            lengthen(run, label) if label in repeated else label
-            for run, label in zip(runs, labels, strict=True)
-        ]
-    return [FinishedRun(run.folder, run.results, label) for run, label in zip(runs, labels, strict=True)]
+
+
+def _benchmark_figures(encoders: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    alt = "of each encoder against the length of the utterance; the table below has the figures"
+    return [
+        inline_svg(charts.draw_encoder_times(encoders), name="encoder-times", alt=f"Time {alt}"),
+        inline_svg(charts.draw_encoder_memory(encoders), name="encoder-memory", alt=f"Memory {alt}"),
+    ]
 
 
 def _render(**context: object) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hmamba_asr.report.media import new_figure
+from hmamba_asr.report.media import add_tips, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,12 +126,15 @@ def draw_chunks(
     alignment
         A forced alignment of the utterance.
     """
+    import matplotlib
+
     stages = len(chunks.starts)
     tiers = ("phones", "words") if alignment else ()
     seconds = len(samples) / sample_rate
+    ink = matplotlib.rcParams["text.color"]
     figure, axes = new_figure(
         1 + stages + len(tiers),
-        figsize=(min(16.0, max(7.0, 3.4 * seconds)), 2.2 + 0.45 * (stages + len(tiers))),
+        figsize=(min(12.0, max(5.4, 2.2 * seconds)), 2.0 + 0.4 * (stages + len(tiers))),
         sharex=True,
         height_ratios=[5.0] + [1.0] * (stages + len(tiers)),
     )
@@ -149,11 +152,13 @@ def draw_chunks(
     for stage, axis in enumerate(axes[1 : 1 + stages]):
         edges = chunks.seconds([*chunks.starts[stage], chunks.frames])
         colors = ["#9ecae1", "#4292c6"] * len(edges)
-        axis.barh([0] * (len(edges) - 1), np.diff(edges), left=edges[:-1], height=1, color=colors)
+        bars = axis.barh([0] * (len(edges) - 1), np.diff(edges), left=edges[:-1], height=1, color=colors)
+        for bar, start, end in zip(bars, edges[:-1], edges[1:], strict=True):
+            add_tips(bar, [f"{start:.2f} to {end:.2f} s"])
         _label_row(axis, f"chunks, stage {stage}" if stages > 1 else "chunks")
     for axis, tier in zip(axes[1 + stages :], tiers, strict=True):
         for start, end, label in alignment.intervals[tier] if alignment else ():
-            axis.axvline(start, color="black", linewidth=0.6)
+            axis.axvline(start, color=ink, linewidth=0.6)
             axis.text((start + end) / 2, 0, label, ha="center", va="center", fontsize=6.5, clip_on=True)
         _label_row(axis, tier)
     axes[-1].set(xlabel="seconds", xlim=(0, seconds))
