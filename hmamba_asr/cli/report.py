@@ -13,9 +13,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "report",
         help=HELP,
-        description=f"{HELP}. The page needs no network: it holds its curves, recordings and pictures. The"
-        " other runs are tested against the first one. Needs matplotlib and Jinja2 (pip install"
-        " 'hmamba-asr[report]').",
+        description=f"{HELP}. The page needs no network: it holds its charts and recordings. Runs that differ"
+        " only in the seed are one model. The other models are tested against the first one. Needs matplotlib"
+        " and Jinja2 (pip install 'hmamba-asr[report]').",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="output folders of evaluated runs")
     parser.add_argument(

@@ -115,7 +115,7 @@ def _significance(outcomes: Counter[str]) -> str:
         found = "not significant" if outcomes["same"] else "significant"
         return f"the difference is {found}{rest}"
     if outcomes["same"] == tested:
-        return f"the difference is not significant for any of {tested} pairs of seeds{rest}"
+        return f"none of {tested} pairs of seeds differs significantly{rest}"
     parts = [f"{word} for {outcomes[word]}" for word in ("better", "worse") if outcomes[word]]
     return f"it is significantly {' and '.join(parts)} of {tested} pairs of seeds{rest}"
 

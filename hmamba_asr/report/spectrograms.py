@@ -134,7 +134,7 @@ def draw_chunks(
     ink = matplotlib.rcParams["text.color"]
     figure, axes = new_figure(
         1 + stages + len(tiers),
-        figsize=(min(12.0, max(5.4, 2.2 * seconds)), 2.0 + 0.4 * (stages + len(tiers))),
+        figsize=(min(12.0, max(8.0, 2.2 * seconds)), 2.0 + 0.4 * (stages + len(tiers))),
         sharex=True,
         height_ratios=[5.0] + [1.0] * (stages + len(tiers)),
     )
