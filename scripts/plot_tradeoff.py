@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Draw the WER of kept runs against what it costs: recognition time or encoder states.
+"""Draw the WER of kept runs against what it costs: time or encoder states.
 
-    python scripts/plot_tradeoff.py rtf --split test-clean-mini --search greedy beam --machines xeon h200 \\
-        --models conmamba_mini=ConMamba "hmamba_mini@conmamba_mini+hmamba=H-Mamba" --output wer_rtf
+    python scripts/plot_tradeoff.py speed --split test-clean-mini --search beam \\
+        --benchmark scripts/benchmarks/results/chunking_epyc.json \\
+        --models conmamba_mini=ConMamba "hmamba_mini@8+4:2=H-Mamba, N = 2" --output wer_speed
 
 The first argument is the x axis:
 
-    rtf        real-time factor, from NAME.MACHINE.efficiency.json, copies of what `hmamba-asr efficiency`
-               writes: median and range of its passes; a panel for each machine, with all searches
-    training   minutes of training: mean and standard deviation over seeds; a panel for each search
-    frames     frames per chunk, which is 1 / kept; 1 for a model without chunks; a panel for each search
+    speed      how many times as fast as the flat encoder, search included: median and range, from a file that
+               scripts/benchmarks/chunking.py wrote. NAME@8+4:2 takes the case of 8+4 and N = 2. The first
+               model is the flat one and has no case. The goal, its WER at GOAL_SPEED, is shaded
+    frames     frames per chunk, which is 1 / kept; 1 for a model without chunks
 
 The WER is the mean over the seeds of NAME.results.json or NAME.SEED.results.json. Whiskers are standard
-deviations. A model is NAME=LABEL. NAME=LABEL/POINT writes POINT beside the point and joins it by a line to
-the other points with that LABEL. NAME@RUN=LABEL takes the real-time factor from the files of RUN, another run
-of the same model.
+deviations. Each search has a panel. A model is NAME=LABEL. NAME=LABEL/POINT writes POINT beside the point
+and joins it by a line to the other points with that LABEL.
 
 Writes OUTPUT_light.svg and OUTPUT_dark.svg, which hold their command and their numbers as text. Needs
 matplotlib: pip install -e ".[plots]".
@@ -31,7 +31,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -39,10 +39,8 @@ from xml.sax.saxutils import escape
 from draw_models import COLOURS, FONTS
 
 from hmamba_asr.evaluation.results import Entry, Results, load_results
-from hmamba_asr.evaluation.speed import RUN_KIND, WAYS, read_figures
 from hmamba_asr.report.labels import Label, write_labels
 from hmamba_asr.report.results_table import same_experiment
-from hmamba_asr.system.hardware import machine_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +50,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DEFAULT_RESULTS = ROOT / "recipes" / "librispeech" / "results"
 # What the x axis is, and its unit in a sentence.
 COSTS = {
-    "rtf": ("real-time factor (left is faster)", "RTF"),
     "speed": ("speed of encoder and search relative to {} (right is faster)", "relative speed"),
     "frames": ("frames per chunk (right is fewer states)", "frames per chunk"),
 }
@@ -72,10 +69,10 @@ MODEL_COLOURS = {
 
 @dataclass(frozen=True)
 class Model:
-    """A kept name, the run or case that was timed, the label of its line, what stands beside its point."""
+    """A kept name, its case of the benchmark, the label of its line, and what stands beside its point."""
 
     name: str
-    timed: str
+    case: str
     label: str
     point: str = ""
 
@@ -105,11 +102,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """A title and the points below it. Points with the same label may be joined by a line."""
+    """A title and the points below it. Points with the same label are joined by a line."""
 
     title: str
     points: tuple[Point, ...]
-    joined: bool = True
     has_goal: bool = False
 
 
@@ -117,7 +113,7 @@ class Panel:
 
 
 def parse_model(text: str) -> Model:
-    """Read NAME[@RUN]=LABEL[/POINT].
+    """Read NAME[@SPLIT:N]=LABEL[/POINT].
 
     Raises
     ------
@@ -125,11 +121,11 @@ def parse_model(text: str) -> Model:
         If a part is missing.
     """
     names, _, title = text.partition("=")
-    name, _, timed = names.partition("@")
+    name, _, case = names.partition("@")
     label, _, point = title.partition("/")
     if not name or not label:
         raise ValueError(f"--models needs NAME=LABEL, not '{text}'.")
-    return Model(name.strip(), (timed or name).strip(), label.strip(), point.strip())
+    return Model(name.strip(), case.strip(), label.strip(), point.strip())
 
 
 def read_kept(folder: Path, name: str) -> list[Results]:
@@ -158,8 +154,6 @@ def find_panels(
     cost: str,
     split: str,
     searches: Sequence[str],
-    machines: Sequence[str] = (),
-    way: str = WAYS[0],
     benchmark: Path | None = None,
     folder: Path = DEFAULT_RESULTS,
 ) -> list[Panel]:
@@ -172,11 +166,7 @@ def find_panels(
     cost
         A key of `COSTS`.
     split, searches
-        Whose WER. There is a panel for each search, but with "rtf" for each machine.
-    machines
-        For "rtf": the machines in the names of the efficiency files.
-    way
-        For "rtf": "batch_1" or "batched".
+        Whose WER. There is a panel for each search.
     benchmark
         For "speed": what scripts/benchmarks/chunking.py wrote.
     folder
@@ -196,13 +186,13 @@ def find_panels(
         _require_alike(kept, found)
         entries[search] = found
         wers[search] = {name: _over_seeds([entry.wer.rate for entry in of]) for name, of in found.items()}
-    if cost == "rtf":
-        return [_rtf_panel(models, wers, machine, way, folder) for machine in machines]
-    speeds = json.loads(benchmark.read_text(encoding="utf-8"))["cases"] if benchmark else {}
+    cases = _read_cases(benchmark) if benchmark else {}
+    if cost == "speed" and [model for model in models if not model.case] != [models[0]]:
+        raise ValueError("the first model is the flat one; every other is NAME@SPLIT:N=LABEL.")
     panels = []
     for search in searches:
         if cost == "speed":
-            costs = {model.name: _relative_speed(model, speeds, search) for model in models}
+            costs = {model.name: _relative_speed(model, cases, search) for model in models}
         else:
             costs = {name: _over_seeds(_frames(name, of)) for name, of in entries[search].items()}
         points = (Point(model, costs[model.name], wers[search][model.name]) for model in models)
@@ -210,48 +200,23 @@ def find_panels(
     return panels
 
 
+def _read_cases(benchmark: Path) -> dict[str, Any]:
+    try:
+        return json.loads(benchmark.read_text(encoding="utf-8"))["cases"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{benchmark} is no file of scripts/benchmarks/chunking.py --json.") from error
+
+
 def _relative_speed(model: Model, cases: Mapping[str, Any], search: str) -> Spread:
     """Return the flat encoder's time over the model's, from the cases of chunking.py."""
-    if model.timed == model.name:
+    if not model.case:
         return Spread(1.0, 1.0, 1.0)
-    split, _, ratio = model.timed.partition(":")
+    split, _, ratio = model.case.partition(":")
     found = [ratios for case, ratios in cases.items() if case.endswith(f", {split}, N={ratio}, chunks")]
     if len(found) != 1 or search not in found[0]:
-        raise ValueError(f"the benchmark has {len(found)} cases of {model.timed} with the search {search}.")
+        raise ValueError(f"the benchmark has {len(found)} cases of {model.case} with the search {search}.")
     speed = found[0][search]
     return Spread(speed["median"], speed["low"], speed["high"])
-
-
-def _rtf_panel(
-    models: Sequence[Model], wers: Mapping[str, Mapping[str, Spread]], machine: str, way: str, folder: Path
-) -> Panel:
-    """Return a machine's panel. With several searches, a model has a point for each."""
-    files = {
-        model.timed: read_figures(folder / f"{model.timed}.{machine}.efficiency.json", RUN_KIND)
-        for model in models
-    }
-    first = _conditions(files[models[0].timed])
-    points = []
-    for model in models:
-        found = files[model.timed]
-        if others := [key for key, value in _conditions(found).items() if value != first[key]]:
-            raise ValueError(
-                f"{model.timed} was not measured as {models[0].timed} on {machine}: another "
-                f"{', '.join(others)}."
-            )
-        for search, found_wers in wers.items():
-            if search not in found["subjects"]:
-                raise ValueError(f"{model.timed} has no speed of the search {search} on {machine}.")
-            rtf = found["subjects"][search][way]["rtf"]
-            one = replace(model, label=model.title, point=search) if len(wers) > 1 else model
-            points.append(Point(one, Spread(rtf["median"], rtf["min"], rtf["max"]), found_wers[model.name]))
-    return Panel(first["hardware"].replace("(R)", ""), tuple(points), joined=len(wers) == 1)
-
-
-def _conditions(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what real-time factors must share to compare."""
-    same = {key: found[key] for key in ("split", "torch", "precision", "protocol")}
-    return {**same, "hardware": machine_name(found["hardware"])}
 
 
 def _over_seeds(values: Sequence[float]) -> Spread:
@@ -371,7 +336,7 @@ def _draw_points(axes: Axes, panel: Panel, colour_of: Mapping[str, str]) -> None
             [point.wer.value for point in points],
             xerr=_whiskers([point.x for point in points]),
             yerr=_whiskers([point.wer for point in points]),
-            fmt="o-" if panel.joined else "o",
+            fmt="o-",
             color=colour,
             linewidth=1.6,
             elinewidth=1.2,
@@ -413,11 +378,11 @@ def _labels(panel: Panel, colour_of: Mapping[str, str]) -> list[Label]:
     labels = []
     for point in panel.points:
         model = point.model
-        named = not panel.joined or point is last[model.label]
+        named = point is last[model.label]
         labels.append(
             Label(
                 model.title if named else model.point,
-                line=model.label if panel.joined else model.title,
+                line=model.label,
                 x=(point.x.low, point.x.value, point.x.high),
                 y=(point.wer.low, point.wer.value, point.wer.high),
                 colour=colour_of[model.label],
@@ -449,18 +414,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=LABEL", help="see above")
     parser.add_argument("--split", required=True, help="the test split of the WER")
     parser.add_argument("--search", nargs="+", required=True, help="the searches")
-    parser.add_argument(
-        "--machines", nargs="+", default=[], help="for rtf: MACHINE in the names of the files"
-    )
-    parser.add_argument("--way", choices=WAYS, default=WAYS[0], help="for rtf: alone or in batches")
     parser.add_argument("--benchmark", type=Path, help="for speed: a file of benchmarks/chunking.py")
     parser.add_argument("--results", type=Path, default=DEFAULT_RESULTS, help="folder of the kept files")
     parser.add_argument("--output", type=Path, required=True, help="path without _light.svg and _dark.svg")
     given = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(given)
     try:
-        if (options.cost == "rtf") != bool(options.machines):
-            raise ValueError("rtf needs --machines, and only rtf has them.")
         if (options.cost == "speed") != bool(options.benchmark):
             raise ValueError("speed needs --benchmark, and only speed has it.")
         panels = find_panels(
@@ -468,16 +427,12 @@ def main(argv: list[str] | None = None) -> int:
             cost=options.cost,
             split=options.split,
             searches=options.search,
-            machines=options.machines,
-            way=options.way,
             benchmark=options.benchmark,
             folder=options.results,
         )
         xlabel, unit = COSTS[options.cost]
         xlabel = xlabel.format(panels[0].points[0].model.label)
         searches = "" if len(options.search) > 1 else f", {options.search[0]} search"
-        if options.cost == "rtf":
-            xlabel += "\none utterance at a time" if options.way == "batch_1" else "\nin batches"
         ylabel = f"WER (%) of {options.split}{searches}\n(lower is better)"
         for theme in COLOURS:
             svg = as_svg(

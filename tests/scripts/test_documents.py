@@ -223,7 +223,7 @@ def test_a_good_command_is_accepted(command):
         ("python recipes/librispeech/train_lm.py hparams/lm/gone.yaml", "no YAML"),
         ("python recipes/librispeech/train_ngram.py --order 4", "--tokenizer_file"),
         ("python scripts/summarize.py --chek", "--chek"),
-        ("python scripts/plot_tradeoff.py rtf --split", "--split"),
+        ("python scripts/plot_tradeoff.py speed --split", "--split"),
         ("python scripts/gone.py", "no scripts/gone.py"),
         ("python scripts/benchmarks/chunking.py --splits 8-4", "8-4"),
         (
