@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         " run makes fewer errors and whether the difference is significant.",
     )
     parser.add_argument("a", metavar="A", help="output folder of an evaluated run")
-    parser.add_argument("b", metavar="B", help="another one")
+    parser.add_argument("b", metavar="B", help="output folder of another evaluated run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         " test-other; the same seed gives the same corpus. Needs the extra: pip install 'hmamba-asr[demo]'.",
     )
     parser.add_argument("--dest", required=True, metavar="DIR", help="folder for the corpus")
-    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: the corpus' own)")
+    parser.add_argument("--seed", type=int, metavar="N", help="random seed (default: a fixed one)")
     return parser
 
 

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "splits", nargs="+", metavar="SPLIT", help=f"any of: {', '.join([*ARCHIVES, *SUBSETS, 'an4'])}"
     )
-    parser.add_argument("--dest", required=True, metavar="DIR", help="where LibriSpeech/SPLIT is to appear")
+    parser.add_argument("--dest", required=True, metavar="DIR", help="folder for the corpus")
     parser.add_argument(
         "--base_url",
         default="https://www.openslr.org/resources/12",

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--search", nargs="+", metavar="NAME", help="of the YAML's test_searches (default: those evaluated)"
     )
     parser.add_argument(
-        "--utterances", type=int, default=16, metavar="N", help="how many (default: %(default)s)"
+        "--utterances", type=int, default=16, metavar="N", help="utterances (default: %(default)s)"
     )
     parser.add_argument(
         "--batch",

@@ -19,14 +19,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         " other weights. Do not choose weights on a split that you will report.",
     )
     parser.add_argument("folder", metavar="RUN", help="output folder of a trained run")
-    parser.add_argument("--split", required=True, metavar="SPLIT", help="one of its splits, not for training")
+    parser.add_argument("--split", required=True, metavar="SPLIT", help="development split of the run")
     parser.add_argument(
         "--ctc",
         nargs="+",
         type=float,
         default=[],
         metavar="WEIGHT",
-        help="from 0 to 1; the decoder has the rest",
+        help="CTC weights to try, 0 to 1; the decoder has the rest",
     )
     parser.add_argument(
         "--lm",
