@@ -61,6 +61,8 @@ class Claim:
         All figures, one a line.
     seeds
         For how many pairs of seeds the rule holds; empty with one pair.
+    held, checked
+        In how many places the rule holds, and in how many it was tested.
     flags
         Why the two models are no fair pair.
     model
@@ -73,6 +75,8 @@ class Claim:
     key: str
     evidence: tuple[str, ...] = ()
     seeds: str = ""
+    held: int = 0
+    checked: int = 0
     flags: tuple[str, ...] = ()
     model: str = ""
 
@@ -167,7 +171,7 @@ def check_claims(
             AT_PHONES,
             f"{model.label} puts its boundaries at phones",
             model,
-            [(run.label, _at_phones(agreement.get(run.label, {}))) for run in model.runs],
+            [(f"seed {run.results.seed}", _at_phones(agreement.get(run.label, {}))) for run in model.runs],
         )
         for model in follow
     ]
@@ -232,10 +236,9 @@ def _judge(
             held += all(check.holds for check in found.checks)
             checks += [(check, start) for check in found.checks]
     if not checks:
-        missing = [line for _, found in judged for line in found.missing]
-        return Claim(
-            kind, text, NOT_MEASURED, missing[0], tuple(dict.fromkeys(lines)), flags=flags, model=model.label
-        )
+        missing = tuple(dict.fromkeys(line for _, found in judged for line in found.missing))
+        evidence = tuple(lines) if any(found.shown for _, found in judged) else missing
+        return Claim(kind, text, NOT_MEASURED, missing[0], evidence, flags=flags, model=model.label)
     verdict = SUPPORTED if held == measured else NOT_SUPPORTED
     decisive, start = min(checks, key=lambda pair: (pair[0].holds, pair[0].slack))
     seeds = ""
@@ -248,7 +251,16 @@ def _judge(
         )
         seeds += f", {rest} not measured" if rest else ""
     return Claim(
-        kind, text, verdict, start + decisive.key, tuple(lines), seeds=seeds, flags=flags, model=model.label
+        kind,
+        text,
+        verdict,
+        start + decisive.key,
+        tuple(lines),
+        seeds=seeds,
+        held=sum(check.holds for check, _ in checks),
+        checked=len(checks),
+        flags=flags,
+        model=model.label,
     )
 
 
@@ -341,13 +353,14 @@ def _faster_by_passes(a: Mapping[str, Any], b: Mapping[str, Any], searches: Sequ
             holds = after["max"] < before["min"]
             outcome = "faster" if holds else "slower" if after["min"] > before["max"] else "not told apart"
             batch = 1 if way == "batch_1" else a["protocol"]["batch"]
-            change = f"RTF {before['median']:.3g} → {after['median']:.3g}"
+            medians = before["median"], after["median"]
+            change = f"RTF {medians[0]:.3g} → {medians[1]:.3g}{_times(*medians)}"
             spreads = f"RTF {format_spread(before)} → {format_spread(after)}"
             checks.append(
                 _Check(
                     1 - after["max"] / before["min"],
                     holds,
-                    f"{change}{_times(before['median'], after['median'])} with {search}, batch {batch}",
+                    f"{change} with {search}, batch {batch}: {outcome}",
                     f"{search}, batch {batch}: {spreads}, {outcome}",
                 )
             )

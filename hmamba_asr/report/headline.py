@@ -38,9 +38,9 @@ def summarise(models: Sequence[Model], claims: Sequence[Claim], test: Test) -> l
     (split, search), *_ = places
     if not others:
         rates = _list(f"{_wer(first, *place)} on {place[0]}" for place in places if first.rates(*place))
-        mean = " mean" if first.several else ""
+        name, mean = _named(first, split, search), " mean" if first.several else ""
         alone = "No other model was given to compare it with."
-        return [f"{first.label} has a{mean} WER of {rates} ({search}). {alone}"]
+        return [f"{name} has a{mean} WER of {rates} ({search}). {alone}"]
     if len(others) > NAMED:
         return _count(models, split, search, test)
     paragraphs = []
@@ -71,11 +71,17 @@ def _places(models: Sequence[Model]) -> list[tuple[str, str]]:
 
 
 def _wer(model: Model, split: str, search: str) -> str:
-    """Write the WER without an interval: `2.31%`, or `2.31 ± 0.10% (2 seeds)`."""
+    """Write the WER without an interval: `2.31%`, or mean and standard deviation over seeds."""
     rates = model.rates(split, search)
     if len(rates) == 1:
         return f"{rates[0]:.2f}%"
-    return f"{statistics.mean(rates):.2f} ± {statistics.stdev(rates):.2f}% ({len(rates)} seeds)"
+    return f"{statistics.mean(rates):.2f} ± {statistics.stdev(rates):.2f}%"
+
+
+def _named(model: Model, split: str, search: str) -> str:
+    """Name a model, and the number of its seeds that were evaluated so, if there are several."""
+    seeds = len(model.rates(split, search))
+    return f"{model.label} ({seeds} seeds)" if seeds > 1 else model.label
 
 
 def _compare(first: Model, model: Model, split: str, search: str, test: Test) -> str:
@@ -84,12 +90,14 @@ def _compare(first: Model, model: Model, split: str, search: str, test: Test) ->
         lacks, has = (model, first) if theirs else (first, model)
         if not has.rates(split, search):
             return f"{model.label} and {first.label} were not evaluated on {split} with {search}."
-        known = f"{has.label} has a WER of {_wer(has, split, search)} on {split} ({search})"
+        known = f"{_named(has, split, search)} has a WER of {_wer(has, split, search)} on {split} ({search})"
         return f"{known}; {lacks.label} was not evaluated there."
     rates = [_wer(item, split, search) for item in (model, first)]
+    names = [_named(item, split, search) for item in (model, first)]
+    mean = " mean" if len(mine) > 1 else ""
     found = _significance(_outcomes(first, model, split, search, test))
     return (
-        f"{model.label} has a WER of {rates[0]} on {split} ({search}) where {first.label} has {rates[1]};"
+        f"{names[0]} has a{mean} WER of {rates[0]} on {split} ({search}) where {names[1]} has {rates[1]};"
         f" {found}."
     )
 
@@ -137,8 +145,8 @@ def _speed(model: Model, claims: Sequence[Claim]) -> str:
         return "Its speed was not compared."
     if claim.verdict == SUPPORTED:
         return "It is faster in these runs."
-    if claim.seeds and not claim.seeds.startswith("holds for 0 "):
-        return f"It is faster {claim.seeds.removeprefix('holds ')}."
+    if claim.held:
+        return f"It is faster in {claim.held} of {claim.checked} measurements."
     return "It is not faster in these runs."
 
 

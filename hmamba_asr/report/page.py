@@ -7,6 +7,7 @@ Jinja2 and matplotlib.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -95,12 +96,15 @@ def write_report(
 
 
 def _rules() -> list[str | list[str]]:
-    """Return the rules of the claims as paragraphs and lists."""
+    """Return the rules of the claims as paragraphs and lists, in HTML."""
+    from markupsafe import Markup, escape
+
+    def html(text: str) -> str:
+        return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(" ".join(text.split())))))
+
     _, *blocks = inspect.cleandoc(claims.__doc__ or "").split("\n\n")
     return [
-        [" ".join(item.split()) for item in block[2:].split("\n- ")]
-        if block.startswith("- ")
-        else " ".join(block.split())
+        [html(item) for item in block[2:].split("\n- ")] if block.startswith("- ") else html(block)
         for block in blocks
     ]
 

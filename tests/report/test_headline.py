@@ -50,7 +50,7 @@ def test_one_run(run):
         f"a has a WER of 2.10% on test-clean and 5.70% on test-other (beam). {alone}"
     ]
     assert say([run("a", {BEAM: 20}, 1), run("a", {BEAM: 24}, 2)]) == [
-        f"a has a mean WER of 2.20 ± 0.28% (2 seeds) on test-clean (beam). {alone}"
+        f"a (2 seeds) has a mean WER of 2.20 ± 0.28% on test-clean (beam). {alone}"
     ]
 
 
@@ -79,11 +79,11 @@ def test_two_runs(run, better, found):
         ((Claim(FASTER, "", NOT_MEASURED, "", model="b"),), "Its speed was not compared."),
         ((Claim(FASTER, "", SUPPORTED, "", model="c"),), "Its speed was not compared."),
         (
-            (Claim(FASTER, "", NOT_SUPPORTED, "", seeds="holds for 1 of 2 pairs of seeds", model="b"),),
-            "It is faster for 1 of 2 pairs of seeds.",
+            (Claim(FASTER, "", NOT_SUPPORTED, "", held=3, checked=8, model="b"),),
+            "It is faster in 3 of 8 measurements.",
         ),
         (
-            (Claim(FASTER, "", NOT_SUPPORTED, "", seeds="holds for 0 of 2 pairs of seeds", model="b"),),
+            (Claim(FASTER, "", NOT_SUPPORTED, "", held=0, checked=8, model="b"),),
             "It is not faster in these runs.",
         ),
     ],
@@ -124,7 +124,7 @@ def test_seeds(run, outcomes, found):
     runs = [run(name, {BEAM: errors}, seed) for name, errors in (("a", 21), ("b", 23)) for seed in (1, 2)]
     (paragraph,) = say(runs, outcomes)
     assert paragraph == (
-        "b has a WER of 2.30 ± 0.00% (2 seeds) on test-clean (beam) where a has 2.10 ± 0.00% (2 seeds);"
+        "b (2 seeds) has a mean WER of 2.30 ± 0.00% on test-clean (beam) where a (2 seeds) has 2.10 ± 0.00%;"
         f" {found} pairs of seeds{'' if found[0] == 'i' else ' differs significantly'}."
         " It is not faster in these runs."
     )
