@@ -9,7 +9,7 @@ trained. Run the same command again to resume after an interruption.
 """
 
 from hmamba_asr.evaluation.run import evaluate
-from hmamba_asr.report.results_table import render_table
+from hmamba_asr.report.run_text import describe_run
 from hmamba_asr.training.asr import ASRBrain
 from hmamba_asr.training.experiment import Experiment
 from hmamba_asr.training.launch import run_script
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     )
     results = evaluate(system, test_sets)
     if results is not None:
-        print(render_table([results]))
+        print(describe_run(results, system.output_folder))
     return 0
 
 

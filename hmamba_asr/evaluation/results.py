@@ -219,7 +219,17 @@ def write_results(path: str | Path, results: Results) -> None:
 
 
 def load_results(paths: Iterable[str | Path]) -> list[Results]:
+    """Read results files; see `load_files`."""
+    return list(load_files(paths).values())
+
+
+def load_files(paths: Iterable[str | Path]) -> dict[Path, Results]:
     """Read results files, and all `results.json` and `*.results.json` below folders, ordered by path.
+
+    Returns
+    -------
+    dict
+        {resolved path of the file: its content}.
 
     Raises
     ------
@@ -234,7 +244,7 @@ def load_results(paths: Iterable[str | Path]) -> list[Results]:
             raise FileNotFoundError(f"{path}: no such results file or folder.")
         found = [path] if path.is_file() else [*path.rglob("results.json"), *path.rglob("*.results.json")]
         files.update(file.resolve() for file in found)
-    return [_load(file) for file in sorted(files)]
+    return {file: _load(file) for file in sorted(files)}
 
 
 def _load(path: Path) -> Results:

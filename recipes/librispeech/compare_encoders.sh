@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # ConMamba and its control, a Conformer of equal size, one after the other with the same data, seed and training.
 #   recipes/librispeech/compare_encoders.sh DATA_FOLDER [OVERRIDES OF BOTH YAMLS]
-# Each run resumes where it stood, writes results/<name>/<seed>/results.json and prints its row. At the end all results,
-# kept ones included, go into TRAINING_SUMMARY.md.
+# Each run resumes where it stood, writes results/<name>/<seed>/results.json and prints its scores. At the end
+# the tables of all results below results/ are printed.
 # A difference of one seed proves little: repeat with --seed 1, --seed 2.
 set -euo pipefail
 : "${1:?"give the folder that holds LibriSpeech/<split>/..."}"
@@ -12,6 +12,4 @@ for name in conmamba_small_ls100 conformer_small_ls100; do
   YAML="hparams/$name.yaml" "$here/train_baseline_4gpu.sh" "$@"
 done
 cd -- "$here/../.."
-folders=(results)
-if [ -d recipes/librispeech/results ]; then folders+=(recipes/librispeech/results); fi
-python scripts/summarize.py "${folders[@]}"
+python scripts/summarize.py results
