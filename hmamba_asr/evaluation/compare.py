@@ -3,6 +3,7 @@ significant."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from hmamba_asr.config.difference import yaml_difference
 from hmamba_asr.evaluation.finished_run import FinishedRun
 from hmamba_asr.evaluation.results import EfficiencyRecord
 from hmamba_asr.evaluation.significance import matched_pairs, paired_bootstrap
-from hmamba_asr.system.tables import text_table
+from hmamba_asr.system.tables import WIDTH, text_table
 
 ALPHA = 0.05  # a difference is significant if both tests have a p-value below
 
@@ -103,7 +104,8 @@ def render_comparison(found: Mapping[str, Any]) -> str:
     for side in ("a", "b"):
         run = found[side]
         overrides = "".join(f" --{key} {value}" for key, value in run["overrides"].items())
-        lines.append(f"{side.upper()}: {run['name']}{overrides}, seed {run['seed']}, {run['folder']}")
+        text = f"{side.upper()}: {run['name']}{overrides}, seed {run['seed']}, {run['folder']}"
+        lines += textwrap.wrap(text, WIDTH, subsequent_indent="   ", break_long_words=False)
     lines.append("")
     if found["yaml"]:
         lines.append("YAML, A -> B:")
@@ -128,6 +130,10 @@ def render_comparison(found: Mapping[str, Any]) -> str:
         "WER in percent:",
         text_table([_row(score) for score in found["scores"]], headers, align=sides),
     ]
+    for score in found["scores"]:
+        if "difference" not in score:
+            text = f"{score['split']}, {score['search']}: {score['verdict']}."
+            lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False)
     if timed := [_speed_row(score) for score in found["scores"] if "rtf" in score]:
         headers = ["split", "search", "RTF A", "RTF B", ""]
         lines += ["", text_table(timed, headers, align=("left", "left", "right", "right", "left"))]
@@ -154,7 +160,7 @@ def _row(score: Mapping[str, Any]) -> list[str | None]:
         score["search"],
         *(f"{rate:.2f}" for rate in score["wer"]),
         *tests,
-        score["verdict"],
+        score["verdict"] if "difference" in score else "not tested",
     ]
 
 

@@ -42,7 +42,8 @@ def write_summary(
         in `drop`. Then the file stays as it is.
     """
     text, begin, end = _read(path)
-    lost = [name for name in _rows(text[begin:end]) if name not in {*row_names(results), *drop}]
+    known = {*row_names(results), *drop}
+    lost = [name for name in _rows(text[begin:end]) if name not in known]
     if lost:
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
         raise ValueError(

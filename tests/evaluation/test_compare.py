@@ -102,6 +102,10 @@ def test_without_transcripts_there_is_no_verdict(make_run):
         and "cannot be tested: there is no" in score["verdict"]
         and "difference" not in score
     )
+    text = render_comparison(compare(load_run(whole), load_run(kept)))
+    assert "not tested" in text and "cannot be tested: there is no" in " ".join(text.split())
+    table = [line for line in text.splitlines() if "/" not in line]  # a path is as long as it is
+    assert max(map(len, table)) <= 120
     results = json.loads((kept / "results.json").read_text())
     results["evaluation"] = {"dev": {}}
     (kept / "results.json").write_text(json.dumps(results))
