@@ -39,11 +39,11 @@ TITLE = "ConMamba and H-Mamba"
 DESCRIPTION = (
     "Audio becomes log-Mel features, 100 a second. Two stride-2 convolutions make frames, 25 a second. "
     "ConMamba has 12 blocks on all frames. Its CTC head and Transformer decoder read the frames. "
-    "H-Mamba has 8 blocks on all frames. A chunk begins where the CTC begins a label. "
+    "H-Mamba has 8 blocks on all frames. The CTC head finds where labels begin, and chunks begin there. "
     "N is the number of frames per chunk, on average. In the drawing, 12 frames make 6 chunks, so N is 2. "
     "Four blocks on chunks follow. The CTC head and the Transformer decoder read the chunks. "
     "A block is half a feed-forward module, a bidirectional Mamba, a convolution, half a feed-forward module "
-    "and a layer norm. The first four are added to what they read."
+    "and a layer norm. The first four have residual connections."
 )
 COLOURS = {
     "light": {
@@ -189,7 +189,7 @@ def _draw_conmamba(drawing: Drawing) -> None:
 def _draw_block(drawing: Drawing) -> None:
     drawing.rectangle(20, 426, 480, 134, "panel", round_by=8)
     drawing.text(32, 453, "Every block", "title")
-    drawing.text(488, 453, "The first four are added to what they read.", "small", anchor="end")
+    drawing.text(488, 453, "The first four have residual connections.", "small", anchor="end")
     x = 32.0
     modules = (("half", 90), ("bidirectional", 92), ("convolution", 86), ("half", 90), ("layer", 50))
     below = ("feed-forward", "Mamba", "", "feed-forward", "norm")
@@ -205,7 +205,7 @@ def _draw_hmamba(drawing: Drawing) -> None:
     drawing.text(524, 129, "H-Mamba", "title")
     _draw_frames(drawing, RIGHT)
     drawing.blocks(RIGHT, 184, FRAMES_WIDTH, 8, ["8 blocks", "on all frames"], "frames")
-    drawing.text(RIGHT, 296, "A chunk begins where the CTC begins a label:")
+    drawing.text(RIGHT, 296, "The CTC head finds where labels begin:")
     for (label, _), start in zip(CHUNKS, STARTS, strict=True):
         drawing.text(RIGHT + PITCH * start + CELL / 2, 317, label, "label", anchor="middle")
     drawing.cells(RIGHT, 324, ["chunks" if frame in STARTS else "frames" for frame in range(FRAMES)])
@@ -218,7 +218,7 @@ def _draw_hmamba(drawing: Drawing) -> None:
     beside = RIGHT + width + 12
     drawing.text(beside, 399, "N = frames per chunk", "strong")
     drawing.text(beside, 420, "on average, here 2", "small")
-    drawing.text(beside, 453, "N times fewer states", "small")
+    drawing.text(beside, 453, "about N times fewer states", "small")
     drawing.line((RIGHT + width / 2, 404), (RIGHT + width / 2, 408))
     drawing.blocks(RIGHT, 416, width, 4, ["4 blocks", "on chunks"], "chunks")
     _draw_heads(drawing, RIGHT, 460)
