@@ -173,7 +173,7 @@ def test_every_pair_of_weights_is_a_search_of_its_own(run_with_lm, capsys):
     lines = capsys.readouterr().out.splitlines()
     rates = [entry["wer"]["rate"] for entry in found]
     assert lines[2].split()[:3] == ["attention", "transformerlm", "ctc"]
-    for line, (ctc, lm), rate in zip(lines[3:], expected, rates, strict=True):
+    for line, (ctc, lm), rate in zip(lines[4:], expected, rates, strict=True):
         assert line.split()[1:4] == [f"{lm:g}", f"{ctc:g}", f"{rate:.2f}"]
         assert line.endswith("  lowest") == (rate == min(rates))
 

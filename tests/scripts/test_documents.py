@@ -171,6 +171,13 @@ def test_code_blocks_of_the_documents_work(path):
             pytest.fail(f"{path.name}: {refusal}\n\n{content}")
 
 
+def test_checking_a_script_leaves_the_environment_alone():
+    """inspect_kernels.py asks for kernels that Triton compiles; other tests run them in its interpreter."""
+    before = dict(os.environ)
+    check_block("bash", "python scripts/benchmarks/inspect_kernels.py --capability 86 --brief")
+    assert dict(os.environ) == before
+
+
 def test_the_readme_holds_commands_of_each_kind():
     commands = [
         words

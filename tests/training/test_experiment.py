@@ -264,8 +264,13 @@ def test_results_and_transcripts(full_run):
             assert alignments.startswith(f"%WER {entry['wer']['rate']:.2f} ")
             assert alignments.count(f"{number}-1-") == 6
     assert list((full_run.folder / "tensorboard").glob("events.out.tfevents.*"))
-    (row,) = [line for line in full_run.output.splitlines() if line.startswith("| conmamba_mini ")]
-    assert " --d_model 16 " in row.split("|")[1] and "split" not in row.split("|")[1]
+    lines = [line.split() for line in full_run.output.splitlines()]
+    for split, searches in results["evaluation"].items():
+        for search, entry in searches.items():
+            (row,) = [line for line in lines if line[:2] == [split, search] and "RTF" not in line]
+            assert row[2] == f"{entry['wer']['rate']:.2f}"
+    assert "conmamba_mini, seed 1234" in full_run.output
+    assert f"Results:      {full_run.folder / 'results.json'}" in full_run.output
     for epoch in full_run.records("epoch"):
         assert epoch["audio_seconds_per_second"] > 0 and epoch["skipped"] == 0
     assert full_run.records()[0]["memory_mib"] > 0
